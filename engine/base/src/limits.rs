@@ -1,0 +1,49 @@
+//! Bounds of queues, windows, retries and messages, each with its reason.
+
+use crate::units::{EXTENT_BYTES, REGION_BYTES};
+use std::time::Duration;
+
+/// Largest client request. NBD clients cut at 32 MiB by default.
+pub const REQUEST_BYTES_MAX: u64 = 32 << 20;
+
+/// Largest volume: its map costs 128 MiB of memory a TiB, so this one costs 8 GiB when full.
+pub const VOLUME_BYTES_MAX: u64 = 64 << 40;
+
+/// Largest head of a message between processes: a node's status with its volumes is the largest.
+pub const MESSAGE_HEAD_BYTES_MAX: usize = 8 << 20;
+
+/// Largest body of a message: one client request.
+pub const MESSAGE_BODY_BYTES_MAX: usize = REQUEST_BYTES_MAX as usize;
+
+/// Bytes of client requests that one connection may have in flight. Further requests wait unread.
+pub const CONNECTION_BYTES_IN_FLIGHT_MAX: u64 = 64 << 20;
+
+/// Requests that one connection may have in flight.
+pub const CONNECTION_REQUESTS_IN_FLIGHT_MAX: usize = 1024;
+
+/// How long a client's request may be held (during a flip, a holder's restart, a partition) before it fails.
+pub const HOLD_DEADLINE: Duration = Duration::from_secs(60);
+
+/// Acknowledged, unflushed writes that a gateway keeps for replay; it flushes when the log fills.
+pub const REPLAY_LOG_BYTES_MAX: u64 = 64 << 20;
+
+/// Bytes a sender may have unacknowledged at the destination: 1 Gbit/s times 250 ms.
+pub const SEND_WINDOW_BYTES: u64 = 32 << 20;
+
+/// Active regions a volume may have: 16 GiB of working set; above it idle ones are flushed out.
+pub const ACTIVE_REGIONS_MAX: usize = 4096;
+
+/// Snapshots a volume may have: each costs a lookup on reads of old data.
+pub const SNAPSHOTS_MAX: usize = 256;
+
+/// Nominal life of a timed lease.
+pub const LEASE_TTL: Duration = Duration::from_secs(9);
+
+/// Stated bound on how far two nodes' clocks drift apart over one lease.
+pub const LEASE_DRIFT: Duration = Duration::from_millis(500);
+
+const _: () = assert!(MESSAGE_BODY_BYTES_MAX as u64 >= REQUEST_BYTES_MAX);
+const _: () = assert!(CONNECTION_BYTES_IN_FLIGHT_MAX >= REQUEST_BYTES_MAX, "the largest request must be admitted");
+const _: () = assert!(REPLAY_LOG_BYTES_MAX >= REQUEST_BYTES_MAX, "the largest write must fit the log");
+const _: () = assert!(SEND_WINDOW_BYTES >= REQUEST_BYTES_MAX && SEND_WINDOW_BYTES >= EXTENT_BYTES);
+const _: () = assert!(VOLUME_BYTES_MAX.is_multiple_of(REGION_BYTES));

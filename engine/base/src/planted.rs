@@ -1,0 +1,98 @@
+//! Bugs that tests plant one by one, to show that a test catches each.
+//!
+//! Without the feature `planted` every question is answered `false` at compile time, so production has
+//! neither the bugs nor a switch for them.
+
+macro_rules! bugs {
+    ($($(#[$doc:meta])* $name:ident),* $(,)?) => {
+        /// A bug that can be planted.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        #[repr(u32)]
+        pub enum Bug { $($(#[$doc])* $name),* }
+
+        impl Bug {
+            pub const ALL: &'static [Bug] = &[$(Bug::$name),*];
+        }
+    };
+}
+
+bugs! {
+    /// A flush answers without syncing the devices.
+    FlushSkipsSync,
+    /// A flush commits the values of now instead of those of the cut.
+    FlushCommitsCurrent,
+    /// A freed slot is reused before the batch that freed it is durable.
+    SlotReusedBeforeDurable,
+    /// A freed slot is reused while reads that resolved to it still run.
+    SlotReusedUnderRead,
+    /// A block becomes valid when its write is submitted, not when it completed.
+    ValidOnSubmission,
+    /// A snapshot is taken without draining the writes in flight.
+    SnapshotWithoutDrain,
+    /// A first write does not zero the hidden blocks of its extent.
+    HiddenNotZeroed,
+    /// A merge moves a block over one that the child has hidden.
+    MergeIgnoresHidden,
+    /// A write goes ahead before its region's activation is durable.
+    ActivationNotAwaited,
+    /// A failed sync is reported once and then forgotten.
+    SyncFailureForgotten,
+    /// The copier clears dirty bits after reading instead of before.
+    DirtyClearedAfterRead,
+    /// A write during tracking is not marked dirty.
+    DirtyNotMarked,
+    /// A failed send does not mark its blocks again.
+    SendErrorNotMarked,
+    /// Blocks count as clean before a flush of the destination covers them.
+    CleanWithoutFlush,
+    /// A mirrored write is answered before the destination has it.
+    MirrorNotAwaited,
+    /// The holder applies without looking at its epoch and lease.
+    EpochNotChecked,
+    /// The holder acknowledges without looking at its epoch and lease again.
+    AckNotFenced,
+    /// A progress report of an older generation is accepted.
+    StaleProgressAccepted,
+    /// A new connection of a session does not drain the old one.
+    SessionNotFenced,
+    /// A gateway forgets its unflushed writes when the holder restarts.
+    ReplayForgotten,
+    /// The lease moves before the source has drained.
+    FlipWithoutDrain,
+    /// A forced takeover does not wait for the lease to run out.
+    TakeoverWithoutWait,
+    /// The holder goes on alone before the way back is recorded as closed.
+    WayBackNotRecorded,
+    /// The source is released without comparing digests.
+    ProofSkipped,
+}
+
+#[cfg(feature = "planted")]
+mod switch {
+    use super::Bug;
+    use std::cell::Cell;
+
+    thread_local! {
+        static PLANTED: Cell<Option<Bug>> = const { Cell::new(None) };
+    }
+
+    /// Plants `bug`, or none, for what runs on this thread from now on.
+    pub fn plant(bug: Option<Bug>) {
+        PLANTED.set(bug);
+    }
+
+    /// Whether `bug` is planted on this thread.
+    pub fn is_planted(bug: Bug) -> bool {
+        PLANTED.get() == Some(bug)
+    }
+}
+
+#[cfg(feature = "planted")]
+pub use switch::{is_planted, plant};
+
+/// Whether `bug` is planted: never, in this build.
+#[cfg(not(feature = "planted"))]
+#[inline(always)]
+pub const fn is_planted(_bug: Bug) -> bool {
+    false
+}

@@ -1,0 +1,36 @@
+//! What a tier's device is to the store.
+
+use crate::Buffer;
+use drover_base::LocalFuture;
+
+/// Why a device did not carry out a request.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum DeviceError {
+    #[error("the request {offset}+{len} passes the device's end at {size}")]
+    OutOfRange { offset: u64, len: u64, size: u64 },
+    /// The operating system's error number.
+    #[error("I/O error {errno} at {offset}+{len}")]
+    Io { errno: i32, offset: u64, len: u64 },
+    /// What was written since the last good sync may be lost.
+    #[error("sync failed with error {errno}")]
+    Sync { errno: i32 },
+}
+
+/// A place of fixed size for bytes, in units of `BLOCK_BYTES`.
+///
+/// - Offsets and buffer lengths are multiples of `BLOCK_BYTES`; a request is at most 64 MiB.
+/// - A write of one block is atomic; a longer one may be torn between blocks by a crash.
+/// - What a write stored is durable when a sync that began after the write completed has succeeded.
+/// - The buffer comes back also on error, its content then undefined for reads.
+/// - Dropping a future does not stop its request: the device keeps the buffer until it is done.
+pub trait Device {
+    fn size_bytes(&self) -> u64;
+    /// Fills the whole of `buffer` from `offset`.
+    fn read(&self, offset: u64, buffer: Buffer) -> LocalFuture<'_, (Result<(), DeviceError>, Buffer)>;
+    /// Stores the whole of `buffer` at `offset`.
+    fn write(&self, offset: u64, buffer: Buffer) -> LocalFuture<'_, (Result<(), DeviceError>, Buffer)>;
+    /// Makes every write that completed before this call durable.
+    fn sync(&self) -> LocalFuture<'_, Result<(), DeviceError>>;
+    /// Tells that the range's content is no longer needed; reads of it return anything until written.
+    fn discard(&self, offset: u64, len: u64) -> LocalFuture<'_, Result<(), DeviceError>>;
+}

@@ -1,0 +1,2 @@
+//! One node's volumes.
+pub mod meta;
