@@ -1,1 +1,9 @@
+//! What travels: NBD, frames between nodes, requests of the control plane. Codecs only — no sockets are opened here.
 
+pub mod admin;
+mod error;
+pub mod nbd;
+pub mod peer;
+pub mod rpc;
+
+pub use error::WireError;

@@ -1,0 +1,397 @@
+//! What the control plane asks of a node, and what a node tells the control plane.
+//!
+//! Each is a request with one reply over [`crate::rpc`]. Every request that changes something is idempotent under
+//! (migration, generation, epoch): sent twice, it changes nothing the second time and answers the same. A request of
+//! an older generation or epoch is refused and changes nothing.
+
+use drover_base::{Epoch, Generation, InstanceId, IoError, MigrationId, NodeId, VolumeId};
+use serde::{Deserialize, Serialize};
+
+/// Where a node is reached.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NodeAddress {
+    pub node: NodeId,
+    /// Peer connections of gateways.
+    pub peer: String,
+    /// Peer connections of migrations; equal to `peer` where no own address was given.
+    pub migration: String,
+}
+
+/// The two sides of a migration as a holder sees them after the flip.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Leg {
+    pub migration: MigrationId,
+    pub generation: Generation,
+    /// Who mirrors to (holder) or from (the other) whom.
+    pub other: NodeAddress,
+    /// Whether the other side is known to have all that the holder acknowledged.
+    pub way_back_open: bool,
+}
+
+/// Who may apply a volume's writes, as the control plane has recorded it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Grant {
+    pub volume: VolumeId,
+    pub epoch: Epoch,
+    pub holder: NodeAddress,
+    /// Time to live in milliseconds of a timed lease, which lives by renewals; `None`: no limit.
+    pub ttl_ms: Option<u64>,
+    /// The unfinished migration both sides take part in.
+    pub leg: Option<Leg>,
+}
+
+/// How a migration's data is sent.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SendOptions {
+    /// Bytes a second on the wire; `None`: as fast as it goes.
+    pub throttle_bytes_per_s: Option<u64>,
+    /// Begin mirroring without waiting for the rounds to shrink.
+    pub mirror_at_once: bool,
+}
+
+/// Control plane → node.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum NodeRequest {
+    Status,
+    /// Makes an empty volume whose lease this node holds from the start.
+    CreateVolume {
+        volume: VolumeId,
+        name: String,
+        size_bytes: u64,
+        epoch: Epoch,
+    },
+    /// Refused with `Conflict` while a migration runs.
+    DeleteVolume {
+        volume: VolumeId,
+        epoch: Epoch,
+    },
+    CreateSnapshot {
+        volume: VolumeId,
+        name: String,
+    },
+    RollbackSnapshot {
+        volume: VolumeId,
+        name: String,
+    },
+    DeleteSnapshot {
+        volume: VolumeId,
+        name: String,
+    },
+    /// Serves the volume under `export.name`, whoever holds it.
+    SetExport {
+        export: Export,
+    },
+    RemoveExport {
+        name: String,
+    },
+    /// Opens a poisoned volume again through recovery.
+    Reopen {
+        volume: VolumeId,
+    },
+    /// Destination: an empty volume that applies only the migration's stream; its space is reserved.
+    PrepareReceive {
+        migration: MigrationId,
+        generation: Generation,
+        volume: VolumeId,
+        name: String,
+        size_bytes: u64,
+        reserve_bytes: u64,
+        epoch: Epoch,
+        source: NodeAddress,
+    },
+    /// Source: freezes the base snapshot, tracks, copies, then goes through dirty rounds. With `compare`, the
+    /// destination may already hold some of it: regions are compared and only what differs travels.
+    BeginSend {
+        migration: MigrationId,
+        generation: Generation,
+        volume: VolumeId,
+        epoch: Epoch,
+        destination: NodeAddress,
+        base_snapshot: String,
+        options: SendOptions,
+        compare: bool,
+    },
+    /// Source: from now on every write goes to both sides; the lease is timed.
+    BeginMirror {
+        migration: MigrationId,
+        generation: Generation,
+        ttl_ms: u64,
+    },
+    /// Sender: changes the throttle, pauses or resumes background sending.
+    Tune {
+        migration: MigrationId,
+        generation: Generation,
+        throttle_bytes_per_s: Option<u64>,
+        paused: bool,
+    },
+    /// Holder: stops admitting, drains, sends its last, waits for the other side's flush. Answers `Drained`.
+    /// When that is not reached by the deadline the holder resumes and answers an error.
+    Quiesce {
+        migration: MigrationId,
+        generation: Generation,
+        epoch: Epoch,
+        deadline_ms: u64,
+    },
+    /// The other side: has it applied and flushed everything up to `position`? Answers `Done` or `Conflict`.
+    ConfirmPosition {
+        migration: MigrationId,
+        generation: Generation,
+        position: Position,
+    },
+    /// Holder that quiesced: the flip was given up before the lease moved; go on under the same epoch.
+    ResumeHolder {
+        migration: MigrationId,
+        generation: Generation,
+        epoch: Epoch,
+    },
+    /// Adopt what is recorded: become holder, become the other side, or just know who holds.
+    SetGrant {
+        grant: Grant,
+    },
+    /// Sender: compare every region's digests with the other side. Progress by `Progress`.
+    BeginProof {
+        migration: MigrationId,
+        generation: Generation,
+    },
+    Progress {
+        migration: MigrationId,
+    },
+    /// The migration is over for this node: forget it, and drop the volume if `drop_volume`.
+    EndMigration {
+        migration: MigrationId,
+        generation: Generation,
+        volume: VolumeId,
+        epoch: Epoch,
+        drop_volume: bool,
+    },
+}
+
+/// A place in a mirror stream: all requests of the session up to the sequence.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Position {
+    pub session: u64,
+    pub sequence: u64,
+}
+
+/// Where clients reach a volume on a node.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Export {
+    pub name: String,
+    pub volume: VolumeId,
+    pub size_bytes: u64,
+    pub workload: Option<String>,
+}
+
+/// Node → control plane, in answer.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum NodeReply {
+    Done,
+    Status(Box<NodeStatus>),
+    Drained { position: Position },
+    Progress(Box<SendProgress>),
+    Refused(Refusal),
+}
+
+/// Why a node did not do what it was asked.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+pub enum Refusal {
+    #[error("{what} is not on this node")]
+    NotFound { what: String },
+    #[error("{reason}")]
+    Conflict { reason: String },
+    #[error("epoch {asked} is not {known}, which this node knows")]
+    Epoch { asked: Epoch, known: Epoch },
+    #[error("generation {asked:?} is older than {known:?}")]
+    Generation { asked: Generation, known: Generation },
+    #[error("{needed} bytes are needed, {free} are free")]
+    NoSpace { needed: u64, free: u64 },
+    #[error("{reason}")]
+    Invalid { reason: String },
+    #[error("the deadline passed: {reason}")]
+    Deadline { reason: String },
+    #[error("{0}")]
+    Io(IoError),
+    #[error("{reason}")]
+    Failed { reason: String },
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NodeStatus {
+    pub node: NodeId,
+    pub instance: InstanceId,
+    pub tiers: Vec<TierStatus>,
+    pub volumes: Vec<VolumeStatus>,
+    pub exports: Vec<Export>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TierStatus {
+    pub name: String,
+    /// `nvme`, `ssd` or `hdd`.
+    pub class: String,
+    pub total_bytes: u64,
+    pub used_bytes: u64,
+    /// Freed but not reused before the next checkpoint of the maps.
+    pub held_bytes: u64,
+    pub reserved_bytes: u64,
+    pub poisoned: bool,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VolumeStatus {
+    pub volume: VolumeId,
+    pub name: String,
+    pub size_bytes: u64,
+    pub used_bytes: u64,
+    pub valid_bytes: u64,
+    pub epoch: Epoch,
+    pub role: Role,
+    pub poisoned: bool,
+    pub snapshots: Vec<SnapshotStatus>,
+    /// Client bytes since this instance began.
+    pub read_bytes: u64,
+    pub written_bytes: u64,
+}
+
+/// What a node is to a volume it stores.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Role {
+    /// It may apply clients' writes.
+    Holder,
+    /// It applies only the stream of a migration.
+    Mirror,
+    /// It stores the volume but does neither: its lease moved away or was not renewed.
+    Fenced,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SnapshotStatus {
+    pub name: String,
+    pub created_ms: u64,
+    pub used_bytes: u64,
+}
+
+/// What a sender does now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub enum SendPhase {
+    /// Not connected to the other side (yet, or again).
+    Connecting,
+    /// Comparing digests of regions that the other side may have.
+    Comparing,
+    Copying,
+    Converging,
+    /// Every write goes to both sides; what was left is still being sent.
+    Mirroring,
+    /// Every write goes to both sides and all else has arrived and is durable there.
+    Synced,
+    /// Stopped admitting, drained, and the other side confirmed.
+    Drained,
+    Proving,
+    /// All digests were equal.
+    Proven,
+    /// Cannot go on; see `error`.
+    Failed,
+}
+
+/// How far a sender is. Cumulative figures only grow within a generation.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SendProgress {
+    pub migration: MigrationId,
+    pub generation: Generation,
+    pub phase: SendPhase,
+    pub paused: bool,
+    /// Bytes of blocks to send at the start, and those of them that were sent or found equal.
+    pub total_bytes: u64,
+    pub done_bytes: u64,
+    /// Bytes of blocks that still differ or are not yet durable at the other side.
+    pub dirty_bytes: u64,
+    /// Bytes of blocks sent, resends included, before and after compression, heads of frames included in `wire_bytes`.
+    pub logical_bytes: u64,
+    pub wire_bytes: u64,
+    pub rounds: u32,
+    /// Rounds stopped shrinking, or one ended with little left: mirroring may begin.
+    pub ready_to_mirror: bool,
+    /// The link to the other side stands and mirrors (return mirror: the way back is whole).
+    pub link_up: bool,
+    /// When the other side last confirmed a flush, milliseconds ago; `None`: never.
+    pub last_flush_ms_ago: Option<u64>,
+    /// Client writes a second since the migration began, bytes.
+    pub client_write_bytes_per_s: u64,
+    pub proof: Option<Proof>,
+    pub error: Option<String>,
+}
+
+/// What comparing both sides has shown so far.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Proof {
+    pub regions_total: u64,
+    pub regions_equal: u64,
+    pub regions_different: u64,
+    /// Regions where the holder has more allocated than the other side: thin became thick.
+    pub regions_thicker: u64,
+}
+
+/// Node → control plane.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ControlRequest {
+    /// First, after every start and every loss of the connection.
+    Register {
+        node: NodeRegistration,
+    },
+    /// Every third of the shortest time to live, and at least every few seconds.
+    Renew {
+        node: NodeId,
+        instance: InstanceId,
+        leases: Vec<(VolumeId, Epoch)>,
+    },
+    /// Who holds this volume?
+    Lookup {
+        volume: VolumeId,
+    },
+    /// The holder wants to acknowledge writes the other side lacks: record durably that the way back is closed.
+    CloseWayBack {
+        volume: VolumeId,
+        migration: MigrationId,
+        epoch: Epoch,
+    },
+    /// The other side has everything again, durably.
+    OpenWayBack {
+        volume: VolumeId,
+        migration: MigrationId,
+        epoch: Epoch,
+    },
+    Event {
+        node: NodeId,
+        kind: String,
+        volume: Option<VolumeId>,
+        text: String,
+    },
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NodeRegistration {
+    pub address: NodeAddress,
+    pub admin: String,
+    pub instance: InstanceId,
+    /// Where clients reach its exports: unix socket path, TCP address.
+    pub nbd_unix: Option<String>,
+    pub nbd_tcp: Option<String>,
+    pub secret: [u8; 32],
+}
+
+/// Control plane → node, in answer.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ControlReply {
+    Done,
+    /// Grants of every volume the node has to do with; those it stores but the control plane does not know are not named.
+    Registered {
+        grants: Vec<Grant>,
+    },
+    /// Volumes whose lease was renewed; the others were not: their grant as recorded now.
+    Renewed {
+        renewed: Vec<VolumeId>,
+        changed: Vec<Grant>,
+    },
+    Grant(Box<Grant>),
+    Refused(Refusal),
+}

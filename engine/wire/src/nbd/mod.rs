@@ -1,0 +1,1 @@
+//! NBD: handshake and requests.

@@ -1,0 +1,170 @@
+//! Requests with one reply each over a connection of messages, any number in flight.
+//!
+//! A message's head is the id (8 bytes, little-endian) and a postcard payload; there is no body. Invariants:
+//! - a client that loses its connection answers every request in flight with `RpcError::Disconnected` — whether the
+//!   other side carried it out is then unknown, so requests are idempotent;
+//! - it connects again at the next call; no request is sent twice by itself.
+
+use bytes::Bytes;
+use drover_base::limits::MESSAGE_HEAD_BYTES_MAX;
+use drover_base::world::{Connection, Message, MessageSender, World};
+use serde::{Serialize, de::DeserializeOwned};
+use std::{cell::RefCell, collections::BTreeMap, future::Future, marker::PhantomData, rc::Rc, time::Duration};
+
+/// Why a call has no reply.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum RpcError {
+    #[error("cannot connect to {address}: {reason}")]
+    Connect { address: String, reason: String },
+    /// Whether the request was carried out is unknown.
+    #[error("the connection to {address} broke")]
+    Disconnected { address: String },
+    /// Whether the request was or will be carried out is unknown.
+    #[error("{address} did not answer within {after:?}")]
+    Deadline { address: String, after: Duration },
+    #[error("{address} sent what is not a reply")]
+    Protocol { address: String },
+}
+
+/// Requests that a server runs at once on one connection; more wait unread.
+const CONCURRENT_MAX: usize = 256;
+
+type Waiting = Rc<RefCell<BTreeMap<u64, futures::channel::oneshot::Sender<Bytes>>>>;
+
+struct Live {
+    sender: Rc<dyn MessageSender>,
+    waiting: Waiting,
+    next_id: u64,
+}
+
+/// Calls one address. `Q` is what it asks, `A` what it is answered.
+pub struct RpcClient<Q, A> {
+    world: World,
+    address: String,
+    live: Rc<RefCell<Option<Live>>>,
+    connecting: Rc<tokio::sync::Mutex<()>>,
+    types: PhantomData<fn(Q) -> A>,
+}
+
+impl<Q: Serialize, A: DeserializeOwned> RpcClient<Q, A> {
+    pub fn new(world: World, address: &str) -> Self {
+        Self { world, address: address.into(), live: Rc::default(), connecting: Rc::default(), types: PhantomData }
+    }
+
+    pub fn address(&self) -> &str {
+        &self.address
+    }
+
+    /// Sends the request and waits for its reply, at most `deadline` in all.
+    pub async fn call(&self, request: &Q, deadline: Duration) -> Result<A, RpcError> {
+        let payload = postcard::to_stdvec(request).expect("plain data always encodes");
+        let reply = self
+            .world
+            .timeout(deadline, self.exchange(payload))
+            .await
+            .map_err(|_| RpcError::Deadline { address: self.address.clone(), after: deadline })??;
+        postcard::from_bytes(&reply).map_err(|_| RpcError::Protocol { address: self.address.clone() })
+    }
+
+    async fn exchange(&self, payload: Vec<u8>) -> Result<Bytes, RpcError> {
+        self.connect().await?;
+        let disconnected = || RpcError::Disconnected { address: self.address.clone() };
+        let (sent, reply) = {
+            let mut live = self.live.borrow_mut();
+            let live = live.as_mut().ok_or_else(disconnected)?;
+            live.next_id += 1;
+            let id = live.next_id;
+            let (sender, receiver) = futures::channel::oneshot::channel();
+            live.waiting.borrow_mut().insert(id, sender);
+            (live.sender.send(envelope(id, &payload)), receiver)
+        };
+        if sent.await.is_err() {
+            self.live.borrow_mut().take();
+            return Err(disconnected());
+        }
+        reply.await.map_err(|_| disconnected())
+    }
+
+    async fn connect(&self) -> Result<(), RpcError> {
+        let _one = self.connecting.lock().await;
+        if self.live.borrow().is_some() {
+            return Ok(());
+        }
+        let connection = self
+            .world
+            .net
+            .connect(&self.address)
+            .await
+            .map_err(|error| RpcError::Connect { address: self.address.clone(), reason: error.to_string() })?;
+        let waiting = Waiting::default();
+        let sender = connection.sender.clone();
+        *self.live.borrow_mut() = Some(Live { sender: sender.clone(), waiting: waiting.clone(), next_id: 0 });
+        let live = self.live.clone();
+        let receive = async move {
+            let mut receiver = connection.receiver;
+            while let Ok(Some(message)) = receiver.receive().await {
+                let Some((id, payload)) = unseal(&message) else { break };
+                if let Some(caller) = waiting.borrow_mut().remove(&id) {
+                    // The caller may have given up.
+                    let _ = caller.send(payload);
+                }
+            }
+            sender.close();
+            let mut live = live.borrow_mut();
+            if live.as_ref().is_some_and(|live| Rc::ptr_eq(&live.waiting, &waiting)) {
+                live.take();
+            }
+            waiting.borrow_mut().clear();
+        };
+        self.world.spawn(receive).detach();
+        Ok(())
+    }
+}
+
+impl<Q, A> Drop for RpcClient<Q, A> {
+    fn drop(&mut self) {
+        if let Some(live) = self.live.borrow_mut().take() {
+            live.sender.close();
+        }
+    }
+}
+
+/// Answers a connection's requests with `handle` until it breaks; requests run concurrently.
+pub async fn serve<Q, A, H, F>(world: World, connection: Connection, handle: H)
+where
+    Q: DeserializeOwned + 'static,
+    A: Serialize + 'static,
+    H: Fn(Q) -> F + 'static,
+    F: Future<Output = A> + 'static,
+{
+    let Connection { sender, mut receiver, .. } = connection;
+    let room = std::sync::Arc::new(tokio::sync::Semaphore::new(CONCURRENT_MAX));
+    while let Ok(Some(message)) = receiver.receive().await {
+        let Some((id, payload)) = unseal(&message) else { break };
+        let Ok(request) = postcard::from_bytes::<Q>(&payload) else { break };
+        let Ok(place) = room.clone().acquire_owned().await else { break };
+        let answer = handle(request);
+        let sender = sender.clone();
+        let run = async move {
+            let payload = postcard::to_stdvec(&answer.await).expect("plain data always encodes");
+            // A caller that left learns by its broken connection.
+            let _ = sender.send(envelope(id, &payload)).await;
+            drop(place);
+        };
+        world.spawn(run).detach();
+    }
+    sender.close();
+}
+
+fn envelope(id: u64, payload: &[u8]) -> Message {
+    let mut head = Vec::with_capacity(8 + payload.len());
+    head.extend_from_slice(&id.to_le_bytes());
+    head.extend_from_slice(payload);
+    assert!(head.len() <= MESSAGE_HEAD_BYTES_MAX, "a request or reply passes the message bound");
+    Message { head: head.into(), body: Bytes::new() }
+}
+
+fn unseal(message: &Message) -> Option<(u64, Bytes)> {
+    let id = message.head.first_chunk::<8>()?;
+    Some((u64::from_le_bytes(*id), message.head.slice(8..)))
+}
