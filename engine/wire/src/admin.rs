@@ -33,6 +33,9 @@ pub struct Leg {
 pub struct Grant {
     pub volume: VolumeId,
     pub epoch: Epoch,
+    /// Grows with each change within the epoch (of `ttl_ms`, `leg`): what is older by (epoch, revision) changes nothing,
+    /// so a delayed copy of an earlier grant does no harm.
+    pub revision: u64,
     pub holder: NodeAddress,
     /// Time to live in milliseconds of a timed lease, which lives by renewals; `None`: no limit.
     pub ttl_ms: Option<u64>,
@@ -130,6 +133,9 @@ pub enum NodeRequest {
         migration: MigrationId,
         generation: Generation,
         epoch: Epoch,
+        /// Which attempt at the flip, growing within the epoch. The same attempt again answers the same `Drained`;
+        /// one that was resumed, or is older than the last seen, is refused with `Conflict`.
+        attempt: u64,
         deadline_ms: u64,
     },
     /// The other side: has it applied and flushed everything up to `position`? Answers `Done` or `Conflict`.
@@ -138,11 +144,13 @@ pub enum NodeRequest {
         generation: Generation,
         position: Position,
     },
-    /// Holder that quiesced: the flip was given up before the lease moved; go on under the same epoch.
+    /// Holder that quiesced: the flip was given up before the lease moved; go on under the same epoch. Ends this
+    /// `attempt` and all before it, also where its `Quiesce` arrives later; a newer attempt's quiesce stays.
     ResumeHolder {
         migration: MigrationId,
         generation: Generation,
         epoch: Epoch,
+        attempt: u64,
     },
     /// Adopt what is recorded: become holder, become the other side, or just know who holds.
     SetGrant {
