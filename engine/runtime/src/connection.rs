@@ -1,0 +1,249 @@
+//! A connection of messages over a socket.
+//!
+//! Invariants
+//! - A message is queued by the call of `send`, so messages leave in the order of the calls, also when the futures are
+//!   awaited in another order or not at all.
+//! - One task writes. It takes all that is queued into one vectored write, so messages sent together travel together.
+//! - The queue is bounded in bytes: a `send` over [`QUEUE_BYTES_SOFT`] completes only when the queue has shrunk; a
+//!   caller that does not wait for that meets [`QUEUE_BYTES_HARD`], where the connection breaks.
+//! - After a failure or `close` nothing more is written or delivered, and every waiting `send` fails.
+
+use crate::framing::{self, Decoder};
+use crate::net::Socket;
+use bytes::{Buf, Bytes};
+use drover_base::LocalFuture;
+use drover_base::limits::{MESSAGE_BODY_BYTES_MAX, MESSAGE_HEAD_BYTES_MAX, SEND_WINDOW_BYTES};
+use drover_base::world::{Connection, Message, MessageReceiver, MessageSender};
+use std::cell::RefCell;
+use std::collections::VecDeque;
+use std::io::{self, ErrorKind, IoSlice};
+use std::net::Shutdown;
+use std::rc::Rc;
+use tokio::sync::Notify;
+
+/// Queued bytes above which `send` waits: keeps a fast link busy while the writer is scheduled.
+const QUEUE_BYTES_SOFT: usize = 4 << 20;
+
+/// Queued bytes at which the connection breaks. A sender of a migration may have its window queued.
+const QUEUE_BYTES_HARD: usize = 256 << 20;
+
+/// Parts given to one write; the kernel takes at most 1,024.
+const PARTS_PER_WRITE: usize = 64;
+
+const _: () = assert!(QUEUE_BYTES_HARD > SEND_WINDOW_BYTES as usize + MESSAGE_HEAD_BYTES_MAX + MESSAGE_BODY_BYTES_MAX);
+
+#[derive(Default)]
+struct Queue {
+    parts: VecDeque<Bytes>,
+    bytes: usize,
+    broken: Option<ErrorKind>,
+    /// No handle is left that could send more.
+    ended: bool,
+}
+
+struct Shared {
+    /// `None` once broken: the file is closed as soon as nobody waits on it, so that the other side is told even if
+    /// it neither reads nor has room to write.
+    socket: RefCell<Option<Rc<Socket>>>,
+    queue: RefCell<Queue>,
+    /// Something to write, or an end.
+    filled: Notify,
+    /// The queue shrank, or broke.
+    drained: Notify,
+}
+
+impl Shared {
+    fn break_off(&self, kind: ErrorKind) {
+        let mut queue = self.queue.borrow_mut();
+        if queue.broken.is_none() {
+            queue.broken = Some(kind);
+            queue.parts.clear();
+            queue.bytes = 0;
+            if let Some(socket) = self.socket.take() {
+                socket.shutdown(Shutdown::Both);
+            }
+        }
+        self.filled.notify_one();
+        self.drained.notify_waiters();
+    }
+
+    fn socket(&self) -> io::Result<Rc<Socket>> {
+        self.socket.borrow().clone().ok_or_else(|| ErrorKind::ConnectionAborted.into())
+    }
+
+    fn queue(&self, message: Message) -> io::Result<usize> {
+        let mut queue = self.queue.borrow_mut();
+        if let Some(kind) = queue.broken {
+            return Err(kind.into());
+        }
+        let (start, body) = framing::encode(message);
+        for part in [Some(start), body].into_iter().flatten() {
+            queue.bytes += part.len();
+            queue.parts.push_back(part);
+        }
+        let bytes = queue.bytes;
+        drop(queue);
+        if bytes > QUEUE_BYTES_HARD {
+            self.break_off(ErrorKind::OutOfMemory);
+            return Err(ErrorKind::OutOfMemory.into());
+        }
+        self.filled.notify_one();
+        Ok(bytes)
+    }
+
+    async fn has_room(&self) -> io::Result<()> {
+        loop {
+            let drained = self.drained.notified();
+            {
+                let queue = self.queue.borrow();
+                if let Some(kind) = queue.broken {
+                    return Err(kind.into());
+                }
+                if queue.bytes <= QUEUE_BYTES_SOFT {
+                    return Ok(());
+                }
+            }
+            drained.await;
+        }
+    }
+
+    /// One write of what is queued. `WouldBlock` when the socket takes nothing now.
+    fn write_some(&self, socket: &Socket) -> io::Result<()> {
+        let mut queue = self.queue.borrow_mut();
+        let written = {
+            let mut slices = [IoSlice::new(&[]); PARTS_PER_WRITE];
+            let count = queue.parts.len().min(PARTS_PER_WRITE);
+            for (slice, part) in slices.iter_mut().zip(&queue.parts) {
+                *slice = IoSlice::new(part);
+            }
+            socket.try_write_vectored(&slices[..count])?
+        };
+        if written == 0 {
+            return Err(ErrorKind::WriteZero.into());
+        }
+        queue.bytes -= written;
+        let mut left = written;
+        while left > 0 {
+            let front = queue.parts.front_mut().expect("no more was written than was queued");
+            let step = left.min(front.len());
+            front.advance(step);
+            left -= step;
+            if front.is_empty() {
+                queue.parts.pop_front();
+            }
+        }
+        if queue.bytes <= QUEUE_BYTES_SOFT {
+            self.drained.notify_waiters();
+        }
+        Ok(())
+    }
+}
+
+async fn write_all(shared: Rc<Shared>) {
+    loop {
+        let (is_empty, is_ended) = {
+            let queue = shared.queue.borrow();
+            (queue.parts.is_empty(), queue.ended)
+        };
+        let Ok(socket) = shared.socket() else { return };
+        if is_empty && is_ended {
+            socket.shutdown(Shutdown::Write);
+            return;
+        }
+        if is_empty {
+            drop(socket);
+            shared.filled.notified().await;
+            continue;
+        }
+        let result = match shared.write_some(&socket) {
+            Err(error) if error.kind() == ErrorKind::WouldBlock => socket.writable().await,
+            result => result,
+        };
+        if let Err(error) = result {
+            shared.break_off(error.kind());
+        }
+    }
+}
+
+struct Sender {
+    shared: Rc<Shared>,
+}
+
+impl MessageSender for Sender {
+    fn send(&self, message: Message) -> LocalFuture<'static, io::Result<()>> {
+        match self.shared.queue(message) {
+            Ok(bytes) if bytes <= QUEUE_BYTES_SOFT => Box::pin(std::future::ready(Ok(()))),
+            Ok(_) => {
+                let shared = self.shared.clone();
+                Box::pin(async move { shared.has_room().await })
+            }
+            Err(error) => Box::pin(std::future::ready(Err(error))),
+        }
+    }
+
+    fn close(&self) {
+        self.shared.break_off(ErrorKind::ConnectionAborted);
+    }
+}
+
+impl Drop for Sender {
+    fn drop(&mut self) {
+        self.shared.queue.borrow_mut().ended = true;
+        self.shared.filled.notify_one();
+    }
+}
+
+struct Receiver {
+    shared: Rc<Shared>,
+    decoder: Decoder,
+}
+
+impl Receiver {
+    async fn next(&mut self) -> io::Result<Option<Message>> {
+        loop {
+            if let Some(kind) = self.shared.queue.borrow().broken {
+                return Err(kind.into());
+            }
+            if let Some(message) = self.decoder.next()? {
+                return Ok(Some(message));
+            }
+            let socket = self.shared.socket()?;
+            match socket.try_read_buf(self.decoder.space()) {
+                Ok(0) if self.shared.queue.borrow().broken.is_some() => {}
+                Ok(0) if self.decoder.is_between_messages() => return Ok(None),
+                Ok(0) => return Err(ErrorKind::UnexpectedEof.into()),
+                Ok(_) => {}
+                Err(error) if error.kind() == ErrorKind::WouldBlock => socket.readable().await?,
+                Err(error) => return Err(error),
+            }
+        }
+    }
+}
+
+impl MessageReceiver for Receiver {
+    fn receive(&mut self) -> LocalFuture<'_, io::Result<Option<Message>>> {
+        Box::pin(async move {
+            let result = self.next().await;
+            if let Err(error) = &result {
+                self.shared.break_off(error.kind());
+            }
+            result
+        })
+    }
+}
+
+/// Starts the writing task of `socket` on this thread.
+pub(crate) fn open(socket: Socket, peer: String) -> Connection {
+    let shared = Rc::new(Shared {
+        socket: RefCell::new(Some(Rc::new(socket))),
+        queue: RefCell::default(),
+        filled: Notify::new(),
+        drained: Notify::new(),
+    });
+    tokio::task::spawn_local(write_all(shared.clone()));
+    Connection {
+        sender: Rc::new(Sender { shared: shared.clone() }),
+        receiver: Box::new(Receiver { shared, decoder: Decoder::default() }),
+        peer,
+    }
+}
