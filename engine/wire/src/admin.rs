@@ -357,16 +357,24 @@ pub enum ControlRequest {
         volume: VolumeId,
     },
     /// The holder wants to acknowledge writes the other side lacks: record durably that the way back is closed.
+    ///
+    /// `change` counts these and the next kind of request within the holder's instance: a copy that arrives late, with
+    /// another instance than the registered one or a `change` below the last seen, is refused and changes nothing. Else
+    /// a delayed *open* could undo the *close* on which acknowledged writes rely.
     CloseWayBack {
         volume: VolumeId,
         migration: MigrationId,
         epoch: Epoch,
+        instance: InstanceId,
+        change: u64,
     },
     /// The other side has everything again, durably.
     OpenWayBack {
         volume: VolumeId,
         migration: MigrationId,
         epoch: Epoch,
+        instance: InstanceId,
+        change: u64,
     },
     Event {
         node: NodeId,
