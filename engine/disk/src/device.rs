@@ -1,7 +1,10 @@
 //! What a tier's device is to the store.
 
 use crate::Buffer;
-use drover_base::LocalFuture;
+use drover_base::{LocalFuture, units::BLOCK_BYTES};
+
+/// Largest request of a device; larger work is cut by the caller.
+pub const DEVICE_REQUEST_BYTES_MAX: u64 = 64 << 20;
 
 /// Why a device did not carry out a request.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -33,4 +36,24 @@ pub trait Device {
     fn sync(&self) -> LocalFuture<'_, Result<(), DeviceError>>;
     /// Tells that the range's content is no longer needed; reads of it return anything until written.
     fn discard(&self, offset: u64, len: u64) -> LocalFuture<'_, Result<(), DeviceError>>;
+}
+
+/// Checks a request against the contract. What only a bug of the caller can cause panics; a range past the
+/// end is an error, since it may come from damaged metadata.
+pub(crate) fn check_range(size: u64, offset: u64, len: u64) -> Result<(), DeviceError> {
+    assert!(
+        offset.is_multiple_of(BLOCK_BYTES) && len.is_multiple_of(BLOCK_BYTES),
+        "the request {offset}+{len} is not made of whole blocks"
+    );
+    match offset.checked_add(len) {
+        Some(end) if end <= size => Ok(()),
+        _ => Err(DeviceError::OutOfRange { offset, len, size }),
+    }
+}
+
+/// As `check_range`, for requests that carry a buffer.
+pub(crate) fn check_transfer(size: u64, offset: u64, len: usize) -> Result<(), DeviceError> {
+    let len = len as u64;
+    assert!(len <= DEVICE_REQUEST_BYTES_MAX, "a request of {len} bytes is over the bound");
+    check_range(size, offset, len)
 }

@@ -3,6 +3,11 @@
 
 mod buffer;
 mod device;
+pub mod fault;
+pub mod sim;
+
+#[cfg(test)]
+mod contract;
 
 pub use buffer::Buffer;
-pub use device::{Device, DeviceError};
+pub use device::{DEVICE_REQUEST_BYTES_MAX, Device, DeviceError};
