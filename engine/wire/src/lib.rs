@@ -5,5 +5,6 @@ mod error;
 pub mod nbd;
 pub mod peer;
 pub mod rpc;
+pub mod seat_record;
 
 pub use error::WireError;

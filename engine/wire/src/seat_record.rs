@@ -1,0 +1,132 @@
+//! What a node remembers of a volume across its restarts, and of its exports.
+//!
+//! ```text
+//!  | postcard of the versioned record | CRC-32C of it, 4 bytes little-endian |
+//! ```
+//! The version is the enum's tag, the first byte; a record of an unknown version is an error, never a guess.
+
+use crate::WireError;
+use crate::admin::{Export, Leg, NodeAddress, Role};
+use drover_base::{Epoch, MigrationId};
+use serde::{Deserialize, Serialize};
+
+/// Which way the data of a seat's leg goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum LegDirection {
+    /// Before the flip, from the holder to the destination: begun by `BeginSend` or `PrepareReceive`.
+    Forward,
+    /// After a flip, from the holder back to the side that held before.
+    Return,
+}
+
+/// What a node is to a volume. Durable before the node acts on it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SeatRecord {
+    pub epoch: Epoch,
+    /// Of the last grant adopted within the epoch.
+    pub revision: u64,
+    pub holder: NodeAddress,
+    pub role: Role,
+    /// Time to live of a timed lease; `None`: no limit.
+    pub ttl_ms: Option<u64>,
+    pub leg: Option<Leg>,
+    pub direction: LegDirection,
+    /// Name of the snapshot that the migration of `leg` froze here.
+    pub base_snapshot: Option<String>,
+    /// Space promised to the migration that fills the volume.
+    pub reserve_bytes: u64,
+    /// The last migration that ended here; requests about it come late.
+    pub ended: Option<MigrationId>,
+}
+
+#[derive(Serialize, Deserialize)]
+enum Seat {
+    /// The first.
+    V1(SeatRecord),
+}
+
+#[derive(Serialize, Deserialize)]
+enum Exported {
+    /// The first.
+    V1(Export),
+}
+
+impl SeatRecord {
+    pub fn encode(&self) -> Vec<u8> {
+        seal(&Seat::V1(self.clone()))
+    }
+    pub fn decode(bytes: &[u8]) -> Result<Self, WireError> {
+        let Seat::V1(record) = unseal(bytes, "SeatRecord")?;
+        Ok(record)
+    }
+}
+
+pub fn encode_export(export: &Export) -> Vec<u8> {
+    seal(&Exported::V1(export.clone()))
+}
+
+pub fn decode_export(bytes: &[u8]) -> Result<Export, WireError> {
+    let Exported::V1(export) = unseal(bytes, "Export")?;
+    Ok(export)
+}
+
+fn seal<T: Serialize>(value: &T) -> Vec<u8> {
+    let mut bytes = postcard::to_stdvec(value).expect("plain data always encodes");
+    let crc = crc32c::crc32c(&bytes);
+    bytes.extend_from_slice(&crc.to_le_bytes());
+    bytes
+}
+
+fn unseal<T: for<'a> Deserialize<'a>>(bytes: &[u8], what: &'static str) -> Result<T, WireError> {
+    let (body, crc) = bytes.split_last_chunk::<4>().ok_or(WireError::Body(what))?;
+    let (expected, got) = (u32::from_le_bytes(*crc), crc32c::crc32c(body));
+    if expected != got {
+        return Err(WireError::Checksum { expected, got });
+    }
+    postcard::from_bytes(body).map_err(|_| WireError::Body(what))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use drover_base::{Generation, NodeId, VolumeId};
+
+    fn address(name: &str) -> NodeAddress {
+        NodeAddress { node: NodeId::new(name).unwrap(), peer: format!("{name}:1"), migration: format!("{name}:2") }
+    }
+
+    #[test]
+    fn records_read_back_and_damage_is_seen() {
+        let record = SeatRecord {
+            epoch: Epoch(4),
+            revision: 2,
+            holder: address("a"),
+            role: Role::Mirror,
+            ttl_ms: Some(9_000),
+            leg: Some(Leg {
+                migration: MigrationId(3),
+                generation: Generation(1),
+                other: address("a"),
+                way_back_open: true,
+            }),
+            direction: LegDirection::Return,
+            base_snapshot: Some("drover-3".into()),
+            reserve_bytes: 1 << 30,
+            ended: None,
+        };
+        let bytes = record.encode();
+        assert_eq!(SeatRecord::decode(&bytes), Ok(record));
+        for bit in 0..bytes.len() * 8 {
+            let mut damaged = bytes.clone();
+            damaged[bit / 8] ^= 1 << (bit % 8);
+            assert!(SeatRecord::decode(&damaged).is_err(), "bit {bit}");
+        }
+        assert!(SeatRecord::decode(&bytes[..3]).is_err());
+    }
+
+    #[test]
+    fn exports_read_back() {
+        let export = Export { name: "vol".into(), volume: VolumeId(5), size_bytes: 1 << 20, workload: None };
+        assert_eq!(decode_export(&encode_export(&export)), Ok(export));
+    }
+}
