@@ -1,0 +1,117 @@
+//! Rules about the repository itself: which crate may use which, where determinism is enforced, and that the page
+//! which explains the code points at code that exists.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+
+fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../..").canonicalize().unwrap()
+}
+
+fn read_toml(path: &Path) -> toml::Table {
+    std::fs::read_to_string(path).unwrap().parse().unwrap_or_else(|error| panic!("{}: {error}", path.display()))
+}
+
+/// Folder of each member → the folders of ours that it links (tests of its own aside).
+fn edges() -> BTreeMap<String, BTreeSet<String>> {
+    let top = read_toml(&root().join("Cargo.toml"));
+    let shared = top["workspace"]["dependencies"].as_table().unwrap();
+    let folder_of = |name: &str| shared[name].get("path").map(|path| path.as_str().unwrap().to_owned());
+    let members = top["workspace"]["members"].as_array().unwrap();
+    members
+        .iter()
+        .map(|member| {
+            let folder = member.as_str().unwrap().to_owned();
+            let manifest = read_toml(&root().join(&folder).join("Cargo.toml"));
+            let dependencies = manifest.get("dependencies").and_then(|table| table.as_table());
+            let names = dependencies.into_iter().flat_map(|table| table.keys());
+            let ours = names.filter(|name| name.starts_with("drover-")).filter_map(|name| folder_of(name)).collect();
+            (folder, ours)
+        })
+        .collect()
+}
+
+/// Ours that each crate may use directly. Whoever is not named here may use all that lies below it.
+const ALLOWED: &[(&str, &[&str])] = &[
+    ("engine/base", &[]),
+    ("engine/runtime", &["engine/base"]),
+    ("engine/disk", &["engine/base"]),
+    ("engine/wire", &["engine/base"]),
+    ("engine/store", &["engine/base", "engine/disk", "engine/wire"]),
+    ("engine/transfer", &["engine/base", "engine/disk", "engine/wire", "engine/store", "tiers/heat"]),
+    ("tiers/heat", &["engine/base"]),
+    ("api/types", &[]),
+    ("api/meta", &["engine/base"]),
+    ("api/control", &["engine/base", "engine/wire", "api/types", "api/meta"]),
+    ("api/server", &["engine/base", "engine/wire", "api/types", "api/meta", "api/control"]),
+];
+
+/// Folders from the bottom up: an arrow never points to a later one.
+const ORDER: &[&str] = &["engine", "tiers", "api", "tools", "tests", "benches"];
+
+#[test]
+fn arrows_between_crates_point_down() {
+    let edges = edges();
+    assert!(edges.contains_key("engine/store"), "the members were read");
+    for (folder, uses) in &edges {
+        if let Some((_, allowed)) = ALLOWED.iter().find(|(name, _)| name == folder) {
+            for used in uses {
+                assert!(allowed.contains(&used.as_str()), "{folder} must not depend on {used}");
+            }
+        }
+        let level = |path: &str| ORDER.iter().position(|top| path.split('/').next() == Some(top)).unwrap();
+        for used in uses {
+            // The node counts heat where the I/O is.
+            let is_heat = used == "tiers/heat" && folder.starts_with("engine/");
+            assert!(is_heat || level(used) <= level(folder), "{folder} must not depend on {used}, which lies above");
+        }
+    }
+}
+
+#[test]
+fn the_control_plane_never_links_what_sees_a_block() {
+    let edges = edges();
+    let forbidden = ["engine/disk", "engine/store", "engine/transfer", "engine/node"];
+    for start in edges.keys().filter(|folder| folder.starts_with("api/")) {
+        let mut seen = BTreeSet::new();
+        let mut next = vec![start.clone()];
+        while let Some(folder) = next.pop() {
+            assert!(!forbidden.contains(&folder.as_str()), "{start} links {folder}");
+            if seen.insert(folder.clone()) {
+                next.extend(edges[&folder].iter().cloned());
+            }
+        }
+    }
+}
+
+#[test]
+fn the_crates_that_decide_are_denied_the_machines_clock_and_chance() {
+    // clippy takes the nearest clippy.toml upwards from the package.
+    let nearest = |folder: &str| {
+        let start = root().join(folder);
+        start.ancestors().map(|place| place.join("clippy.toml")).find(|file| file.exists()).unwrap()
+    };
+    for folder in ["engine/base", "engine/wire", "engine/store", "engine/transfer", "engine/node", "api/control"] {
+        let rules = read_toml(&nearest(folder));
+        for list in ["disallowed-methods", "disallowed-types"] {
+            let denied = rules.get(list).and_then(|list| list.as_array()).map_or(0, Vec::len);
+            assert!(denied >= 10, "{folder}: {list} has {denied} entries");
+        }
+    }
+}
+
+#[test]
+fn the_page_about_the_code_points_at_code_that_exists() {
+    let page = std::fs::read_to_string(root().join("docs/ARCHITECTURE.md")).unwrap();
+    let rows = page.lines().filter(|line| line.starts_with('|'));
+    let mut paths = 0;
+    for path in rows.flat_map(|row| row.split('`').skip(1).step_by(2)) {
+        // In code quotes a table names paths, all with a slash or an ending of files; and commands, with a space.
+        let is_path = !path.contains(' ') && (path.contains('/') || path.ends_with(".rs") || path.ends_with(".toml"));
+        if is_path && !path.starts_with('/') {
+            assert!(root().join(path).exists(), "docs/ARCHITECTURE.md names {path}, which is not there");
+            paths += 1;
+        }
+    }
+    assert!(paths >= 20, "only {paths} paths were found: has the table changed its form?");
+}
