@@ -1,1 +1,3 @@
+//! The daemon of a storage node.
 
+pub mod nbd;

@@ -1,0 +1,37 @@
+//! NBD: connections of clients, served by whatever implements [`BlockService`], and a client of our own.
+//!
+//! ```text
+//!  NbdListener ─accept─► handshake() ──► Negotiated ──────────────► serve() ─► BlockExport
+//!                            │               │  ▲ attach()             requests run concurrently,
+//!                       BlockService     detach()                      replies go out in one send
+//!                                            ▼  │
+//!                                           Handed ─► another shard's thread
+//! ```
+//!
+//! The protocol itself is in `drover_wire::nbd`; this module has the sockets. A connection is one future: it owns
+//! its buffers and its running requests, and nothing is spawned for a request.
+
+mod answer;
+mod client;
+mod connection;
+mod handshake;
+mod input;
+mod memory;
+mod output;
+mod running;
+mod server;
+mod service;
+mod stream;
+mod work;
+
+pub use client::{ClientError, NbdClient, NbdDriver};
+pub use connection::{End, SessionError, serve};
+pub use drover_wire::nbd::{BlockStatus, ExportFacts, ExportName, NbdAddress, NbdUri, Refusal};
+pub use handshake::{Handed, Negotiated, handshake};
+pub use memory::{MemoryExport, MemoryService};
+pub use server::{ServerSettings, run};
+pub use service::{BlockExport, BlockService, ZeroRequest};
+pub use stream::{DetachedStream, NbdListener, NbdStream};
+
+#[cfg(test)]
+mod tests;
