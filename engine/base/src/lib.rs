@@ -7,6 +7,7 @@ pub mod error;
 pub mod ids;
 pub mod limits;
 pub mod planted;
+pub mod text;
 pub mod time;
 pub mod units;
 pub mod world;
