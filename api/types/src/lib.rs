@@ -1,1 +1,24 @@
+//! What the REST interface says, and what the control plane remembers.
+//!
+//! The modules named after resources hold the types of the interface; [`record`] holds what the control plane stores.
+//! Ids are text here (`vol-…`, `mig-…`): a 64-bit number does not survive every JSON reader.
 
+pub mod error;
+pub mod event;
+pub mod lease;
+pub mod migration;
+pub mod node;
+pub mod page;
+pub mod record;
+pub mod volume;
+
+pub use error::{ApiError, ErrorCode};
+pub use event::{Event, Severity};
+pub use lease::{DataMap, DataPlace, Lease};
+pub use migration::{
+    Action, CommitPolicy, Cutover, Migration, MigrationOptions, MigrationPlan, Phase, PlanRequest, ProofResult,
+    RateSource, Receipt, StartMigration, TuneMigration, Warning, WayBack, Window,
+};
+pub use node::{Health, Node, Tier};
+pub use page::Page;
+pub use volume::{CreateExport, CreateSnapshot, CreateVolume, Export, Snapshot, Volume, VolumeRole, VolumeState};

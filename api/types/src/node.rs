@@ -1,0 +1,55 @@
+//! Storage nodes and their tiers.
+
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Health {
+    /// It spoke to the control plane a moment ago.
+    Up,
+    /// It has not spoken since the control plane started.
+    Unknown,
+    /// It has not spoken for a while.
+    Down,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Node {
+    pub name: String,
+    pub health: Health,
+    /// Since its last word, milliseconds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub contact_ms_ago: Option<u64>,
+    /// Which start of the node it is.
+    pub instance: String,
+    pub admin_address: String,
+    pub peer_address: String,
+    pub migration_address: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub nbd_unix: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub nbd_tcp: Option<String>,
+    /// As last reported; `status_ms_ago` says when. Empty before the first report.
+    pub tiers: Vec<Tier>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub status_ms_ago: Option<u64>,
+    /// Volumes whose lease it holds.
+    pub volumes_held: u64,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Tier {
+    pub node: String,
+    pub name: String,
+    /// `nvme`, `ssd` or `hdd`.
+    pub class: String,
+    pub total_bytes: u64,
+    pub used_bytes: u64,
+    /// Freed, usable after the next checkpoint.
+    pub held_bytes: u64,
+    /// Kept for migrations under way.
+    pub reserved_bytes: u64,
+    /// A sync failed: everything on it fails until it is reopened.
+    pub poisoned: bool,
+}

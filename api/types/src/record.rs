@@ -1,0 +1,232 @@
+//! What the control plane stores: one JSON value a key.
+//!
+//! ```text
+//!  format                         the version of all this
+//!  node/<name>                    NodeRecord
+//!  volume/<volume>                VolumeRecord       name/<name> → id: a name is taken once
+//!  lease/<volume>                 LeaseRecord
+//!  migration/<migration>          MigrationRecord
+//!  export/<node>/<name>           ExportRecord
+//!  event/<id, 16 hex digits>      Event
+//!  idempotency/<key>              IdempotencyRecord
+//!  data-map                       u64: its version
+//!  link/<node>/<node>             LinkRecord
+//! ```
+
+use crate::{ApiError, MigrationOptions, MigrationPlan, Phase, ProofResult, Receipt, VolumeState};
+use drover_base::{Epoch, Generation, InstanceId, MigrationId, NodeId, VolumeId};
+use serde::{Deserialize, Serialize};
+
+/// The version of the records.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Format {
+    /// The first.
+    V1,
+}
+
+/// A node as it last registered.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NodeRecord {
+    pub node: NodeId,
+    pub instance: InstanceId,
+    pub admin: String,
+    pub peer: String,
+    pub migration: String,
+    pub nbd_unix: Option<String>,
+    pub nbd_tcp: Option<String>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VolumeRecord {
+    pub volume: VolumeId,
+    pub name: String,
+    pub size_bytes: u64,
+    pub state: VolumeState,
+    pub created_ms: u64,
+}
+
+/// Who may apply a volume's writes. (epoch, revision) grows with every change.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LeaseRecord {
+    pub volume: VolumeId,
+    pub epoch: Epoch,
+    pub revision: u64,
+    pub holder: NodeId,
+    pub ttl_ms: Option<u64>,
+    pub leg: Option<LegRecord>,
+}
+
+/// The unfinished migration of a lease; `other` is the side that does not hold.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LegRecord {
+    pub migration: MigrationId,
+    pub generation: Generation,
+    pub other: NodeId,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ExportRecord {
+    pub node: NodeId,
+    pub name: String,
+    pub volume: VolumeId,
+    pub workload: Option<String>,
+}
+
+/// What was measured between two nodes by the last migration that got there.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LinkRecord {
+    pub bytes_per_s: u64,
+    pub pause_ms: u64,
+}
+
+/// The answer to a request that must not be carried out twice.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct IdempotencyRecord {
+    /// What was asked: method, path, body.
+    pub fingerprint: String,
+    pub expires_ms: u64,
+    /// The id of what it made; the answer is that resource.
+    pub made: String,
+}
+
+/// Where a migration stands; [`Phase`] with what the executor needs to know beyond.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Stage {
+    Planned,
+    Tracking,
+    Copying,
+    Converging,
+    Mirroring,
+    /// The lease may still be at the source only.
+    Flipping,
+    /// The lease is at the destination.
+    Settling,
+    Committed,
+    /// After the flip: the lease is to go back to the source by another flip.
+    FlippingBack,
+    /// The lease is at the source again; it has to serve before the destination is let go.
+    Returning,
+    /// The lease is at the source for good; both sides are being told.
+    CleaningUp,
+    RolledBack,
+    Failed,
+}
+
+impl Stage {
+    pub fn phase(self) -> Phase {
+        match self {
+            Self::Planned => Phase::Planned,
+            Self::Tracking => Phase::Tracking,
+            Self::Copying => Phase::Copying,
+            Self::Converging => Phase::Converging,
+            Self::Mirroring => Phase::Mirroring,
+            Self::Flipping => Phase::Flipping,
+            Self::Settling => Phase::Settling,
+            Self::Committed => Phase::Committed,
+            Self::FlippingBack | Self::Returning | Self::CleaningUp => Phase::RollingBack,
+            Self::RolledBack => Phase::RolledBack,
+            Self::Failed => Phase::Failed,
+        }
+    }
+    pub fn is_final(self) -> bool {
+        self.phase().is_final()
+    }
+    /// Whether the lease has not left the source yet.
+    pub fn is_before_flip(self) -> bool {
+        matches!(
+            self,
+            Self::Planned | Self::Tracking | Self::Copying | Self::Converging | Self::Mirroring | Self::Flipping
+        )
+    }
+}
+
+/// Something a node has yet to be told about a migration that is over or ends.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Cleanup {
+    pub node: NodeId,
+    pub task: CleanupTask,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum CleanupTask {
+    /// An attempt at a flip was under way: go on.
+    Resume { attempt: u64 },
+    /// Adopt the lease as recorded.
+    Grant,
+    /// Forget the migration.
+    End { drop_volume: bool },
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MigrationRecord {
+    pub migration: MigrationId,
+    pub volume: VolumeId,
+    pub volume_name: String,
+    pub size_bytes: u64,
+    pub source: NodeId,
+    pub destination: NodeId,
+    pub stage: Stage,
+    /// Grows with every start over; reports of an older one change nothing.
+    pub generation: Generation,
+    pub options: MigrationOptions,
+    pub paused: bool,
+    pub cutover_requested: bool,
+    pub commit_requested: bool,
+    /// Whether the side that does not hold has all that was acknowledged. Meaningful after the flip.
+    pub way_back_open: bool,
+    /// Both sides were proven equal, and have been mirrored since.
+    pub proven: bool,
+    /// The proof found a difference: nothing is released until someone asks again.
+    pub proof_failed: bool,
+    /// The last attempt at a flip, and the one under way.
+    pub attempts: u64,
+    pub attempt: Option<u64>,
+    /// An attempt that was given up and whose holder has yet to confirm that it goes on.
+    pub resume: Option<u64>,
+    pub plan: MigrationPlan,
+    pub receipt: Receipt,
+    /// Figures of generations that ended.
+    pub earlier: Sent,
+    /// The most that was ever shown as progress, so that it never falls.
+    pub shown: Shown,
+    pub error: Option<ApiError>,
+    pub created_ms: u64,
+    pub ended_ms: Option<u64>,
+    pub cleanup: Vec<Cleanup>,
+}
+
+/// What was sent.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Sent {
+    pub logical_bytes: u64,
+    pub wire_bytes: u64,
+    pub rounds: u32,
+}
+
+/// What a migration has shown as its progress.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Shown {
+    pub bytes_total: u64,
+    pub bytes_done: u64,
+    pub permille: u32,
+}
+
+impl MigrationRecord {
+    pub fn phase(&self) -> Phase {
+        self.stage.phase()
+    }
+
+    /// The side that holds the lease, and the other.
+    pub fn sides(&self) -> (&NodeId, &NodeId) {
+        match self.stage {
+            Stage::Settling | Stage::FlippingBack | Stage::Committed => (&self.destination, &self.source),
+            _ => (&self.source, &self.destination),
+        }
+    }
+
+    pub fn set_proof(&mut self, proof: ProofResult) {
+        self.receipt.proof = Some(proof);
+    }
+}

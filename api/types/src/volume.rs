@@ -1,0 +1,106 @@
+//! Volumes, their snapshots, and where clients reach them.
+
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum VolumeState {
+    /// Recorded, not yet on its node. It is tried until it succeeds or is refused.
+    Creating,
+    Ready,
+    /// To be removed from its node; it is tried until it succeeds.
+    Deleting,
+}
+
+/// What the holder says it is to the volume.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum VolumeRole {
+    Holder,
+    Mirror,
+    Fenced,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Volume {
+    pub id: String,
+    pub name: String,
+    pub size_bytes: u64,
+    pub state: VolumeState,
+    /// The node that may apply its writes.
+    pub holder: String,
+    pub epoch: u64,
+    pub created_ms: u64,
+    /// Slots times 64 KiB, as the holder last reported; absent before its first report.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub used_bytes: Option<u64>,
+    /// Blocks that hold data.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub valid_bytes: Option<u64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub role: Option<VolumeRole>,
+    /// A sync failed: every I/O fails until it is reopened.
+    #[serde(default)]
+    pub poisoned: bool,
+    /// Age of the reported figures.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub status_ms_ago: Option<u64>,
+    /// Bytes a second that clients wrote between the last two reports.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub write_bytes_per_s: Option<u64>,
+    /// The unfinished migration it is in.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub migration: Option<String>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct CreateVolume {
+    /// 1 to 63 of `a-z 0-9 - .`, beginning and ending with a letter or digit.
+    pub name: String,
+    /// A multiple of 4,096, at most 64 TiB.
+    pub size_bytes: u64,
+    pub node: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Snapshot {
+    pub volume: String,
+    pub name: String,
+    pub created_ms: u64,
+    pub used_bytes: u64,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct CreateSnapshot {
+    pub name: String,
+}
+
+/// A volume under a name on a node, whichever node holds it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Export {
+    pub node: String,
+    pub name: String,
+    pub volume: String,
+    pub volume_name: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub workload: Option<String>,
+    /// NBD URIs of it.
+    pub uris: Vec<String>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct CreateExport {
+    /// Id or name.
+    pub volume: String,
+    pub node: String,
+    /// The volume's name where none is given.
+    #[serde(default)]
+    pub name: Option<String>,
+    /// What uses it, for accounting.
+    #[serde(default)]
+    pub workload: Option<String>,
+}
