@@ -1,3 +1,4 @@
 //! The daemon of a storage node.
 
+pub mod config;
 pub mod nbd;
