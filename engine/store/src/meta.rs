@@ -2,6 +2,12 @@
 
 use drover_base::LocalFuture;
 
+pub mod memory;
+pub mod rocks;
+
+#[cfg(test)]
+mod contract;
+
 /// Why metadata could not be read or written. After a failed commit the store counts as poisoned.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum MetaError {
@@ -17,10 +23,17 @@ pub struct Batch {
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Change {
-    Put { key: Vec<u8>, value: Vec<u8> },
-    Delete { key: Vec<u8> },
+    Put {
+        key: Vec<u8>,
+        value: Vec<u8>,
+    },
+    Delete {
+        key: Vec<u8>,
+    },
     /// Deletes every key that begins with `prefix`.
-    DeletePrefix { prefix: Vec<u8> },
+    DeletePrefix {
+        prefix: Vec<u8>,
+    },
 }
 
 impl Batch {

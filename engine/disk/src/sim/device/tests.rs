@@ -103,7 +103,8 @@ fn a_sync_does_not_cover_writes_that_end_while_it_runs() {
             let sync = device.sync();
             let write = device.write(0, filled(1, 1));
             let (sync, write) = join(sync, write).await;
-            (sync.unwrap(), write.0.unwrap());
+            sync.unwrap();
+            write.0.unwrap();
             device.crash(&*world.random)
         });
         image.get(0).is_none()
