@@ -5,9 +5,11 @@ mod buffer;
 mod device;
 pub mod fault;
 pub mod sim;
+mod uring;
 
 #[cfg(test)]
 mod contract;
 
 pub use buffer::Buffer;
 pub use device::{DEVICE_REQUEST_BYTES_MAX, Device, DeviceError};
+pub use uring::{KernelError, OpenError, UringDevice, check_kernel};

@@ -1,0 +1,186 @@
+//! A tier's device file or block device through io_uring, past the page cache.
+//!
+//! Invariants
+//! - One process has a device open: the file is locked as long as the device lives.
+//! - A request ends when all its bytes are transferred or one part of it failed; short transfers go on.
+//! - The kernel sees aligned memory only; a buffer that is not is copied through one that is.
+
+use crate::{
+    Buffer, Device, DeviceError,
+    device::{check_range, check_transfer},
+};
+use drover_base::{LocalFuture, units::BLOCK_BYTES};
+use std::{fs, io, path::Path};
+use tokio_uring::fs::File;
+
+mod open;
+mod probe;
+
+pub use open::OpenError;
+pub use probe::{KernelError, check_kernel};
+
+/// Transfers without progress (interrupted, told to try again, less than a block) until a request fails.
+const STALLS_MAX: u32 = 100;
+
+/// A device file of fixed size, or a block device. Requests must be made within a tokio-uring runtime; the
+/// device belongs to its thread.
+pub struct UringDevice {
+    file: File,
+    /// The same open file: `file` cannot be unlocked.
+    lock: fs::File,
+    size_bytes: u64,
+    is_direct: bool,
+}
+
+impl UringDevice {
+    /// Opens the device file at `path`, making it if absent and growing it if shorter than `size_bytes`; it is
+    /// sparse. A block device must have at least `size_bytes`, of which only those are used.
+    pub fn open_or_create(path: &Path, size_bytes: u64) -> Result<Self, OpenError> {
+        let opened = open::open_or_create(path, size_bytes)?;
+        Self::new(opened).map_err(|error| OpenError::Io { path: path.into(), error })
+    }
+
+    /// Opens what is there, in the size it has.
+    pub fn open(path: &Path) -> Result<Self, OpenError> {
+        let opened = open::open(path)?;
+        Self::new(opened).map_err(|error| OpenError::Io { path: path.into(), error })
+    }
+
+    fn new(opened: open::Opened) -> io::Result<Self> {
+        let open::Opened { file: lock, size_bytes, is_direct } = opened;
+        Ok(Self { file: File::from_std(lock.try_clone()?), lock, size_bytes, is_direct })
+    }
+
+    /// Whether requests pass the page cache by. A file system without O_DIRECT is used through the page cache:
+    /// as durable after a sync, but slower and with memory used twice.
+    pub fn direct(&self) -> bool {
+        self.is_direct
+    }
+
+    async fn transfer(&self, way: Way, offset: u64, buffer: Buffer) -> (Result<(), DeviceError>, Buffer) {
+        if let Err(error) = check_transfer(self.size_bytes, offset, buffer.len()) {
+            return (Err(error), buffer);
+        }
+        if is_aligned(&buffer) {
+            return self.transfer_aligned(way, offset, buffer).await;
+        }
+        let mut buffer = buffer;
+        match way {
+            Way::Read => {
+                let (result, aligned) = self.transfer_aligned(way, offset, Buffer::for_read(buffer.len())).await;
+                buffer.copy_from_slice(&aligned);
+                (result, buffer)
+            }
+            Way::Write => (self.transfer_aligned(way, offset, Buffer::from_slice(&buffer)).await.0, buffer),
+        }
+    }
+
+    async fn transfer_aligned(&self, way: Way, offset: u64, buffer: Buffer) -> (Result<(), DeviceError>, Buffer) {
+        let whole = buffer.len();
+        let failed = |error: &io::Error| DeviceError::Io { errno: errno(error), offset, len: whole as u64 };
+        let (mut done, mut rest, mut stalls) = (Vec::new(), buffer, 0);
+        let result = loop {
+            if rest.is_empty() {
+                break Ok(());
+            }
+            let at = offset + (whole - rest.len()) as u64;
+            let (result, back) = match way {
+                Way::Read => self.file.read_at(rest, at).await,
+                Way::Write => self.file.write_at(rest, at).submit().await,
+            };
+            rest = back;
+            // O_DIRECT goes on at a block's start only.
+            let count = match result {
+                Ok(count) => count - count % BLOCK_BYTES as usize,
+                Err(error) if is_passing(&error) => 0,
+                Err(error) => break Err(failed(&error)),
+            };
+            if count == rest.len() && done.is_empty() {
+                return (Ok(()), rest);
+            }
+            stalls = if count == 0 { stalls + 1 } else { 0 };
+            if stalls > STALLS_MAX {
+                break Err(DeviceError::Io { errno: libc::EIO, offset, len: whole as u64 });
+            }
+            done.push(rest.split_to(count));
+        };
+        done.push(rest);
+        (result, Buffer::join(done))
+    }
+}
+
+#[derive(Clone, Copy)]
+enum Way {
+    Read,
+    Write,
+}
+
+impl Device for UringDevice {
+    fn size_bytes(&self) -> u64 {
+        self.size_bytes
+    }
+
+    fn read(&self, offset: u64, buffer: Buffer) -> LocalFuture<'_, (Result<(), DeviceError>, Buffer)> {
+        Box::pin(self.transfer(Way::Read, offset, buffer))
+    }
+
+    fn write(&self, offset: u64, buffer: Buffer) -> LocalFuture<'_, (Result<(), DeviceError>, Buffer)> {
+        Box::pin(self.transfer(Way::Write, offset, buffer))
+    }
+
+    fn sync(&self) -> LocalFuture<'_, Result<(), DeviceError>> {
+        Box::pin(async {
+            loop {
+                match self.file.sync_data().await {
+                    Ok(()) => return Ok(()),
+                    // Nothing was synced yet, so nothing can have been lost.
+                    Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                    Err(error) => return Err(DeviceError::Sync { errno: errno(&error) }),
+                }
+            }
+        })
+    }
+
+    /// Punches a hole; on a block device that is a discard. Does nothing where neither is supported.
+    fn discard(&self, offset: u64, len: u64) -> LocalFuture<'_, Result<(), DeviceError>> {
+        Box::pin(async move {
+            check_range(self.size_bytes, offset, len)?;
+            if len == 0 {
+                return Ok(());
+            }
+            let mode = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
+            for _ in 0..=STALLS_MAX {
+                match self.file.fallocate(offset, len, mode).await {
+                    Err(error) if is_passing(&error) => {}
+                    Err(error) if error.raw_os_error() == Some(libc::EOPNOTSUPP) => return Ok(()),
+                    Err(error) => return Err(DeviceError::Io { errno: errno(&error), offset, len }),
+                    Ok(()) => return Ok(()),
+                }
+            }
+            Err(DeviceError::Io { errno: libc::EAGAIN, offset, len })
+        })
+    }
+}
+
+impl Drop for UringDevice {
+    fn drop(&mut self) {
+        // An abandoned request may keep the file open for a moment longer, and with it a lock.
+        let _ = self.lock.unlock();
+    }
+}
+
+fn is_aligned(buffer: &Buffer) -> bool {
+    (buffer.as_ptr() as usize).is_multiple_of(BLOCK_BYTES as usize)
+}
+
+/// Whether the same request may succeed at once.
+fn is_passing(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::Interrupted | io::ErrorKind::WouldBlock)
+}
+
+fn errno(error: &io::Error) -> i32 {
+    error.raw_os_error().unwrap_or(libc::EIO)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,98 @@
+//! How a tier's device is opened: its kind, size and lock.
+
+use drover_base::units::BLOCK_BYTES;
+use std::{
+    fs::{File, OpenOptions, TryLockError},
+    io::{self, Seek, SeekFrom},
+    os::unix::fs::{FileTypeExt, OpenOptionsExt},
+    path::{Path, PathBuf},
+};
+
+/// Why a device could not be opened.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    #[error("{path} is in use by another process")]
+    Locked { path: PathBuf },
+    #[error("{path} has {has} bytes and would be cut to {wanted}; a device never shrinks")]
+    WouldShrink { path: PathBuf, has: u64, wanted: u64 },
+    #[error("{path} has {has} bytes of the {wanted} asked for, and a block device does not grow")]
+    TooSmall { path: PathBuf, has: u64, wanted: u64 },
+    #[error("the size of {path}, {size} bytes, is not a multiple of {BLOCK_BYTES}")]
+    UnevenSize { path: PathBuf, size: u64 },
+    #[error("{path} is neither a file nor a block device")]
+    WrongKind { path: PathBuf },
+    #[error("{path}: {error}")]
+    Io { path: PathBuf, error: io::Error },
+}
+
+/// An open and locked device.
+pub(super) struct Opened {
+    pub file: File,
+    pub size_bytes: u64,
+    pub is_direct: bool,
+}
+
+pub(super) fn open(path: &Path) -> Result<Opened, OpenError> {
+    let (file, is_direct) = open_locked(path, false)?;
+    let (_, size_bytes) = kind_and_size(path, &file)?;
+    check_even(path, size_bytes)?;
+    Ok(Opened { file, size_bytes, is_direct })
+}
+
+pub(super) fn open_or_create(path: &Path, size_bytes: u64) -> Result<Opened, OpenError> {
+    check_even(path, size_bytes)?;
+    let (file, is_direct) = open_locked(path, true)?;
+    let (is_block_device, has) = kind_and_size(path, &file)?;
+    let wanted = size_bytes;
+    if is_block_device {
+        if has < wanted {
+            return Err(OpenError::TooSmall { path: path.into(), has, wanted });
+        }
+    } else if has > wanted {
+        return Err(OpenError::WouldShrink { path: path.into(), has, wanted });
+    } else if has < wanted {
+        grow(path, &file, wanted).map_err(|error| OpenError::Io { path: path.into(), error })?;
+    }
+    Ok(Opened { file, size_bytes, is_direct })
+}
+
+/// The file and whether it is open with O_DIRECT. Without, when its file system refuses that with EINVAL.
+fn open_locked(path: &Path, create: bool) -> Result<(File, bool), OpenError> {
+    let failed = |error| OpenError::Io { path: path.into(), error };
+    let open = |flags| OpenOptions::new().read(true).write(true).create(create).custom_flags(flags).open(path);
+    let (file, is_direct) = match open(libc::O_DIRECT) {
+        Ok(file) => (file, true),
+        Err(error) if error.raw_os_error() == Some(libc::EINVAL) => (open(0).map_err(failed)?, false),
+        Err(error) => return Err(failed(error)),
+    };
+    match file.try_lock() {
+        Ok(()) => Ok((file, is_direct)),
+        Err(TryLockError::WouldBlock) => Err(OpenError::Locked { path: path.into() }),
+        Err(TryLockError::Error(error)) => Err(failed(error)),
+    }
+}
+
+/// Whether it is a block device, and how many bytes it has.
+fn kind_and_size(path: &Path, mut file: &File) -> Result<(bool, u64), OpenError> {
+    let failed = |error| OpenError::Io { path: path.into(), error };
+    let metadata = file.metadata().map_err(failed)?;
+    if metadata.is_file() {
+        Ok((false, metadata.len()))
+    } else if metadata.file_type().is_block_device() {
+        Ok((true, file.seek(SeekFrom::End(0)).map_err(failed)?))
+    } else {
+        Err(OpenError::WrongKind { path: path.into() })
+    }
+}
+
+/// Makes the file longer without allocating, and the file's name and size durable.
+fn grow(path: &Path, file: &File, size_bytes: u64) -> io::Result<()> {
+    file.set_len(size_bytes)?;
+    file.sync_all()?;
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    File::open(folder)?.sync_all()
+}
+
+fn check_even(path: &Path, size: u64) -> Result<(), OpenError> {
+    if size.is_multiple_of(BLOCK_BYTES) { Ok(()) } else { Err(OpenError::UnevenSize { path: path.into(), size }) }
+}
