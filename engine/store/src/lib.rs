@@ -1,2 +1,44 @@
-//! One node's volumes.
+//! One node's volumes: sparse maps of 64 KiB extents in layers, slots on tiers, snapshots, an activity log,
+//! and the orders of sync and commit that make what was flushed survive a crash.
+//!
+//! Where to begin: [`Store`] opens a shard's [`Volume`]s; `volume/` has the way of a request, `flush.rs` the
+//! way to durability, `snapshot.rs` and `merge.rs` the changes of layers, `record.rs` what is stored.
+//! Nothing here performs I/O but through [`drover_disk::Device`], [`meta::Meta`] and [`drover_base::World`].
+
+mod activity;
+mod admission;
+pub mod checkpoint;
+mod entry;
+mod env;
+mod error;
+mod flush;
+mod health;
+mod inflight;
+mod layer;
+mod locks;
+mod map;
+mod merge;
 pub mod meta;
+mod outcome;
+mod record;
+mod recovery;
+mod slots;
+mod snapshot;
+mod stack;
+mod store;
+mod tap;
+mod volume;
+
+pub use activity::ActivityPin;
+pub use entry::SlotAddress;
+pub use error::StoreError;
+pub use locks::{LockGuard, LockTicket};
+pub use slots::{SpaceLevel, TierClass, TierSpec, TierUsage, Tiers};
+pub use store::{Store, StoreConfig};
+pub use tap::{Fence, Tap, TapChange, Unfenced};
+pub use volume::{
+    BlockStatus, Quiesced, RegionDigests, SnapshotInfo, Volume, VolumeUsage, ZeroMode, zero_block_digest,
+};
+
+/// Longest name of a volume or snapshot.
+pub const NAME_BYTES_MAX: usize = 63;

@@ -1,0 +1,163 @@
+//! What the volumes of a shard share: the world, devices, slots, metadata, and tasks that must end.
+
+use crate::{
+    StoreError, Volume,
+    checkpoint::{self, CheckpointPlace},
+    entry::SlotAddress,
+    meta::{Batch, Meta, MetaError},
+    slots::Tiers,
+};
+use drover_base::{IoError, LayerId, LocalFuture, VolumeId, World};
+use drover_disk::Device;
+use futures::{
+    StreamExt,
+    channel::{mpsc, oneshot},
+    stream::FuturesUnordered,
+};
+use std::{
+    cell::{Cell, RefCell},
+    collections::BTreeMap,
+    future::Future,
+    pin::Pin,
+    rc::Rc,
+    task::{Context, Poll},
+};
+
+pub struct Env {
+    pub world: World,
+    pub devices: Vec<Rc<dyn Device>>,
+    pub tiers: Tiers,
+    pub meta: Rc<dyn Meta>,
+    pub checkpoint: Option<Rc<dyn CheckpointPlace>>,
+    pub volumes: RefCell<BTreeMap<VolumeId, Rc<Volume>>>,
+    /// Failed commits that were followed by a good one.
+    pub meta_mended: Cell<u64>,
+    abandoned: mpsc::UnboundedSender<LocalFuture<'static, ()>>,
+}
+
+impl Env {
+    pub fn new(
+        world: World,
+        devices: Vec<Rc<dyn Device>>,
+        tiers: Tiers,
+        meta: Rc<dyn Meta>,
+        checkpoint: Option<Rc<dyn CheckpointPlace>>,
+    ) -> Rc<Self> {
+        let (abandoned, arriving) = mpsc::unbounded();
+        world.spawn(finish_abandoned(arriving)).detach();
+        let meta_mended = Cell::new(tiers.failure_counts().1);
+        Rc::new(Self { world, devices, tiers, meta, checkpoint, volumes: RefCell::default(), meta_mended, abandoned })
+    }
+
+    /// Runs the future to its end even when the caller stops waiting: a device write that was begun holds
+    /// its locks until it is done, whatever became of the request.
+    pub fn to_the_end(&self, future: LocalFuture<'static, Result<(), IoError>>) -> ToTheEnd {
+        ToTheEnd { future: Some(future), abandoned: self.abandoned.clone() }
+    }
+
+    /// Runs the future as a task of its own and hands its output over.
+    pub async fn as_task<T: 'static>(&self, future: impl Future<Output = T> + 'static) -> T {
+        let (sender, receiver) = oneshot::channel();
+        let task = self.world.spawn(async move {
+            // The caller may have gone; the work is done all the same.
+            let _ = sender.send(future.await);
+        });
+        task.detach();
+        receiver.await.expect("a task that nobody aborts runs to its end")
+    }
+
+    /// Commits; a failure poisons every volume of the node.
+    pub async fn commit(&self, batch: Batch) -> Result<(), MetaError> {
+        let result = self.meta.commit(batch).await;
+        if let Err(error) = &result {
+            tracing::error!(%error, "metadata commit failed; the store is poisoned");
+            self.tiers.meta_failed();
+        }
+        result
+    }
+
+    /// Takes `count` slots, after a checkpoint where only that gives some back.
+    pub async fn allocate(&self, count: usize) -> Result<Vec<SlotAddress>, IoError> {
+        if count == 0 {
+            return Ok(Vec::new());
+        }
+        // A checkpoint that ran already when this one asked does not release what was freed meanwhile.
+        for _ in 0..2 {
+            match self.tiers.allocate(count) {
+                Ok(slots) => return Ok(slots),
+                Err(room) if room.is_held && self.checkpoint.is_some() => {
+                    self.take_checkpoint().await.map_err(|error| {
+                        tracing::warn!(%error, "no checkpoint, so held slots cannot be used");
+                        IoError::NoSpace
+                    })?
+                }
+                Err(_) => return Err(IoError::NoSpace),
+            }
+        }
+        self.tiers.allocate(count).map_err(|_| IoError::NoSpace)
+    }
+
+    /// Writes a checkpoint to the configured place.
+    pub async fn take_checkpoint(&self) -> Result<(), StoreError> {
+        let Some(place) = &self.checkpoint else {
+            return Err(StoreError::Checkpoint { what: "no place is configured".into() });
+        };
+        let turn = self.tiers.begin_checkpoint().await;
+        checkpoint::write(&*self.meta, &**place).await?;
+        turn.done();
+        Ok(())
+    }
+
+    /// A layer id that this store has not used: chance, since shards must not wait for each other.
+    pub fn new_layer_id(&self) -> LayerId {
+        loop {
+            let id = self.world.random.next_u64();
+            if id != 0 {
+                return LayerId(id);
+            }
+        }
+    }
+}
+
+/// Finishes what its callers gave up on. Ends, dropping what is left, when the shard's tasks are dropped.
+async fn finish_abandoned(mut arriving: mpsc::UnboundedReceiver<LocalFuture<'static, ()>>) {
+    let mut running = FuturesUnordered::new();
+    loop {
+        futures::select_biased! {
+            future = arriving.next() => match future {
+                Some(future) => running.push(future),
+                None => break,
+            },
+            _ = running.select_next_some() => {}
+        }
+    }
+    while running.next().await.is_some() {}
+}
+
+/// See [`Env::to_the_end`].
+pub struct ToTheEnd {
+    future: Option<LocalFuture<'static, Result<(), IoError>>>,
+    abandoned: mpsc::UnboundedSender<LocalFuture<'static, ()>>,
+}
+
+impl Future for ToTheEnd {
+    type Output = Result<(), IoError>;
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Result<(), IoError>> {
+        let future = self.future.as_mut().expect("not polled after it completed");
+        let output = std::task::ready!(future.as_mut().poll(context));
+        self.future = None;
+        Poll::Ready(output)
+    }
+}
+
+impl Drop for ToTheEnd {
+    fn drop(&mut self) {
+        if let Some(future) = self.future.take() {
+            // Nobody takes it when the shard is being torn down; then it is dropped with the rest.
+            let _ = self.abandoned.unbounded_send(Box::pin(async move {
+                // The one who asked has gone; the volume itself took note of the outcome.
+                let _ = future.await;
+            }));
+        }
+    }
+}

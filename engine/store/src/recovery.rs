@@ -1,0 +1,113 @@
+//! Opening what is stored: records and maps are read, checked and turned into volumes in memory.
+//!
+//! Nothing is repaired here: every batch is whole or absent, so what is stored is consistent, and what
+//! is not is damage and refused. A layer found `deleting` is merged on.
+
+use crate::{
+    StoreError,
+    entry::SlotAddress,
+    map::RegionEntries,
+    meta::Meta,
+    record::{self, LayerRecord, VolumeRecord},
+    slots::Tiers,
+    stack::Stack,
+};
+use drover_base::{RegionIndex, VolumeId, units::region_count};
+use std::collections::BTreeMap;
+
+/// A volume as read from metadata.
+pub struct Loaded {
+    pub stack: Stack,
+    /// Every slot that its maps name.
+    pub slots: Vec<SlotAddress>,
+    /// Active regions: after a crash they may differ from what was last flushed.
+    pub active: Vec<RegionIndex>,
+}
+
+/// All volume records, ascending.
+pub async fn volume_records(meta: &dyn Meta) -> Result<Vec<VolumeRecord>, StoreError> {
+    let pairs = meta.scan(record::VOLUMES).await?;
+    pairs.iter().map(|(key, value)| VolumeRecord::decode(key, value)).collect()
+}
+
+/// All layer records, by the volume they belong to.
+pub async fn layer_records(meta: &dyn Meta) -> Result<BTreeMap<VolumeId, Vec<LayerRecord>>, StoreError> {
+    let mut layers: BTreeMap<VolumeId, Vec<LayerRecord>> = BTreeMap::new();
+    for (key, value) in meta.scan(record::LAYERS).await? {
+        let layer = LayerRecord::decode(&key, &value)?;
+        layers.entry(layer.volume).or_default().push(layer);
+    }
+    Ok(layers)
+}
+
+/// The map of a layer, region by region, each checked against the layer's size and the devices' slots.
+pub async fn layer_map(
+    meta: &dyn Meta,
+    layer: &LayerRecord,
+    slots: &[u64],
+) -> Result<Vec<(RegionIndex, RegionEntries)>, StoreError> {
+    let regions = region_count(layer.size_bytes);
+    let mut map = Vec::new();
+    for (key, value) in meta.scan(&record::map_prefix(layer.id)).await? {
+        let (_, region) = record::read_map_key(&key)?;
+        let corrupt = |what: String| StoreError::Corrupt { what: format!("{}: {what}", record::show(&key)) };
+        if region.0 >= regions {
+            return Err(corrupt(format!("region {} of {regions}", region.0)));
+        }
+        let entries = record::decode_region(&key, &value)?;
+        for at in entries.iter().filter_map(|entry| entry.slot_address()) {
+            if slots.get(usize::from(at.device)).is_none_or(|count| at.slot >= *count) {
+                return Err(corrupt(format!("slot {} of device {} does not exist", at.slot, at.device)));
+            }
+        }
+        map.push((region, entries));
+    }
+    Ok(map)
+}
+
+/// Loads one volume with its maps.
+pub async fn load_volume(
+    meta: &dyn Meta,
+    volume: VolumeRecord,
+    layers: &[LayerRecord],
+    tiers: &Tiers,
+) -> Result<Loaded, StoreError> {
+    let id = volume.id;
+    let stack = Stack::load(volume, layers)?;
+    let device_slots = tiers.slots();
+    let mut slots = Vec::new();
+    for record in layers {
+        let layer = stack.layer(record.id).expect("the stack has each of its layers").clone();
+        for (region, entries) in layer_map(meta, record, &device_slots).await? {
+            slots.extend(entries.iter().filter_map(|entry| entry.slot_address()));
+            layer.load(region, entries);
+        }
+    }
+    slots.sort_unstable();
+    if let Some(pair) = slots.windows(2).find(|pair| pair[0] == pair[1]) {
+        return Err(StoreError::Corrupt { what: format!("{id} names {:?} twice", pair[0]) });
+    }
+    let regions = region_count(stack.head().size_bytes);
+    let mut active = Vec::new();
+    for (key, value) in meta.scan(&record::activity_prefix(id)).await? {
+        let (_, region) = record::decode_activity(&key, &value)?;
+        if region.0 >= regions {
+            return Err(StoreError::Corrupt { what: format!("{}: past the volume's end", record::show(&key)) });
+        }
+        active.push(region);
+    }
+    Ok(Loaded { stack, slots, active })
+}
+
+/// Takes every slot that a stored map names as used.
+pub async fn scan_slots(meta: &dyn Meta, tiers: &Tiers) -> Result<(), StoreError> {
+    let device_slots = tiers.slots();
+    for layer in layer_records(meta).await?.values().flatten() {
+        for (_, entries) in layer_map(meta, layer, &device_slots).await? {
+            for at in entries.iter().filter_map(|entry| entry.slot_address()) {
+                tiers.mark(at).map_err(|bad| StoreError::Corrupt { what: bad.to_string() })?;
+            }
+        }
+    }
+    Ok(())
+}

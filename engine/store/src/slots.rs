@@ -1,0 +1,436 @@
+//! Which slots of a node's tiers are free. Shared by the node's shards.
+//!
+//! Invariants
+//! - A slot is free, used, held, or being released; only free ones are handed out.
+//! - Held: freed since the last checkpoint began. It is not handed out before a checkpoint that was begun
+//!   later is done, so that a map restored from a checkpoint never names a slot with another volume's bytes.
+//! - A slot is freed once per allocation; a second time is a bug and stops the process.
+//! - Failures only count up; whoever wrote to a device compares counts to learn that a sync failed since.
+
+use crate::entry::{DEVICES_MAX, SLOTS_MAX, SlotAddress};
+use std::{
+    future::poll_fn,
+    sync::{
+        Arc, Mutex, MutexGuard,
+        atomic::{AtomicU64, Ordering},
+    },
+    task::{Poll, Waker},
+};
+
+/// What kind of device a tier is, fastest first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum TierClass {
+    Nvme,
+    Ssd,
+    Hdd,
+}
+
+/// A tier as configured; its position in the list is its device number in the maps, for ever.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TierSpec {
+    pub name: String,
+    pub class: TierClass,
+    /// Slots of 64 KiB.
+    pub slots: u64,
+}
+
+/// How full a tier is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum SpaceLevel {
+    Normal,
+    At80,
+    At90,
+    Full,
+}
+
+/// A tier's slots, counted.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TierUsage {
+    pub name: String,
+    pub class: TierClass,
+    pub slots_total: u64,
+    pub slots_used: u64,
+    /// Freed, but waiting for a checkpoint before they can be used again.
+    pub slots_held: u64,
+    /// A sync of the device failed and no volume was reopened on it since.
+    pub poisoned: bool,
+    pub level: SpaceLevel,
+}
+
+/// Not enough free slots.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NoRoom {
+    /// A checkpoint would give slots back.
+    pub is_held: bool,
+}
+
+/// Why a map's slot could not be taken as used.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum BadSlot {
+    #[error("slot {0:?} is past its device's end")]
+    OutOfBounds(SlotAddress),
+    #[error("slot {0:?} is named twice")]
+    Twice(SlotAddress),
+}
+
+/// The slots of all tiers of a node. Clones share them.
+#[derive(Clone)]
+pub struct Tiers(Arc<Shared>);
+
+struct Shared {
+    /// Sum of all failures, to be looked at on every I/O without taking the lock.
+    failures: AtomicU64,
+    state: Mutex<State>,
+}
+
+struct State {
+    tiers: Vec<Tier>,
+    /// Positions in `tiers`, fastest first.
+    by_speed: Vec<usize>,
+    meta_failures: u64,
+    /// Whether freed slots are held until the next checkpoint.
+    is_holding: bool,
+    is_checkpointing: bool,
+    waiting_for_checkpoint: Vec<Waker>,
+}
+
+struct Tier {
+    spec: TierSpec,
+    /// One bit per slot that is not free.
+    taken: Vec<u64>,
+    taken_count: u64,
+    held: Vec<u64>,
+    releasing: Vec<u64>,
+    /// Word at which the search for a free slot begins: neighbours in time become neighbours on the device.
+    cursor: usize,
+    poisoned: bool,
+    sync_failures: u64,
+}
+
+impl Tiers {
+    /// Panics on more than 64 tiers or more slots than an entry can name: configuration is checked before.
+    pub fn new(specs: Vec<TierSpec>) -> Self {
+        assert!(specs.len() <= DEVICES_MAX, "at most {DEVICES_MAX} tiers");
+        let mut by_speed: Vec<usize> = (0..specs.len()).collect();
+        by_speed.sort_by_key(|&at| (specs[at].class, at));
+        let tiers = specs.into_iter().map(Tier::new).collect();
+        let state = State {
+            tiers,
+            by_speed,
+            meta_failures: 0,
+            is_holding: false,
+            is_checkpointing: false,
+            waiting_for_checkpoint: Vec::new(),
+        };
+        Self(Arc::new(Shared { failures: AtomicU64::new(0), state: Mutex::new(state) }))
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.0.state.lock().expect("nobody panics while holding the slots")
+    }
+
+    pub fn usage(&self) -> Vec<TierUsage> {
+        self.state().tiers.iter().map(Tier::usage).collect()
+    }
+
+    /// Slots of each device.
+    pub fn slots(&self) -> Vec<u64> {
+        self.state().tiers.iter().map(|tier| tier.spec.slots).collect()
+    }
+
+    /// Takes `count` slots from the fastest tiers with room: all of them, or none.
+    pub fn allocate(&self, count: usize) -> Result<Vec<SlotAddress>, NoRoom> {
+        let mut state = self.state();
+        let state = &mut *state;
+        let usable = || state.by_speed.iter().copied().filter(|&at| !state.tiers[at].poisoned);
+        let free: u64 = usable().map(|at| state.tiers[at].free_count()).sum();
+        if free < count as u64 {
+            let is_held = usable().any(|at| state.tiers[at].held_count() > 0);
+            return Err(NoRoom { is_held });
+        }
+        let order: Vec<usize> = usable().collect();
+        let mut slots = Vec::with_capacity(count);
+        for at in order {
+            while slots.len() < count
+                && let Some(slot) = state.tiers[at].take_free()
+            {
+                slots.push(SlotAddress { device: at as u8, slot });
+            }
+        }
+        Ok(slots)
+    }
+
+    /// Gives slots back that a durable map may have named: they may be held for a while.
+    pub fn free(&self, slots: &[SlotAddress]) {
+        let mut state = self.state();
+        let is_holding = state.is_holding;
+        for at in slots {
+            let tier = &mut state.tiers[usize::from(at.device)];
+            if is_holding {
+                tier.assert_taken(at.slot);
+                tier.held.push(at.slot);
+            } else {
+                tier.clear(at.slot);
+            }
+        }
+    }
+
+    /// Gives slots back that no durable map ever named.
+    pub fn free_unused(&self, slots: &[SlotAddress]) {
+        let mut state = self.state();
+        for at in slots {
+            state.tiers[usize::from(at.device)].clear(at.slot);
+        }
+    }
+
+    /// Takes a slot that a stored map names.
+    pub fn mark(&self, at: SlotAddress) -> Result<(), BadSlot> {
+        let mut state = self.state();
+        let tier = state.tiers.get_mut(usize::from(at.device)).ok_or(BadSlot::OutOfBounds(at))?;
+        if at.slot >= tier.spec.slots {
+            return Err(BadSlot::OutOfBounds(at));
+        }
+        if tier.is_taken(at.slot) {
+            return Err(BadSlot::Twice(at));
+        }
+        tier.set(at.slot);
+        Ok(())
+    }
+
+    /// From now on freed slots wait for a checkpoint.
+    pub fn hold_until_checkpoint(&self) {
+        self.state().is_holding = true;
+    }
+
+    /// Waits for a running checkpoint, then begins one: what is held now is free once it is done.
+    pub(crate) async fn begin_checkpoint(&self) -> CheckpointTurn {
+        poll_fn(|context| {
+            let mut state = self.state();
+            if state.is_checkpointing {
+                state.waiting_for_checkpoint.push(context.waker().clone());
+                return Poll::Pending;
+            }
+            state.is_checkpointing = true;
+            for tier in &mut state.tiers {
+                tier.releasing = std::mem::take(&mut tier.held);
+            }
+            Poll::Ready(())
+        })
+        .await;
+        CheckpointTurn { tiers: self.clone(), is_done: false }
+    }
+
+    fn end_checkpoint(&self, is_done: bool) {
+        let mut state = self.state();
+        state.is_checkpointing = false;
+        for tier in &mut state.tiers {
+            let slots = std::mem::take(&mut tier.releasing);
+            if is_done {
+                for slot in slots {
+                    tier.clear(slot);
+                }
+            } else {
+                tier.held.extend(slots);
+            }
+        }
+        for waker in state.waiting_for_checkpoint.drain(..) {
+            waker.wake();
+        }
+    }
+
+    /// Changes whenever a sync or the metadata failed anywhere on the node.
+    pub fn failures(&self) -> u64 {
+        self.0.failures.load(Ordering::Acquire)
+    }
+
+    /// Failed syncs of each device so far, and failed metadata commits.
+    pub fn failure_counts(&self) -> (Vec<u64>, u64) {
+        let state = self.state();
+        (state.tiers.iter().map(|tier| tier.sync_failures).collect(), state.meta_failures)
+    }
+
+    /// The sync of a device failed: nothing new goes there until a volume reopened on it.
+    pub fn sync_failed(&self, device: u8) {
+        let mut state = self.state();
+        let tier = &mut state.tiers[usize::from(device)];
+        tier.poisoned = true;
+        tier.sync_failures += 1;
+        drop(state);
+        self.0.failures.fetch_add(1, Ordering::AcqRel);
+    }
+
+    /// A commit of metadata failed: no volume of the node knows what is durable.
+    pub fn meta_failed(&self) {
+        self.state().meta_failures += 1;
+        self.0.failures.fetch_add(1, Ordering::AcqRel);
+    }
+
+    pub fn is_poisoned(&self, device: u8) -> bool {
+        self.state().tiers[usize::from(device)].poisoned
+    }
+
+    /// A sync of the device succeeded after the failure, and who wrote before it has been told.
+    pub fn mend(&self, device: u8) {
+        self.state().tiers[usize::from(device)].poisoned = false;
+    }
+}
+
+impl Tier {
+    fn new(spec: TierSpec) -> Self {
+        assert!(spec.slots < SLOTS_MAX, "a tier's slots fit an entry");
+        let words = spec.slots.div_ceil(64) as usize;
+        let mut taken = vec![0u64; words];
+        if !spec.slots.is_multiple_of(64) {
+            // Slots past the end are never free.
+            taken[words - 1] = u64::MAX << (spec.slots % 64);
+        }
+        Self {
+            spec,
+            taken,
+            taken_count: 0,
+            held: Vec::new(),
+            releasing: Vec::new(),
+            cursor: 0,
+            poisoned: false,
+            sync_failures: 0,
+        }
+    }
+
+    fn free_count(&self) -> u64 {
+        self.spec.slots - self.taken_count
+    }
+
+    fn held_count(&self) -> u64 {
+        (self.held.len() + self.releasing.len()) as u64
+    }
+
+    fn take_free(&mut self) -> Option<u64> {
+        if self.free_count() == 0 {
+            return None;
+        }
+        while self.taken[self.cursor] == u64::MAX {
+            self.cursor = (self.cursor + 1) % self.taken.len();
+        }
+        let slot = self.cursor as u64 * 64 + u64::from(self.taken[self.cursor].trailing_ones());
+        self.set(slot);
+        Some(slot)
+    }
+
+    fn is_taken(&self, slot: u64) -> bool {
+        self.taken[(slot / 64) as usize] & (1 << (slot % 64)) != 0
+    }
+
+    fn set(&mut self, slot: u64) {
+        self.taken[(slot / 64) as usize] |= 1 << (slot % 64);
+        self.taken_count += 1;
+    }
+
+    fn assert_taken(&self, slot: u64) {
+        assert!(self.is_taken(slot), "slot {slot} of {} is freed while free", self.spec.name);
+    }
+
+    fn clear(&mut self, slot: u64) {
+        self.assert_taken(slot);
+        self.taken[(slot / 64) as usize] &= !(1 << (slot % 64));
+        self.taken_count -= 1;
+    }
+
+    fn usage(&self) -> TierUsage {
+        let slots_total = self.spec.slots;
+        let slots_held = self.held_count();
+        let slots_used = self.taken_count - slots_held;
+        let level = match slots_used.saturating_mul(100) {
+            _ if slots_used >= slots_total => SpaceLevel::Full,
+            share if share >= slots_total.saturating_mul(90) => SpaceLevel::At90,
+            share if share >= slots_total.saturating_mul(80) => SpaceLevel::At80,
+            _ => SpaceLevel::Normal,
+        };
+        TierUsage {
+            name: self.spec.name.clone(),
+            class: self.spec.class,
+            slots_total,
+            slots_used,
+            slots_held,
+            poisoned: self.poisoned,
+            level,
+        }
+    }
+}
+
+/// A checkpoint that runs. Dropped before `done`, the slots it would have released are held on.
+pub(crate) struct CheckpointTurn {
+    tiers: Tiers,
+    is_done: bool,
+}
+
+impl CheckpointTurn {
+    pub(crate) fn done(mut self) {
+        self.is_done = true;
+    }
+}
+
+impl Drop for CheckpointTurn {
+    fn drop(&mut self) {
+        self.tiers.end_checkpoint(self.is_done);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use futures::FutureExt;
+
+    fn tier(name: &str, class: TierClass, slots: u64) -> TierSpec {
+        TierSpec { name: name.into(), class, slots }
+    }
+
+    #[test]
+    fn the_fastest_tier_with_room_is_used_first() {
+        let tiers = Tiers::new(vec![tier("slow", TierClass::Hdd, 70), tier("fast", TierClass::Nvme, 2)]);
+        let slots = tiers.allocate(3).unwrap();
+        assert_eq!(slots.iter().map(|at| at.device).collect::<Vec<_>>(), [1, 1, 0]);
+        assert_eq!(tiers.allocate(70), Err(NoRoom { is_held: false }));
+        assert_eq!(tiers.allocate(69).unwrap().len(), 69);
+        assert_eq!(tiers.usage()[0].level, SpaceLevel::Full);
+        tiers.free(&slots);
+        assert_eq!(tiers.usage()[1].level, SpaceLevel::Normal);
+    }
+
+    #[test]
+    fn levels_are_reached_at_their_share() {
+        let tiers = Tiers::new(vec![tier("a", TierClass::Ssd, 10)]);
+        let mut levels = Vec::new();
+        for _ in 0..10 {
+            tiers.allocate(1).unwrap();
+            levels.push(tiers.usage()[0].level);
+        }
+        assert_eq!(levels[6..], [SpaceLevel::Normal, SpaceLevel::At80, SpaceLevel::At90, SpaceLevel::Full]);
+    }
+
+    #[test]
+    fn held_slots_come_back_with_a_checkpoint_that_began_later() {
+        let tiers = Tiers::new(vec![tier("a", TierClass::Ssd, 2)]);
+        tiers.hold_until_checkpoint();
+        let slots = tiers.allocate(2).unwrap();
+        tiers.free(&slots[..1]);
+        assert_eq!(tiers.allocate(1), Err(NoRoom { is_held: true }));
+        let turn = tiers.begin_checkpoint().now_or_never().unwrap();
+        tiers.free(&slots[1..]);
+        assert!(tiers.begin_checkpoint().now_or_never().is_none(), "one at a time");
+        turn.done();
+        assert_eq!(tiers.usage()[0].slots_held, 1);
+        assert_eq!(tiers.allocate(1).unwrap(), slots[..1]);
+        drop(tiers.begin_checkpoint().now_or_never().unwrap());
+        assert_eq!(tiers.allocate(1), Err(NoRoom { is_held: true }), "that one was given up");
+    }
+
+    #[test]
+    fn a_stored_slot_is_taken_once() {
+        let tiers = Tiers::new(vec![tier("a", TierClass::Ssd, 65)]);
+        let at = |device, slot| SlotAddress { device, slot };
+        assert_eq!(tiers.mark(at(0, 64)), Ok(()));
+        assert_eq!(tiers.mark(at(0, 64)), Err(BadSlot::Twice(at(0, 64))));
+        assert_eq!(tiers.mark(at(0, 65)), Err(BadSlot::OutOfBounds(at(0, 65))));
+        assert_eq!(tiers.mark(at(1, 0)), Err(BadSlot::OutOfBounds(at(1, 0))));
+    }
+}

@@ -1,0 +1,153 @@
+//! Changes of the stack: snapshot, rollback, deletion of a snapshot.
+//!
+//! All three have one shape: nobody mutates; a flush of everything commits the changed records in its batch;
+//! the stack in memory changes when that batch is durable, in the flush itself, so that a caller that stops
+//! waiting cannot leave memory and metadata apart. On failure nothing changed (and the volume is poisoned).
+
+use crate::{
+    NAME_BYTES_MAX, StoreError, Volume,
+    admission::Closed,
+    flush::{Scope, Structural},
+    layer::Layer,
+    meta::Change,
+    record::{self, SnapshotRecord, VolumeRecord},
+    stack::Snapshot,
+};
+use drover_base::{
+    ids::is_name,
+    limits::SNAPSHOTS_MAX,
+    planted::{Bug, is_planted},
+};
+use std::rc::Rc;
+
+/// The stack is held still while it lives.
+struct Still {
+    _turn: tokio::sync::OwnedMutexGuard<()>,
+    _clients: Option<Closed>,
+    _mutations: Option<Closed>,
+}
+
+impl Volume {
+    /// Freezes the volume's content of now under a name.
+    pub async fn snapshot(&self, name: &str) -> Result<(), StoreError> {
+        self.snapshot_with(name, || ()).await
+    }
+
+    /// The same, and runs `inside` while no client request is admitted: what it starts sees exactly what
+    /// comes after the snapshot.
+    pub async fn snapshot_with(&self, name: &str, inside: impl FnOnce()) -> Result<(), StoreError> {
+        if !is_name(name, NAME_BYTES_MAX) {
+            return Err(StoreError::BadName { name: name.into() });
+        }
+        self.health.check()?;
+        let still = Rc::new(if is_planted(Bug::SnapshotWithoutDrain) {
+            Still { _turn: self.tree.clone().lock_owned().await, _clients: None, _mutations: None }
+        } else {
+            self.hold_still().await
+        });
+        let mut record = self.stack.borrow().record();
+        if record.snapshots.iter().any(|snapshot| snapshot.name == name) {
+            return Err(StoreError::SnapshotExists { name: name.into() });
+        }
+        if record.snapshots.len() >= SNAPSHOTS_MAX {
+            return Err(StoreError::TooManySnapshots);
+        }
+        let frozen = self.stack.borrow().head().clone();
+        let head = Rc::new(Layer::new(self.env.new_layer_id(), Some(frozen.id), frozen.size_bytes));
+        let created_ms = self.env.world.clock.wall_ms();
+        record.head = head.id;
+        record.snapshots.push(SnapshotRecord { name: name.into(), layer: frozen.id, created_ms });
+        let changes = vec![self.put_layer(&head), put_volume(&record)];
+        let (volume, name, held) = (self.me(), name.to_string(), still.clone());
+        let then = Box::new(move || {
+            let mut stack = volume.stack.borrow_mut();
+            stack.snapshots.insert(name, Snapshot { layer: frozen.id, created_ms });
+            stack.set_head(head);
+            drop(held);
+        });
+        self.make_durable(Scope::All, Some(Structural { changes, then })).await?;
+        inside();
+        drop(still);
+        Ok(())
+    }
+
+    /// Brings the content back to that of the snapshot. What was written since is lost; newer snapshots stay.
+    pub async fn rollback(&self, name: &str) -> Result<(), StoreError> {
+        self.health.check()?;
+        let still = Rc::new(self.hold_still().await);
+        let frozen = self.snapshot_layer(name)?;
+        let old = self.stack.borrow().head().clone();
+        let head = Rc::new(Layer::new(self.env.new_layer_id(), Some(frozen.id), frozen.size_bytes));
+        let mut record = self.stack.borrow().record();
+        record.head = head.id;
+        let mut changes = vec![self.put_layer(&head), put_volume(&record)];
+        changes.extend(forget_layer(&old));
+        let (volume, held) = (self.me(), still.clone());
+        let then = Box::new(move || {
+            let mut stack = volume.stack.borrow_mut();
+            stack.set_head(head);
+            stack.remove(old.id);
+            drop(stack);
+            volume.inflight.retire(old.slot_addresses());
+            drop(held);
+        });
+        self.make_durable(Scope::All, Some(Structural { changes, then })).await?;
+        drop(still);
+        self.start_merging();
+        Ok(())
+    }
+
+    /// Forgets the snapshot. Returns when that is durable; its layer merges into the one above in the background.
+    pub async fn delete_snapshot(&self, name: &str) -> Result<(), StoreError> {
+        self.health.check()?;
+        let turn = self.tree.clone().lock_owned().await;
+        let frozen = self.snapshot_layer(name)?;
+        let mut record = self.stack.borrow().record();
+        record.snapshots.retain(|snapshot| snapshot.name != name);
+        let is_named = record.snapshots.iter().any(|snapshot| snapshot.layer == frozen.id);
+        let mut changes = vec![put_volume(&record)];
+        if !is_named {
+            let mut layer = self.stack.borrow().layer_record(&frozen);
+            layer.deleting = true;
+            changes.push(Change::Put { key: record::layer_key(layer.id), value: layer.encode() });
+        }
+        let (volume, name) = (self.me(), name.to_string());
+        let then = Box::new(move || {
+            volume.stack.borrow_mut().snapshots.remove(&name);
+            frozen.deleting.set(!is_named);
+            drop(turn);
+        });
+        self.make_durable(Scope::All, Some(Structural { changes, then })).await?;
+        self.start_merging();
+        Ok(())
+    }
+
+    fn snapshot_layer(&self, name: &str) -> Result<Rc<Layer>, StoreError> {
+        let stack = self.stack.borrow();
+        let snapshot = stack.snapshots.get(name).ok_or_else(|| StoreError::NoSnapshot { name: name.into() })?;
+        Ok(stack.layer(snapshot.layer).expect("a snapshot's layer is in the stack").clone())
+    }
+
+    /// Waits until no client request and no other mutation runs, and keeps it so. Clients drain first: they
+    /// need the mutations gate to finish. Then the turn, since a merge holds it while it waits for locks.
+    async fn hold_still(&self) -> Still {
+        let clients = self.clients.close().await;
+        let turn = self.tree.clone().lock_owned().await;
+        let mutations = self.mutations.close().await;
+        Still { _turn: turn, _clients: Some(clients), _mutations: Some(mutations) }
+    }
+
+    pub(crate) fn put_layer(&self, layer: &Layer) -> Change {
+        let record = self.stack.borrow().layer_record(layer);
+        Change::Put { key: record::layer_key(layer.id), value: record.encode() }
+    }
+}
+
+pub(crate) fn put_volume(record: &VolumeRecord) -> Change {
+    Change::Put { key: record::volume_key(record.id), value: record.encode() }
+}
+
+/// Deletes a layer's record and its map.
+pub(crate) fn forget_layer(layer: &Layer) -> [Change; 2] {
+    [Change::Delete { key: record::layer_key(layer.id) }, Change::DeletePrefix { prefix: record::map_prefix(layer.id) }]
+}

@@ -1,0 +1,269 @@
+//! The volumes of one shard of a node.
+
+use crate::{
+    NAME_BYTES_MAX, StoreError, Volume,
+    checkpoint::CheckpointPlace,
+    entry::SlotAddress,
+    env::Env,
+    layer::Layer,
+    meta::{Batch, Change, Meta},
+    record, recovery,
+    slots::Tiers,
+    snapshot::{forget_layer, put_volume},
+    stack::Stack,
+};
+use drover_base::{
+    VolumeId, World,
+    ids::is_name,
+    limits::VOLUME_BYTES_MAX,
+    units::{BLOCK_BYTES, EXTENT_BYTES},
+};
+use drover_disk::Device;
+use std::{collections::BTreeSet, rc::Rc, sync::Arc};
+
+/// How a shard's store is set up.
+#[derive(Clone)]
+pub struct StoreConfig {
+    /// This shard's number, below `shards`.
+    pub shard: u32,
+    /// Shards of the node: a volume belongs to shard `id % shards`.
+    pub shards: u32,
+    /// Where checkpoints go. With one, freed slots wait for the next checkpoint.
+    pub checkpoint: Option<Rc<dyn CheckpointPlace>>,
+}
+
+impl Default for StoreConfig {
+    /// The only shard, without checkpoints.
+    fn default() -> Self {
+        Self { shard: 0, shards: 1, checkpoint: None }
+    }
+}
+
+/// The volumes of one shard.
+pub struct Store {
+    config: StoreConfig,
+    env: Rc<Env>,
+    /// Creations, deletions and reopenings take turns.
+    turns: Arc<tokio::sync::Mutex<()>>,
+}
+
+impl Store {
+    /// Marks the slots of all volumes as used. Once for a node, before any of its shards opens.
+    pub async fn scan_slots(meta: &dyn Meta, tiers: &Tiers) -> Result<(), StoreError> {
+        recovery::scan_slots(meta, tiers).await
+    }
+
+    /// Opens this shard's volumes. `devices` stand in the order of the tiers.
+    pub async fn open(
+        config: StoreConfig,
+        world: World,
+        devices: Vec<Rc<dyn Device>>,
+        tiers: Tiers,
+        meta: Rc<dyn Meta>,
+    ) -> Result<Rc<Store>, StoreError> {
+        check_devices(&devices, &tiers)?;
+        if config.checkpoint.is_some() {
+            tiers.hold_until_checkpoint();
+        }
+        let env = Env::new(world, devices, tiers, meta, config.checkpoint.clone());
+        let store = Rc::new(Store { config, env: env.clone(), turns: Arc::default() });
+        let mut layers = recovery::layer_records(&*env.meta).await?;
+        for record in recovery::volume_records(&*env.meta).await? {
+            if !store.is_mine(record.id) {
+                continue;
+            }
+            let layers = layers.remove(&record.id).unwrap_or_default();
+            let loaded = recovery::load_volume(&*env.meta, record, &layers, &env.tiers).await?;
+            let volume = Volume::new(env.clone(), loaded.stack, loaded.active);
+            volume.start_merging();
+            env.volumes.borrow_mut().insert(volume.id, volume);
+        }
+        Ok(store)
+    }
+
+    fn is_mine(&self, id: VolumeId) -> bool {
+        id.0 % u64::from(self.config.shards) == u64::from(self.config.shard)
+    }
+
+    /// A volume of zeros. Again with the same arguments: the one that exists.
+    pub async fn create_volume(&self, id: VolumeId, name: &str, size_bytes: u64) -> Result<Rc<Volume>, StoreError> {
+        if !is_name(name, NAME_BYTES_MAX) {
+            return Err(StoreError::BadName { name: name.into() });
+        }
+        if size_bytes == 0 || !size_bytes.is_multiple_of(BLOCK_BYTES) || size_bytes > VOLUME_BYTES_MAX {
+            return Err(StoreError::BadSize { size_bytes });
+        }
+        if !self.is_mine(id) {
+            return Err(StoreError::OtherShard { volume: id });
+        }
+        let (env, turns, name) = (self.env.clone(), self.turns.clone(), name.to_string());
+        self.env
+            .as_task(async move {
+                let _turn = turns.lock_owned().await;
+                create(&env, id, &name, size_bytes).await
+            })
+            .await
+    }
+
+    /// Deletes the volume with its snapshots, once its I/O has ended. Nothing to do if it is not there.
+    pub async fn delete_volume(&self, id: VolumeId) -> Result<(), StoreError> {
+        let (env, turns) = (self.env.clone(), self.turns.clone());
+        self.env
+            .as_task(async move {
+                let _turn = turns.lock_owned().await;
+                let Some(volume) = env.volumes.borrow().get(&id).cloned() else { return Ok(()) };
+                if volume.is_poisoned() {
+                    // What is durable must be known before its slots are given away.
+                    volume.reopen().await?;
+                }
+                volume.delete().await?;
+                env.volumes.borrow_mut().remove(&id);
+                Ok(())
+            })
+            .await
+    }
+
+    pub fn volume(&self, id: VolumeId) -> Option<Rc<Volume>> {
+        self.env.volumes.borrow().get(&id).cloned()
+    }
+
+    /// Ascending by id.
+    pub fn volumes(&self) -> Vec<Rc<Volume>> {
+        self.env.volumes.borrow().values().cloned().collect()
+    }
+
+    /// Opens a volume again from metadata, after poisoning: what was not flushed may be lost. The same
+    /// [`Volume`] goes on. Stays poisoned when this fails.
+    pub async fn reopen(&self, id: VolumeId) -> Result<(), StoreError> {
+        let (env, turns) = (self.env.clone(), self.turns.clone());
+        self.env
+            .as_task(async move {
+                let _turn = turns.lock_owned().await;
+                let volume = env.volumes.borrow().get(&id).cloned();
+                volume.ok_or(StoreError::NoVolume { volume: id })?.reopen().await
+            })
+            .await
+    }
+
+    /// Whether a commit of metadata failed and none succeeded since.
+    pub fn is_poisoned(&self) -> bool {
+        self.env.tiers.failure_counts().1 != self.env.meta_mended.get()
+    }
+
+    /// Writes a checkpoint of the node's metadata to the configured place; freed slots become usable.
+    pub async fn checkpoint(&self) -> Result<(), StoreError> {
+        let env = self.env.clone();
+        self.env.as_task(async move { env.take_checkpoint().await }).await
+    }
+}
+
+fn check_devices(devices: &[Rc<dyn Device>], tiers: &Tiers) -> Result<(), StoreError> {
+    let slots = tiers.slots();
+    if slots.len() != devices.len() {
+        return Err(StoreError::Devices { what: format!("{} devices for {} tiers", devices.len(), slots.len()) });
+    }
+    for (at, (device, slots)) in devices.iter().zip(slots).enumerate() {
+        let size = device.size_bytes();
+        if size / EXTENT_BYTES < slots {
+            return Err(StoreError::Devices { what: format!("device {at} of {size} bytes has no {slots} slots") });
+        }
+    }
+    Ok(())
+}
+
+async fn create(env: &Rc<Env>, id: VolumeId, name: &str, size_bytes: u64) -> Result<Rc<Volume>, StoreError> {
+    if let Some(volume) = env.volumes.borrow().get(&id) {
+        return if volume.name() == name && volume.size_bytes() == size_bytes {
+            Ok(volume.clone())
+        } else {
+            Err(StoreError::VolumeExists { volume: id })
+        };
+    }
+    let head = Rc::new(Layer::new(env.new_layer_id(), None, size_bytes));
+    let stack = Stack::new(id, name, head.clone());
+    let changes = vec![
+        put_volume(&stack.record()),
+        Change::Put { key: record::layer_key(head.id), value: stack.layer_record(&head).encode() },
+    ];
+    env.commit(Batch { changes }).await?;
+    let volume = Volume::new(env.clone(), stack, Vec::new());
+    env.volumes.borrow_mut().insert(id, volume.clone());
+    Ok(volume)
+}
+
+impl Volume {
+    /// Ends all I/O, forgets the volume durably, gives its slots back.
+    async fn delete(&self) -> Result<(), StoreError> {
+        let _clients = self.clients.close().await;
+        let _turn = self.tree.lock().await;
+        let _mutations = self.mutations.close().await;
+        self.health.check()?;
+        self.flushes_end().await;
+        self.activations_end().await;
+        let mut batch = Batch::default();
+        batch.delete(record::volume_key(self.id));
+        batch.delete_prefix(record::activity_prefix(self.id));
+        for layer in self.stack.borrow().layers() {
+            batch.changes.extend(forget_layer(layer));
+        }
+        // From here on nothing of the volume is committed any more.
+        self.health.set_gone();
+        self.env.commit(batch).await?;
+        let mut slots = self.flusher.clear();
+        slots.extend(self.stack.borrow().layers().flat_map(|layer| layer.slot_addresses()));
+        self.inflight.retire(slots);
+        Ok(())
+    }
+
+    /// Loads the volume again from metadata.
+    async fn reopen(&self) -> Result<(), StoreError> {
+        self.health.poison();
+        let _clients = self.clients.close().await;
+        let _turn = self.tree.lock().await;
+        let _mutations = self.mutations.close().await;
+        self.flushes_end().await;
+        self.activations_end().await;
+        self.mend().await?;
+        let env = &self.env;
+        let layers = recovery::layer_records(&*env.meta).await?.remove(&self.id).unwrap_or_default();
+        let value = env.meta.get(&record::volume_key(self.id)).await?;
+        let value = value.ok_or(StoreError::NoVolume { volume: self.id })?;
+        let record = record::VolumeRecord::decode(&record::volume_key(self.id), &value)?;
+        let loaded = recovery::load_volume(&*env.meta, record, &layers, &env.tiers).await?;
+        // Slots that only the memory of before names were never durable, or are no more.
+        let durable: BTreeSet<SlotAddress> = loaded.slots.into_iter().collect();
+        let mut slots = self.flusher.clear();
+        slots.extend(self.stack.borrow().layers().flat_map(|layer| layer.slot_addresses()));
+        slots.retain(|slot| !durable.contains(slot));
+        self.inflight.retire(slots);
+        *self.stack.borrow_mut() = loaded.stack;
+        self.activity.load(loaded.active);
+        self.health.reset();
+        drop((_clients, _turn, _mutations));
+        self.start_merging();
+        Ok(())
+    }
+
+    /// Finds out whether metadata and devices work again.
+    async fn mend(&self) -> Result<(), StoreError> {
+        let env = &self.env;
+        let (_, meta_failures) = env.tiers.failure_counts();
+        if meta_failures != env.meta_mended.get() {
+            let mut probe = Batch::default();
+            probe.put(record::probe_key(), record::encode_probe());
+            env.commit(probe).await?;
+            env.meta_mended.set(meta_failures);
+        }
+        for (device, handle) in env.devices.iter().enumerate() {
+            if env.tiers.is_poisoned(device as u8) {
+                let synced = handle.sync().await;
+                synced.map_err(|_| StoreError::Poisoned)?;
+                env.tiers.mend(device as u8);
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,153 @@
+//! What a volume holds, told without reading data.
+
+use crate::{
+    Volume,
+    layer::{Source, resolve},
+};
+use drover_base::{
+    BlockMask, ByteRange, ExtentIndex, IoError, RegionIndex,
+    units::{BLOCK_BYTES, EXTENT_BYTES, REGION_BYTES},
+};
+
+/// Space that a volume takes, with all its layers.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct VolumeUsage {
+    /// Slots × 64 KiB.
+    pub used_bytes: u64,
+    /// Blocks whose data is stored × 4 KiB.
+    pub valid_bytes: u64,
+}
+
+/// A snapshot as shown.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SnapshotInfo {
+    pub name: String,
+    /// Milliseconds since 1970.
+    pub created_ms: u64,
+    /// Slots of its own layer × 64 KiB: what was written between the snapshot before and this one.
+    pub used_bytes: u64,
+}
+
+/// What a run of bytes is: the two flags of NBD's `base:allocation`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BlockStatus {
+    pub hole: bool,
+    pub zero: bool,
+}
+
+impl BlockStatus {
+    pub const DATA: Self = Self { hole: false, zero: false };
+    pub const HOLE: Self = Self { hole: true, zero: true };
+}
+
+/// Grows the last run or begins one. False: there are `most` runs and this would be another.
+fn push(runs: &mut Vec<(u64, BlockStatus)>, most: usize, len: u64, status: BlockStatus) -> bool {
+    if let Some((last, of)) = runs.last_mut()
+        && *of == status
+    {
+        *last += len;
+        return true;
+    }
+    if runs.len() == most {
+        return false;
+    }
+    runs.push((len, status));
+    true
+}
+
+impl Volume {
+    pub fn usage(&self) -> VolumeUsage {
+        let stack = self.stack.borrow();
+        let mut usage = VolumeUsage::default();
+        for layer in stack.layers() {
+            usage.used_bytes += layer.slots() * EXTENT_BYTES;
+            usage.valid_bytes += layer.valid_blocks() * BLOCK_BYTES;
+        }
+        usage
+    }
+
+    /// Ascending by name.
+    pub fn snapshots(&self) -> Vec<SnapshotInfo> {
+        let stack = self.stack.borrow();
+        let info = |(name, snapshot): (&String, &crate::stack::Snapshot)| SnapshotInfo {
+            name: name.clone(),
+            created_ms: snapshot.created_ms,
+            used_bytes: stack.layer(snapshot.layer).map_or(0, |layer| layer.slots() * EXTENT_BYTES),
+        };
+        stack.snapshots.iter().map(info).collect()
+    }
+
+    /// Runs of bytes from `offset` on, neighbours differing: at most `most`, at most `len` bytes together.
+    pub fn block_status(&self, offset: u64, len: u64, most: usize) -> Result<Vec<(u64, BlockStatus)>, IoError> {
+        let range = self.range(offset, len)?;
+        self.health.check()?;
+        let mut runs = Vec::new();
+        for (region, part) in range.by_region() {
+            let more = if self.is_region_mapped(region) {
+                self.push_region(part, &mut runs, most)
+            } else {
+                push(&mut runs, most, part.len, BlockStatus::HOLE)
+            };
+            if !more {
+                break;
+            }
+        }
+        Ok(runs)
+    }
+
+    fn push_region(&self, range: ByteRange, runs: &mut Vec<(u64, BlockStatus)>, most: usize) -> bool {
+        for (extent, part) in range.by_extent() {
+            let data = self.data_mask(extent);
+            let mut at = part.offset;
+            while at < part.end() {
+                let block = (at % EXTENT_BYTES / BLOCK_BYTES) as u32;
+                let end = (extent.offset() + u64::from(block + 1) * BLOCK_BYTES).min(part.end());
+                let is_data = data.contains(BlockMask::span(block, 1));
+                let status = if is_data { BlockStatus::DATA } else { BlockStatus::HOLE };
+                if !push(runs, most, end - at, status) {
+                    return false;
+                }
+                at = end;
+            }
+        }
+        true
+    }
+
+    fn is_region_mapped(&self, region: RegionIndex) -> bool {
+        self.stack.borrow().chain().any(|layer| layer.map().region(region).is_some())
+    }
+
+    /// Which blocks of the extent hold data, in whichever layer; the others read as zero.
+    pub fn data_mask(&self, extent: ExtentIndex) -> BlockMask {
+        let stack = self.stack.borrow();
+        let mut data = BlockMask::EMPTY;
+        resolve(stack.chain(), extent, BlockMask::FULL, |mask, source| {
+            if source != Source::Zero {
+                data = data.with(mask);
+            }
+        });
+        data
+    }
+
+    /// Whether any block of the region holds data.
+    pub fn region_has_data(&self, region: RegionIndex) -> bool {
+        self.is_region_mapped(region) && region.extents().any(|extent| !self.data_mask(extent).is_empty())
+    }
+
+    /// The part of the region that the volume has.
+    pub(crate) fn region_range(&self, region: RegionIndex) -> ByteRange {
+        let end = self.size_bytes().min((region.0 + 1).saturating_mul(REGION_BYTES));
+        let offset = region.0.saturating_mul(REGION_BYTES).min(end);
+        ByteRange { offset, len: end - offset }
+    }
+
+    /// Slots of all layers that hold something of the region.
+    pub(crate) fn region_slots(&self, region: RegionIndex) -> u64 {
+        let stack = self.stack.borrow();
+        let in_layer = |layer: &crate::layer::Layer| {
+            let map = layer.map();
+            map.region(region).map_or(0, |entries| entries.iter().filter(|e| e.slot_address().is_some()).count())
+        };
+        stack.layers().map(|layer| in_layer(layer) as u64).sum()
+    }
+}
