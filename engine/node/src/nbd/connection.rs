@@ -38,6 +38,8 @@ use tokio::io::AsyncWrite;
 
 /// Replies of so many bytes are sent before more requests are received.
 const SEND_AT_BYTES: usize = 256 << 10;
+/// From this size on a write's payload is worth a receive of its own, which saves copying it.
+const LARGE_BYTES: usize = 32 << 10;
 /// Rounds of a connection before the other tasks of its thread have their turn.
 const ROUNDS_MAX: u32 = 16;
 /// How long a client may take to receive the last replies when the server closes.
@@ -77,6 +79,7 @@ pub async fn serve(negotiated: Negotiated, closing: LocalFuture<'static, ()>) ->
         waiting: None,
         filling: None,
         is_receiving: true,
+        was_large: false,
         gave_way: false,
         end: Ok(End::Client),
         closing,
@@ -145,6 +148,8 @@ struct Connection {
     /// Admitted, not started yet.
     filling: Option<Filling>,
     is_receiving: bool,
+    /// The last write was large.
+    was_large: bool,
     /// The other tasks of the thread had a turn since the last send.
     gave_way: bool,
     end: Result<End, SessionError>,
@@ -236,7 +241,7 @@ impl Connection {
                     Ok(Received::Full) => return Received::Full,
                     Ok(Received::All) if self.filling.is_some() || !self.is_receiving => continue,
                     Ok(Received::All) if self.replies.output.len() >= SEND_AT_BYTES => return Received::Full,
-                    Ok(Received::All) => self.input.poll_receive(&mut self.stream, cx),
+                    Ok(Received::All) => self.input.poll_receive(&mut self.stream, cx, self.was_large),
                     Err(violation) => {
                         self.is_receiving = false;
                         self.end = Err(violation.into());
@@ -295,10 +300,12 @@ impl Connection {
         }
         self.replies.bytes_in_flight += u64::from(ticket.command.payload_bytes());
         let Command::Write { offset, len, fua } = ticket.command else {
+            self.was_large = false;
             let work = work::begin(&self.export, ticket.command);
             return self.start(ticket, work);
         };
         let (pending, len) = (self.input.pending(), len as usize);
+        self.was_large = len >= LARGE_BYTES;
         if let Some(payload) = pending.get(..len) {
             let work = work::write(&self.export, offset, Buffer::from_slice(payload), fua);
             self.input.consume(len);

@@ -11,6 +11,10 @@ use tokio::io::{AsyncRead, ReadBuf};
 /// Room for what one receive brings: 32 writes of 4 KiB with their headers fit.
 const INPUT_BYTES: usize = 160 << 10;
 
+/// Room for what one receive brings after a large write: little, so that the payload of the next one goes
+/// straight to its own buffer.
+const INPUT_BYTES_BEFORE_LARGE: usize = 4 << 10;
+
 /// A window of received bytes.
 pub(super) struct Input {
     bytes: Box<[u8]>,
@@ -40,15 +44,21 @@ impl Input {
         }
     }
 
-    /// Receives once. Ready with 0: the client has closed.
-    pub fn poll_receive(&mut self, stream: &mut NbdStream, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
+    /// Receives once. Ready with 0: the client has closed. `before_large`: a large payload is likely to come.
+    pub fn poll_receive(
+        &mut self,
+        stream: &mut NbdStream,
+        cx: &mut Context<'_>,
+        before_large: bool,
+    ) -> Poll<io::Result<usize>> {
         // What is left is less than a header wherever this is called, so moving it costs nothing.
         if self.start > 0 {
             self.bytes.copy_within(self.start..self.end, 0);
             self.end -= self.start;
             self.start = 0;
         }
-        let received = poll_read(stream, cx, &mut self.bytes[self.end..]);
+        let most = if before_large { INPUT_BYTES_BEFORE_LARGE } else { self.bytes.len() };
+        let received = poll_read(stream, cx, &mut self.bytes[self.end..most]);
         if let Poll::Ready(Ok(count)) = received {
             self.end += count;
         }

@@ -66,6 +66,12 @@ impl Command {
         }
     }
 
+    /// Whether it is about no bytes at all, so that nothing has to be done for it.
+    pub fn is_empty(&self) -> bool {
+        let (kind, _, _, len) = self.header();
+        len == 0 && kind != command::FLUSH
+    }
+
     /// Whether it may change the export.
     pub fn writes(&self) -> bool {
         matches!(self, Self::Write { .. } | Self::Trim { .. } | Self::WriteZeroes { .. })
@@ -119,7 +125,7 @@ pub enum Incoming {
     /// before it calls the parser again.
     Request { cookie: u64, command: Command },
     /// To be answered with the error; a payload was skipped.
-    Refused { cookie: u64, errno: Errno, why: &'static str, is_read: bool },
+    Refused { cookie: u64, errno: Errno, why: &'static str },
     /// The client goes: carry out what is in flight, then close.
     Disconnect,
 }
@@ -174,7 +180,7 @@ impl RequestParser {
         let cookie = header.cookie.get();
         Ok(match self.command(kind, header.flags.get(), header.offset.get(), len) {
             Ok(command) => Incoming::Request { cookie, command },
-            Err((errno, why)) => Incoming::Refused { cookie, errno, why, is_read: kind == command::READ },
+            Err((errno, why)) => Incoming::Refused { cookie, errno, why },
         })
     }
 
