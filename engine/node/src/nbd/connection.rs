@@ -222,9 +222,9 @@ impl Connection {
 
     fn admits(&self, ticket: &Ticket) -> bool {
         let busy_bytes = self.replies.bytes_in_flight + self.replies.output.len() as u64;
-        busy_bytes == 0
-            || (busy_bytes + u64::from(ticket.command.payload_bytes()) <= CONNECTION_BYTES_IN_FLIGHT_MAX
-                && self.running.len() < CONNECTION_REQUESTS_IN_FLIGHT_MAX)
+        let is_alone = busy_bytes == 0 && self.running.is_empty();
+        let fits_bytes = busy_bytes + u64::from(ticket.command.payload_bytes()) <= CONNECTION_BYTES_IN_FLIGHT_MAX;
+        is_alone || (fits_bytes && self.running.len() < CONNECTION_REQUESTS_IN_FLIGHT_MAX)
     }
 
     fn receive(&mut self, cx: &mut Context<'_>) -> Received {
