@@ -12,6 +12,7 @@ mod entry;
 mod env;
 mod error;
 mod flush;
+pub mod fsck;
 mod health;
 mod inflight;
 mod layer;

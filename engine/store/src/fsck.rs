@@ -1,0 +1,184 @@
+//! Offline check of a node's metadata: every problem is found and told, nothing is changed.
+//!
+//! Checked: keys and checksums of all records; that layers form a tree under their volume, with the head as a
+//! leaf and snapshots on frozen layers; sizes; that entries are of known kinds and inside their devices; that
+//! no slot is named twice; that active regions exist.
+
+use crate::{
+    StoreError,
+    checkpoint::{self, CheckpointPlace},
+    entry::SlotAddress,
+    meta::{Meta, MetaError},
+    record::{self, LayerRecord, VolumeRecord},
+    stack::check_tree,
+};
+use drover_base::{
+    LayerId, VolumeId,
+    limits::VOLUME_BYTES_MAX,
+    units::{BLOCK_BYTES, region_count},
+};
+use std::collections::{BTreeMap, BTreeSet};
+
+/// Something that should not be.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Problem {
+    /// The volume, layer or key it was found at.
+    pub subject: String,
+    pub what: String,
+}
+
+/// What a check found.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Report {
+    pub volumes: u64,
+    pub layers: u64,
+    /// Map regions of all layers.
+    pub regions: u64,
+    /// Slots that maps name, by device.
+    pub slots_used: Vec<u64>,
+    /// Blocks whose data is stored.
+    pub valid_blocks: u64,
+    /// In the order they were found.
+    pub problems: Vec<Problem>,
+}
+
+struct Check<'a> {
+    device_slots: &'a [u64],
+    report: Report,
+    volumes: BTreeMap<VolumeId, VolumeRecord>,
+    layers: BTreeMap<LayerId, LayerRecord>,
+    slots: BTreeMap<SlotAddress, LayerId>,
+}
+
+/// Checks everything in `meta` against devices of so many slots each. An error means that it could not be read.
+pub async fn check(meta: &dyn Meta, device_slots: &[u64]) -> Result<Report, MetaError> {
+    let report = Report { slots_used: vec![0; device_slots.len()], ..Report::default() };
+    let (volumes, layers, slots) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
+    let mut check = Check { device_slots, report, volumes, layers, slots };
+    for (key, value) in meta.scan(record::VOLUMES).await? {
+        check.volume(&key, &value);
+    }
+    for (key, value) in meta.scan(record::LAYERS).await? {
+        check.layer(&key, &value);
+    }
+    check.trees();
+    for (key, value) in meta.scan(record::MAPS).await? {
+        check.region(&key, &value);
+    }
+    for (key, value) in meta.scan(record::ACTIVITIES).await? {
+        check.activity(&key, &value);
+    }
+    Ok(check.report)
+}
+
+/// Loads the checkpoint into an empty `meta` and checks what came out of it. Volumes are then as of the
+/// checkpoint; what was written in place since is there too, so each block is as of then or later.
+pub async fn restore(meta: &dyn Meta, place: &dyn CheckpointPlace, device_slots: &[u64]) -> Result<Report, StoreError> {
+    checkpoint::restore(meta, place).await?;
+    Ok(check(meta, device_slots).await?)
+}
+
+impl Check<'_> {
+    fn problem(&mut self, subject: impl ToString, what: impl ToString) {
+        self.report.problems.push(Problem { subject: subject.to_string(), what: what.to_string() });
+    }
+
+    fn volume(&mut self, key: &[u8], value: &[u8]) {
+        match VolumeRecord::decode(key, value) {
+            Ok(volume) => {
+                self.report.volumes += 1;
+                self.volumes.insert(volume.id, volume);
+            }
+            Err(error) => self.problem(record::show(key), error),
+        }
+    }
+
+    fn layer(&mut self, key: &[u8], value: &[u8]) {
+        let layer = match LayerRecord::decode(key, value) {
+            Ok(layer) => layer,
+            Err(error) => return self.problem(record::show(key), error),
+        };
+        self.report.layers += 1;
+        let size = layer.size_bytes;
+        if size == 0 || !size.is_multiple_of(BLOCK_BYTES) || size > VOLUME_BYTES_MAX {
+            self.problem(layer.id, format!("its size is {size}"));
+        }
+        if !self.volumes.contains_key(&layer.volume) {
+            self.problem(layer.id, format!("its volume {} is missing", layer.volume));
+        }
+        self.layers.insert(layer.id, layer);
+    }
+
+    fn trees(&mut self) {
+        for volume in self.volumes.clone().into_values() {
+            let of_volume = self.layers.values().filter(|layer| layer.volume == volume.id);
+            let layers: Vec<LayerRecord> = of_volume.copied().collect();
+            if let Err(error) = check_tree(&volume, &layers) {
+                self.problem(volume.id, error);
+                continue;
+            }
+            let mut named: BTreeSet<LayerId> = volume.snapshots.iter().map(|snapshot| snapshot.layer).collect();
+            named.insert(volume.head);
+            for layer in layers {
+                if layer.deleting == named.contains(&layer.id) {
+                    let what = if layer.deleting { "it is being deleted but named" } else { "nothing names it" };
+                    self.problem(layer.id, what);
+                }
+            }
+        }
+    }
+
+    fn region(&mut self, key: &[u8], value: &[u8]) {
+        let (id, region) = match record::read_map_key(key) {
+            Ok(read) => read,
+            Err(error) => return self.problem(record::show(key), error),
+        };
+        let Some(layer) = self.layers.get(&id) else {
+            return self.problem(record::show(key), format!("a map of {id}, which is missing"));
+        };
+        if region.0 >= region_count(layer.size_bytes) {
+            self.problem(record::show(key), format!("region {} is past the end of {id}", region.0));
+        }
+        let entries = match record::decode_region(key, value) {
+            Ok(entries) => entries,
+            Err(error) => return self.problem(record::show(key), error),
+        };
+        self.report.regions += 1;
+        for (at, entry) in entries.iter().enumerate() {
+            self.report.valid_blocks += u64::from(entry.valid().count());
+            if let Some(slot) = entry.slot_address() {
+                self.slot(slot, id, region.extent(at).0);
+            }
+        }
+    }
+
+    fn slot(&mut self, at: SlotAddress, layer: LayerId, extent: u64) {
+        let device = usize::from(at.device);
+        if self.device_slots.get(device).is_none_or(|count| at.slot >= *count) {
+            let what = format!("extent {extent} is in slot {} of device {device}, which does not exist", at.slot);
+            return self.problem(layer, what);
+        }
+        self.report.slots_used[device] += 1;
+        if let Some(other) = self.slots.insert(at, layer) {
+            let what = format!("extent {extent} is in slot {} of device {device}, as one of {other}", at.slot);
+            self.problem(layer, what);
+        }
+    }
+
+    fn activity(&mut self, key: &[u8], value: &[u8]) {
+        let (id, region) = match record::decode_activity(key, value) {
+            Ok(read) => read,
+            Err(error) => return self.problem(record::show(key), error),
+        };
+        let Some(volume) = self.volumes.get(&id) else {
+            return self.problem(record::show(key), format!("{id} is missing"));
+        };
+        let size = self.layers.get(&volume.head).map_or(0, |head| head.size_bytes);
+        if region.0 >= region_count(size) {
+            self.problem(record::show(key), format!("region {} is past the end of {id}", region.0));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,88 @@
+use super::*;
+use crate::{
+    entry::Entry,
+    meta::{Batch, memory::MemoryMeta},
+    record::SnapshotRecord,
+};
+use drover_base::{BlockMask, RegionIndex};
+use drover_disk::sim::SoloWorld;
+
+const ID: VolumeId = VolumeId(1);
+
+fn layer(id: u64, parent: Option<u64>) -> LayerRecord {
+    LayerRecord { id: LayerId(id), volume: ID, parent: parent.map(LayerId), size_bytes: 8 << 20, deleting: false }
+}
+
+/// A sound volume: a snapshot's layer with two slots, and the head on it.
+fn sound() -> Batch {
+    let mut batch = Batch::default();
+    let snapshots = vec![SnapshotRecord { name: "s".into(), layer: LayerId(1), created_ms: 0 }];
+    let volume = VolumeRecord { id: ID, name: "web".into(), head: LayerId(2), snapshots };
+    batch.put(record::volume_key(ID), volume.encode());
+    put_layer(&mut batch, layer(1, None));
+    put_layer(&mut batch, layer(2, Some(1)));
+    put_slots(&mut batch, 1, 1, &[(0, 3), (1, 0)]);
+    batch.put(record::activity_key(ID, RegionIndex(1)), record::encode_activity(ID, RegionIndex(1)));
+    batch
+}
+
+fn put_layer(batch: &mut Batch, layer: LayerRecord) {
+    batch.put(record::layer_key(layer.id), layer.encode());
+}
+
+fn put_slots(batch: &mut Batch, layer: u64, region: u64, slots: &[(u8, u64)]) {
+    let mut entries = [Entry::NOTHING; 64];
+    for (entry, (device, slot)) in entries.iter_mut().zip(slots) {
+        *entry = Entry::slot(SlotAddress { device: *device, slot: *slot }, BlockMask(0xff));
+    }
+    let (layer, region) = (LayerId(layer), RegionIndex(region));
+    batch.put(record::map_key(layer, region), record::encode_region(layer, region, &entries).unwrap());
+}
+
+fn report(change: impl FnOnce(&mut Batch)) -> Report {
+    let mut batch = sound();
+    change(&mut batch);
+    let mut solo = SoloWorld::new(1);
+    let meta = MemoryMeta::new(solo.world());
+    solo.run(async move {
+        meta.commit(batch).await.unwrap();
+        check(&meta, &[4, 1]).await.unwrap()
+    })
+}
+
+#[track_caller]
+fn finds(expected: &str, change: impl FnOnce(&mut Batch)) {
+    let problems = report(change).problems;
+    let is_told = problems.iter().any(|problem| problem.what.contains(expected));
+    assert!(is_told, "{expected:?} is not among {problems:?}");
+}
+
+#[test]
+fn sound_metadata_has_no_problems() {
+    let report = report(|_| ());
+    assert_eq!(report.problems, []);
+    assert_eq!((report.volumes, report.layers, report.regions, report.valid_blocks), (1, 2, 1, 16));
+    assert_eq!(report.slots_used, [1, 1]);
+}
+
+#[test]
+fn every_kind_of_problem_is_told() {
+    finds("as one of", |batch| put_slots(batch, 2, 0, &[(0, 3)]));
+    finds("does not exist", |batch| put_slots(batch, 2, 0, &[(0, 4)]));
+    finds("does not exist", |batch| put_slots(batch, 2, 0, &[(2, 0)]));
+    finds("past the end", |batch| put_slots(batch, 2, 2, &[(0, 0)]));
+    finds("which is missing", |batch| put_slots(batch, 9, 0, &[(0, 0)]));
+    finds("nothing names it", |batch| put_layer(batch, layer(5, Some(1))));
+    finds("being deleted but named", |batch| put_layer(batch, LayerRecord { deleting: true, ..layer(1, None) }));
+    finds("is missing", |batch| put_layer(batch, layer(2, Some(7))));
+    finds("stands on itself", |batch| put_layer(batch, layer(1, Some(1))));
+    finds("stands on the head", |batch| put_layer(batch, LayerRecord { deleting: true, ..layer(5, Some(2)) }));
+    finds("its size is 5", |batch| put_layer(batch, LayerRecord { size_bytes: 5, ..layer(1, None) }));
+    finds("its volume", |batch| put_layer(batch, LayerRecord { volume: VolumeId(9), ..layer(5, None) }));
+    finds("past the end", |batch| {
+        batch.put(record::activity_key(ID, RegionIndex(2)), record::encode_activity(ID, RegionIndex(2)));
+    });
+    finds("checksum", |batch| batch.put(record::volume_key(ID), vec![1; 40]));
+    finds("checksum", |batch| batch.put(record::map_key(LayerId(2), RegionIndex(0)), vec![1; 517]));
+    finds("the head", |batch| batch.delete(record::layer_key(LayerId(2))));
+}
