@@ -1,1 +1,17 @@
+//! The two ends of a migration or mirror: [`Sender`] and [`Receiver`]. No sockets, and no clock but the world's.
+//!
+//! The stream between them is a [`Link`]; what travels are the operations of `drover_wire::peer`. Both ends take
+//! an extent's place in stream order under its lock, so each extent has one history, the same at both sides.
 
+mod compress;
+mod dirty;
+mod ledger;
+mod link;
+mod rate;
+mod receiver;
+mod sender;
+mod throttle;
+
+pub use link::{Link, TransferError};
+pub use receiver::Receiver;
+pub use sender::{OnLinkLoss, Sender, SenderConfig, Start};

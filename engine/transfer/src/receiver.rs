@@ -1,0 +1,218 @@
+//! The receiving side of a migration or mirror: applies one session's stream.
+//!
+//! ```text
+//!  handle(n) ── place in the lock queues of its extents ──┬── unpack ── lock ── apply ── answer
+//!  handle(n+1) ── place …                                 └── (several at once)
+//! ```
+//!
+//! Invariants
+//! - Places are taken in stream order, at the call. So operations of one extent are applied in stream order,
+//!   whatever else runs at once.
+//! - What was handled runs to its end, also when nobody waits for its answer any more: no half of it can come
+//!   after the next connection's first operation, which waits for [`Receiver::drained`].
+//! - A flush begins when every operation before it has ended. `durable` is the last flush that succeeded.
+
+use crate::compress::unpack;
+use drover_base::units::{BLOCK_BYTES, REGION_BYTES};
+use drover_base::{ByteRange, IoError, LocalFuture, RegionIndex, World};
+use drover_store::{Fence, LockGuard, LockTicket, Volume};
+use drover_wire::peer::{Answer, Operation, Payload, RegionDigests};
+use futures::channel::oneshot;
+use std::{cell::RefCell, collections::BTreeSet, future::Future, rc::Rc};
+use tokio::sync::Notify;
+
+/// Less compressed data than this is unpacked at once rather than by the pool.
+const POOL_BYTES_MIN: u32 = 16 << 10;
+
+/// Applies the stream of one session to a volume.
+pub struct Receiver {
+    world: World,
+    volume: Rc<Volume>,
+    fence: Rc<dyn Fence>,
+    state: RefCell<State>,
+    /// Told when an operation ends.
+    ended: Notify,
+}
+
+#[derive(Default)]
+struct State {
+    /// Operations that were handled and have not ended.
+    running: BTreeSet<u64>,
+    durable: u64,
+}
+
+/// Takes an operation out of `running` when it ends, however it ends.
+struct Running {
+    receiver: Rc<Receiver>,
+    sequence: u64,
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.receiver.state.borrow_mut().running.remove(&self.sequence);
+        self.receiver.ended.notify_waiters();
+    }
+}
+
+impl Receiver {
+    pub fn new(world: World, volume: Rc<Volume>, fence: Rc<dyn Fence>) -> Rc<Receiver> {
+        Rc::new(Self { world, volume, fence, state: RefCell::default(), ended: Notify::new() })
+    }
+
+    /// To be called in stream order, `sequence` growing. Its place in the lock queues is taken when this returns;
+    /// the result only waits for the answer.
+    pub fn handle(
+        self: &Rc<Self>,
+        sequence: u64,
+        operation: Operation,
+    ) -> LocalFuture<'static, Result<Answer, IoError>> {
+        let me = self.clone();
+        match operation {
+            Operation::Write { offset, data, fua, .. } => {
+                let range = ByteRange { offset, len: u64::from(data.raw_len) };
+                match self.place(range) {
+                    Ok(ticket) => self.run(sequence, me.write(ticket, range, data, fua)),
+                    Err(error) => refuse(error),
+                }
+            }
+            Operation::Zero { range, may_unmap, fua, .. } => match self.place(range) {
+                Ok(ticket) => self.run(sequence, me.zero(ticket, range, may_unmap, fua)),
+                Err(error) => refuse(error),
+            },
+            Operation::Digests { region } => {
+                let range = self.region_range(region);
+                match self.place(range) {
+                    Ok(ticket) if range.len > 0 => self.run(sequence, me.digests(ticket, region)),
+                    Ok(_) => refuse(self.out_of_range(range)),
+                    Err(error) => refuse(error),
+                }
+            }
+            Operation::Flush => self.run(sequence, me.flush(sequence)),
+            // A mirror serves nobody.
+            Operation::Hello(_) | Operation::Read { .. } | Operation::Trim { .. } | Operation::BlockStatus { .. } => {
+                refuse(IoError::NotHere)
+            }
+        }
+    }
+
+    /// The sequence of the last flush that succeeded: everything up to it has ended and is durable. Zero: none.
+    pub fn durable_position(&self) -> u64 {
+        self.state.borrow().durable
+    }
+
+    /// Waits until every operation handled so far, and any that comes meanwhile, has ended.
+    pub async fn drained(&self) {
+        self.ended_before(u64::MAX).await;
+    }
+
+    fn run(
+        self: &Rc<Self>,
+        sequence: u64,
+        work: impl Future<Output = Result<Answer, IoError>> + 'static,
+    ) -> LocalFuture<'static, Result<Answer, IoError>> {
+        let running = Running { receiver: self.clone(), sequence };
+        self.state.borrow_mut().running.insert(sequence);
+        let (tell, told) = oneshot::channel();
+        let task = async move {
+            let result = work.await;
+            drop(running);
+            // The connection may be gone.
+            let _ = tell.send(result);
+        };
+        self.world.spawn(task).detach();
+        // The task is dropped only with the node.
+        Box::pin(async move { told.await.unwrap_or(Err(IoError::Disconnected)) })
+    }
+
+    fn place(&self, range: ByteRange) -> Result<LockTicket, IoError> {
+        let size = self.volume.size_bytes();
+        let is_whole = range.offset.is_multiple_of(BLOCK_BYTES)
+            && (range.len.is_multiple_of(BLOCK_BYTES) || range.offset.checked_add(range.len) == Some(size));
+        match range.offset.checked_add(range.len) {
+            Some(end) if end <= size && is_whole => Ok(self.volume.enqueue(range)),
+            _ => Err(self.out_of_range(range)),
+        }
+    }
+
+    fn out_of_range(&self, range: ByteRange) -> IoError {
+        IoError::OutOfRange { offset: range.offset, len: range.len, size: self.volume.size_bytes() }
+    }
+
+    /// The part of the region inside the volume; empty for a region that it does not have.
+    fn region_range(&self, region: RegionIndex) -> ByteRange {
+        let size = self.volume.size_bytes();
+        let offset = region.0.saturating_mul(REGION_BYTES).min(size);
+        ByteRange { offset, len: (size - offset).min(REGION_BYTES) }
+    }
+
+    async fn write(
+        self: Rc<Self>,
+        ticket: LockTicket,
+        range: ByteRange,
+        payload: Payload,
+        fua: bool,
+    ) -> Result<Answer, IoError> {
+        // While it waits for the locks, not under them.
+        let data = if payload.is_compressed() && payload.raw_len >= POOL_BYTES_MIN {
+            self.world.offload(move || unpack(&payload)).await?
+        } else {
+            unpack(&payload)?
+        };
+        let guard = ticket.await;
+        self.volume.write_locked(&guard, &*self.fence, range.offset, data).await?;
+        self.done(guard, fua).await
+    }
+
+    async fn zero(
+        self: Rc<Self>,
+        ticket: LockTicket,
+        range: ByteRange,
+        may_unmap: bool,
+        fua: bool,
+    ) -> Result<Answer, IoError> {
+        let guard = ticket.await;
+        self.volume.zero_locked(&guard, &*self.fence, range.offset, range.len, may_unmap).await?;
+        self.done(guard, fua).await
+    }
+
+    async fn done(&self, guard: LockGuard, fua: bool) -> Result<Answer, IoError> {
+        drop(guard);
+        if fua {
+            self.volume.flush(&*self.fence).await?;
+        }
+        self.fence.check()?;
+        Ok(Answer::Done)
+    }
+
+    async fn digests(self: Rc<Self>, ticket: LockTicket, region: RegionIndex) -> Result<Answer, IoError> {
+        let guard = ticket.await;
+        self.fence.check()?;
+        let digests = self.volume.region_digests_locked(&guard, region).await?;
+        let blocks = digests.blocks.iter().map(|digest| digest[..16].try_into().expect("a prefix")).collect();
+        Ok(Answer::Digests(RegionDigests { region: digests.region, blocks, data_blocks: digests.data_blocks }))
+    }
+
+    async fn flush(self: Rc<Self>, sequence: u64) -> Result<Answer, IoError> {
+        self.ended_before(sequence).await;
+        self.volume.flush(&*self.fence).await?;
+        self.fence.check()?;
+        let mut state = self.state.borrow_mut();
+        state.durable = state.durable.max(sequence);
+        Ok(Answer::Done)
+    }
+
+    /// Waits until no operation with a smaller sequence runs.
+    async fn ended_before(&self, sequence: u64) {
+        loop {
+            let ended = self.ended.notified();
+            if self.state.borrow().running.first().is_none_or(|first| *first >= sequence) {
+                return;
+            }
+            ended.await;
+        }
+    }
+}
+
+fn refuse(error: IoError) -> LocalFuture<'static, Result<Answer, IoError>> {
+    Box::pin(std::future::ready(Err(error)))
+}

@@ -1,0 +1,360 @@
+//! The copier: sends what is pending, in rounds, coldest regions first.
+//!
+//! ```text
+//!  pick a run ── lock ── clear its bits, read, pack ── put on the stream ── unlock ── await the replies aside
+//!  (one after the other) └──────────────── several at once ─────────────────────────────────────────────────┘
+//! ```
+//!
+//! A round goes once over what is pending when it begins; what is written behind its back is left for the next.
+//!
+//! Invariants
+//! - `bytes_in_flight` counts the raw bytes of every run from its choice to its last reply: they bound the memory
+//!   here and, decompressed, at the other side.
+//! - A round ends when all of its runs have cleared their bits. So no extent is chosen twice for the same bits.
+
+use super::{Sender, State, Step, Up};
+use crate::compress::{Piece, pack};
+use crate::ledger::{Flight, Taken};
+use drover_base::limits::SEND_WINDOW_BYTES;
+use drover_base::units::{BLOCK_BYTES, BLOCKS_PER_EXTENT, EXTENT_BYTES, EXTENTS_PER_REGION};
+use drover_base::{BlockMask, ByteRange, ExtentIndex, Instant, IoError, LocalFuture, RegionIndex};
+use drover_disk::Buffer;
+use drover_store::LockGuard;
+use drover_wire::peer::{Answer, Operation};
+use std::{rc::Rc, time::Duration};
+
+/// Extents of one run, whose locks are held together while they are read and packed: under a millisecond.
+const RUN_EXTENTS_MAX: usize = 4;
+
+/// Runs that may be between choice and stream: enough to keep disk and pool busy, few enough to wait little.
+const RUNS_READING_MAX: usize = 16;
+
+/// Background bytes unacknowledged while clients wait for the same stream: 8 ms of a gigabit link.
+const MIRROR_WINDOW_BYTES: u64 = 1 << 20;
+
+/// A round that ends with no more than this is short enough to begin mirroring.
+const READY_BYTES: u64 = 8 << 20;
+
+/// A round that ends with more than this share (percent) of what the former left does not shrink any more.
+const SHRINKING_PERCENT: u64 = 80;
+
+/// While little is pending and nobody waits, rounds keep this distance: a block written often is not sent each time.
+const ROUND_DISTANCE: Duration = Duration::from_millis(250);
+
+/// Less data than this is packed at once rather than by the pool.
+const POOL_BYTES_MIN: usize = 16 << 10;
+
+const _: () = assert!(RUN_EXTENTS_MAX as u64 * EXTENT_BYTES <= MIRROR_WINDOW_BYTES);
+const _: () = assert!(MIRROR_WINDOW_BYTES <= SEND_WINDOW_BYTES);
+
+/// What the copier knows beside the ledger.
+#[derive(Default)]
+pub struct Copier {
+    round: Option<Round>,
+    round_began: Instant,
+    /// Rounds that have ended.
+    pub rounds: u32,
+    /// What the last round left.
+    left_bytes: u64,
+    pub ready: bool,
+    reading: usize,
+    pub bytes_in_flight: u64,
+}
+
+impl Copier {
+    pub fn new(ready: bool) -> Self {
+        Self { ready, ..Self::default() }
+    }
+
+    /// Nothing is between choice and reply.
+    pub fn is_idle(&self) -> bool {
+        self.bytes_in_flight == 0
+    }
+}
+
+/// Where a round is.
+struct Round {
+    regions: std::vec::IntoIter<RegionIndex>,
+    region: Option<RegionIndex>,
+    /// In the region, 0..=64.
+    from: usize,
+}
+
+/// Neighbouring extents that are sent together.
+pub struct Run {
+    first: ExtentIndex,
+    extents: u64,
+    /// Raw bytes when it was chosen, as counted in `bytes_in_flight`.
+    bytes: u64,
+}
+
+/// What a run turned out to hold, under its locks. All of it is in flight.
+#[derive(Default)]
+struct Load {
+    data: Vec<ByteRange>,
+    zero: Vec<ByteRange>,
+}
+
+impl Round {
+    fn next(&mut self, state: &State) -> Option<Run> {
+        loop {
+            let region = match self.region {
+                Some(region) => region,
+                None => {
+                    self.from = 0;
+                    *self.region.insert(self.regions.next()?)
+                }
+            };
+            let pending = state.ledger.pending();
+            let Some(first) = pending.next_in_region(region, self.from) else {
+                self.region = None;
+                continue;
+            };
+            let end = (EXTENTS_PER_REGION as usize).min(first.in_region() + RUN_EXTENTS_MAX);
+            let masks = (first.in_region()..end).map(|at| pending.get(region.extent(at)));
+            let (mut extents, mut blocks) = (0, 0);
+            for mask in masks.take_while(|mask| !mask.is_empty()) {
+                extents += 1;
+                blocks += u64::from(mask.count());
+            }
+            self.from = first.in_region() + extents as usize;
+            return Some(Run { first, extents, bytes: blocks * BLOCK_BYTES });
+        }
+    }
+}
+
+impl State {
+    /// The next run, if one may be sent now.
+    fn next_run(&mut self, now: Instant, cold_first: &dyn Fn(RegionIndex) -> u64) -> Step<Option<Run>> {
+        if self.stopped {
+            return Step::Done(None);
+        }
+        let may_send = self.link.is_some() && !self.is_failed() && !self.drained && (self.draining || !self.paused);
+        let window = if self.mirror && !self.draining { MIRROR_WINDOW_BYTES } else { SEND_WINDOW_BYTES };
+        if !may_send || self.copy.reading >= RUNS_READING_MAX || self.copy.bytes_in_flight >= window {
+            return Step::Wait;
+        }
+        let ready_at = if self.draining { now } else { self.throttle.ready_at(now) };
+        let ready_at = ready_at.max(self.trouble.retry_at());
+        if ready_at > now {
+            return Step::WaitUntil(ready_at);
+        }
+        loop {
+            if let Some(mut round) = self.copy.round.take() {
+                let run = round.next(self);
+                self.copy.round = Some(round);
+                if let Some(run) = run {
+                    self.copy.reading += 1;
+                    self.copy.bytes_in_flight += run.bytes;
+                    self.throttle.take(run.bytes, now);
+                    return Step::Done(Some(run));
+                }
+                if self.copy.reading > 0 {
+                    return Step::Wait;
+                }
+                self.end_round();
+            }
+            if let Some(wait) = self.begin_round(now, cold_first) {
+                return wait;
+            }
+        }
+    }
+
+    /// Begins a round, or says what to wait for.
+    fn begin_round(&mut self, now: Instant, cold_first: &dyn Fn(RegionIndex) -> u64) -> Option<Step<Option<Run>>> {
+        let pending = self.ledger.pending();
+        if pending.is_empty() && (self.copy.rounds > 0 || self.compare.is_running()) {
+            return Some(Step::Wait);
+        }
+        let is_urgent = self.mirror || self.draining || self.compare.is_running() || pending.bytes() > READY_BYTES;
+        let due = self.copy.round_began + ROUND_DISTANCE;
+        if !is_urgent && self.copy.rounds > 0 && now < due {
+            return Some(Step::WaitUntil(due));
+        }
+        let mut regions: Vec<_> = pending.regions().map(|region| (cold_first(region), region)).collect();
+        regions.sort_unstable();
+        let regions: Vec<_> = regions.into_iter().map(|(_, region)| region).collect();
+        self.copy.round = Some(Round { regions: regions.into_iter(), region: None, from: 0 });
+        self.copy.round_began = now;
+        None
+    }
+
+    fn end_round(&mut self) {
+        self.copy.round = None;
+        self.trouble.pass_ended();
+        if self.compare.is_running() {
+            return;
+        }
+        let left_bytes = self.ledger.pending().bytes();
+        let is_shrinking = self.copy.rounds == 0 || left_bytes * 100 <= self.copy.left_bytes * SHRINKING_PERCENT;
+        self.copy.ready |= left_bytes <= READY_BYTES || !is_shrinking;
+        self.copy.left_bytes = left_bytes;
+        self.copy.rounds += 1;
+    }
+}
+
+impl Sender {
+    pub(super) async fn run_copier(self: Rc<Self>) {
+        let cold_first = self.config.cold_first.clone();
+        while let Some(run) = self.until(|state, now| state.next_run(now, &*cold_first)).await {
+            self.world.spawn(self.clone().send_run(run)).detach();
+        }
+    }
+
+    async fn send_run(self: Rc<Self>, run: Run) {
+        let range = ByteRange { offset: run.first.offset(), len: run.extents * EXTENT_BYTES };
+        let guard = self.volume.enqueue(self.inside(range)).await;
+        let replies = self.launch_run(&run, &guard).await;
+        drop(guard);
+        let sent_bytes: u64 = replies.iter().map(|(flight, ..)| flight.range.len).sum();
+        {
+            let mut state = self.state.borrow_mut();
+            state.copy.reading -= 1;
+            // More or less may have become dirty since the run was chosen.
+            state.copy.bytes_in_flight = state.copy.bytes_in_flight - run.bytes + sent_bytes;
+        }
+        self.changed.notify_waiters();
+        for (flight, link, reply) in replies {
+            let (bytes, result) = (flight.range.len, reply.await);
+            self.state.borrow_mut().copy.bytes_in_flight -= bytes;
+            self.landed(flight, link, result);
+        }
+    }
+
+    /// Takes the run's dirty blocks, reads them and puts them on the stream; all under the run's locks.
+    async fn launch_run(&self, run: &Run, guard: &LockGuard) -> Vec<(Flight, u64, Reply)> {
+        let fenced = self.fence.check();
+        if self.state.borrow().link.is_none() || fenced.is_err() {
+            self.give_back(run.bytes, 0);
+            if let Err(error) = fenced {
+                self.trouble_here(&error);
+            }
+            return Vec::new();
+        }
+        let load = self.load(run);
+        let packed = self.pack_load(&load, guard).await;
+        let up = self.state.borrow().link.clone();
+        match (packed, up) {
+            (Ok(pieces), Some(up)) => {
+                let wire_bytes = pieces.iter().map(|piece| super::FRAME_HEAD_BYTES + piece.body_bytes()).sum();
+                self.give_back(run.bytes, wire_bytes);
+                pieces.into_iter().map(|piece| self.launch(piece, &up)).collect()
+            }
+            (packed, _) => {
+                self.give_back(run.bytes, 0);
+                let mut state = self.state.borrow_mut();
+                for range in load.data.iter().chain(&load.zero) {
+                    let flight = state.ledger.flight(*range);
+                    state.ledger.arrived(flight, false);
+                }
+                drop(state);
+                if let Err(error) = packed {
+                    self.trouble_here(&error);
+                }
+                Vec::new()
+            }
+        }
+    }
+
+    /// Clears the dirty bits of the run's extents; what they hold is in flight from here on.
+    fn load(&self, run: &Run) -> Load {
+        let mut state = self.state.borrow_mut();
+        let mut load = Load::default();
+        for extent in (run.first.0..run.first.0 + run.extents).map(ExtentIndex) {
+            let Taken { data, zero } = state.ledger.depart_extent(extent, self.volume.data_mask(extent));
+            add_runs(&mut load.data, extent, data);
+            add_runs(&mut load.zero, extent, zero);
+        }
+        load
+    }
+
+    async fn pack_load(&self, load: &Load, guard: &LockGuard) -> Result<Vec<Piece>, IoError> {
+        let mut read: Vec<(u64, Buffer)> = Vec::with_capacity(load.data.len());
+        for range in &load.data {
+            read.push((range.offset, self.volume.read_locked(guard, *range).await?));
+        }
+        let bytes: usize = read.iter().map(|(_, data)| data.len()).sum();
+        let work = move || read.into_iter().flat_map(|(offset, data)| pack(offset, data)).collect::<Vec<_>>();
+        let mut pieces = if bytes < POOL_BYTES_MIN { work() } else { self.world.offload(work).await };
+        pieces.extend(load.zero.iter().map(|range| Piece::Zero(*range)));
+        Ok(pieces)
+    }
+
+    fn launch(&self, piece: Piece, up: &Up) -> (Flight, u64, Reply) {
+        let range = piece.range();
+        let flight = self.state.borrow().ledger.flight(range);
+        let operation = match piece {
+            Piece::Data { offset, payload } => Operation::Write { offset, data: payload, fua: false, replay: false },
+            // Thin stays thin towards a destination. Back to the source it is kept as it is here, so that the
+            // source goes on having all that is allocated here.
+            Piece::Zero(range) => {
+                let is_hole = !self.holds_data(range);
+                let may_unmap = is_hole || !self.state.borrow().is_hold_kind();
+                Operation::Zero { range, may_unmap, fast_only: false, fua: false, replay: false }
+            }
+        };
+        (flight, up.number, self.put(up, operation))
+    }
+
+    fn holds_data(&self, range: ByteRange) -> bool {
+        range
+            .block_aligned()
+            .by_extent()
+            .any(|(extent, part)| self.volume.data_mask(extent).intersects(part.block_mask()))
+    }
+
+    /// Only what went on the wire counts for the throttle.
+    fn give_back(&self, taken: u64, used: u64) {
+        let mut state = self.state.borrow_mut();
+        if used <= taken {
+            state.throttle.give_back(taken - used);
+        } else {
+            let now = self.world.now();
+            state.throttle.take(used - taken, now);
+        }
+    }
+
+    pub(super) fn trouble_here(&self, error: &IoError) {
+        let now = self.world.now();
+        let mut state = self.state.borrow_mut();
+        state.unsync();
+        state.trouble.add(format!("this side: {error}"), now);
+        drop(state);
+        self.changed.notify_waiters();
+    }
+
+    /// A reply to something that was in flight has come. True: the other side has it.
+    pub(super) fn landed(&self, flight: Flight, link: u64, result: Result<Answer, IoError>) -> bool {
+        let error = match result {
+            Ok(Answer::Done) => None,
+            Ok(_) => Some(IoError::Corrupt),
+            Err(error) => Some(error),
+        };
+        let mut state = self.state.borrow_mut();
+        if error.is_none() {
+            state.acknowledged_since_flush += flight.range.len;
+        }
+        state.ledger.arrived(flight, error.is_none());
+        drop(state);
+        match &error {
+            Some(error) => self.failed_on(link, error),
+            None => self.changed.notify_waiters(),
+        }
+        error.is_none()
+    }
+}
+
+pub(super) type Reply = LocalFuture<'static, Result<Answer, IoError>>;
+
+/// Adds the extent's runs of blocks to ascending ranges, joining neighbours.
+fn add_runs(ranges: &mut Vec<ByteRange>, extent: ExtentIndex, mask: BlockMask) {
+    debug_assert!(mask.count() <= BLOCKS_PER_EXTENT);
+    for (first, count) in mask.runs() {
+        let offset = extent.offset() + u64::from(first) * BLOCK_BYTES;
+        let len = u64::from(count) * BLOCK_BYTES;
+        match ranges.last_mut().filter(|last| last.end() == offset) {
+            Some(last) => last.len += len,
+            None => ranges.push(ByteRange { offset, len }),
+        }
+    }
+}

@@ -1,0 +1,317 @@
+//! Mirrored writes: what a client's change means for the other side.
+//!
+//! A change is put on the stream where it is seen, under its extents' locks. Its answer waits for the reply; what
+//! happens on an error is told at the head of [`crate::sender`].
+//!
+//! Invariants
+//! - A mirrored write runs apart from the request that caused it: a client that goes away leaves no block in flight.
+//! - A write that waits has its blocks marked. It is sent again with its own data if no later change touched its
+//!   extents (always so while the store holds their locks), else the copier sends what is there by then.
+//! - `outstanding` is in the order of the changes, and waiting writes are sent again in that order.
+
+use super::copy::Reply;
+use super::{Sender, State, Step, Up};
+use crate::compress::is_zero;
+use crate::ledger::Flight;
+use drover_base::planted::{Bug, is_planted};
+use drover_base::units::EXTENT_BYTES;
+use drover_base::{ByteRange, Instant, IoError, LocalFuture};
+use drover_store::TapChange;
+use drover_wire::peer::{Operation, Payload};
+use futures::channel::oneshot;
+use std::{future::Future, rc::Rc};
+
+/// A mirrored write that was not answered yet.
+pub struct Outstanding {
+    operation: Operation,
+    range: ByteRange,
+    /// A later change touched the same extents.
+    superseded: bool,
+    /// It failed and waits to be sent again.
+    waiting: bool,
+    /// It was sent again; for its own task to take up.
+    again: Option<Attempt>,
+}
+
+/// One sending of a write.
+pub struct Attempt {
+    flight: Flight,
+    link: u64,
+    reply: Reply,
+}
+
+/// What to do about a write that the other side does not have.
+enum Verdict {
+    Answer,
+    /// It was sent again by a new link.
+    Sent(Attempt),
+    Send(Operation, Up),
+}
+
+fn zero(range: ByteRange, may_unmap: bool) -> Operation {
+    Operation::Zero { range, may_unmap, fast_only: false, fua: false, replay: false }
+}
+
+fn operation_of(change: &TapChange) -> (ByteRange, Operation) {
+    match change {
+        TapChange::Write { offset, data } => {
+            let range = ByteRange { offset: *offset, len: data.len() as u64 };
+            if is_zero(data) {
+                // Allocated as it is here, but not sent.
+                return (range, zero(range, false));
+            }
+            let data = Payload::plain(data.clone());
+            (range, Operation::Write { offset: *offset, data, fua: false, replay: false })
+        }
+        TapChange::Zero { offset, len, may_unmap } => {
+            let range = ByteRange { offset: *offset, len: *len };
+            (range, zero(range, *may_unmap))
+        }
+    }
+}
+
+/// The extents that a range touches, as one range.
+fn whole_extents(range: ByteRange) -> ByteRange {
+    let offset = range.offset / EXTENT_BYTES * EXTENT_BYTES;
+    ByteRange { offset, len: range.end().next_multiple_of(EXTENT_BYTES) - offset }
+}
+
+impl State {
+    fn mark_change(&mut self, range: ByteRange, is_write: bool) {
+        if is_write { self.ledger.mark(range) } else { self.ledger.mark_zeroed(range) }
+    }
+
+    /// Writes that are still outstanding on these extents must not be sent again as they are.
+    fn supersede(&mut self, range: ByteRange) {
+        let extents = whole_extents(range);
+        for older in self.outstanding.values_mut() {
+            let theirs = whole_extents(older.range);
+            older.superseded |= theirs.offset < extents.end() && extents.offset < theirs.end();
+        }
+    }
+
+    fn register(&mut self, range: ByteRange, operation: Operation) -> u64 {
+        self.supersede(range);
+        self.writes += 1;
+        let write = Outstanding { operation, range, superseded: false, waiting: false, again: None };
+        self.outstanding.insert(self.writes, write);
+        self.writes
+    }
+}
+
+impl Sender {
+    pub(super) fn changing(&self, change: &TapChange) -> Option<LocalFuture<'static, Result<(), IoError>>> {
+        let (range, operation) = operation_of(change);
+        let is_write = matches!(change, TapChange::Write { .. });
+        let now = self.world.now();
+        let mut state = self.state.borrow_mut();
+        if !state.is_running() {
+            return None;
+        }
+        if is_write {
+            state.client_writes.add(range.len, now);
+        }
+        if !state.mirror {
+            let was_empty = state.ledger.pending().is_empty();
+            if !is_planted(Bug::DirtyNotMarked) {
+                state.mark_change(range, is_write);
+            }
+            drop(state);
+            if was_empty {
+                self.changed.notify_waiters();
+            }
+            return None;
+        }
+        let up = state.link.clone();
+        match up {
+            None => self.change_without_link(&mut state, range, operation, is_write),
+            Some(up) => {
+                let number = state.is_hold_kind().then(|| state.register(range, operation.clone()));
+                drop(state);
+                let attempt = self.attempt(range, operation, &up);
+                let carried = self.apart(self.me.upgrade()?.carry(number, range, Some(attempt)));
+                if is_planted(Bug::MirrorNotAwaited) { None } else { Some(carried) }
+            }
+        }
+    }
+
+    fn change_without_link(
+        &self,
+        state: &mut State,
+        range: ByteRange,
+        operation: Operation,
+        is_write: bool,
+    ) -> Option<LocalFuture<'static, Result<(), IoError>>> {
+        state.mark_change(range, is_write);
+        if !state.must_hold() || is_planted(Bug::WayBackNotRecorded) {
+            state.supersede(range);
+            return None;
+        }
+        let number = state.register(range, operation);
+        // From here on, not from its first poll: a link that comes up now must find it.
+        self.wait_counted(state, number);
+        Some(self.apart(self.me.upgrade()?.carry(Some(number), range, None)))
+    }
+
+    /// Puts a write on the stream; its blocks are in flight and no longer pending.
+    fn attempt(&self, range: ByteRange, operation: Operation, up: &Up) -> Attempt {
+        let flight = self.state.borrow_mut().ledger.depart_range(range);
+        Attempt { flight, link: up.number, reply: self.put(up, operation) }
+    }
+
+    /// Sees a write through until it may be answered. `number`: its place in `outstanding`, where answers may wait.
+    async fn carry(
+        self: Rc<Self>,
+        number: Option<u64>,
+        range: ByteRange,
+        mut attempt: Option<Attempt>,
+    ) -> Result<(), IoError> {
+        loop {
+            if let Some(Attempt { flight, link, reply }) = attempt.take() {
+                let result = reply.await;
+                if self.landed(flight, link, result) {
+                    break;
+                }
+            }
+            let Some(number) = number else { break };
+            attempt = match self.until(|state, now| self.verdict(state, number, range, now)).await {
+                Verdict::Answer => None,
+                Verdict::Sent(again) => Some(again),
+                Verdict::Send(operation, up) => Some(self.attempt(range, operation, &up)),
+            };
+            self.wait_over(number);
+            if attempt.is_none() {
+                break;
+            }
+        }
+        if let Some(number) = number {
+            self.state.borrow_mut().outstanding.remove(&number);
+        }
+        Ok(())
+    }
+
+    /// The other side does not have the write: it waits until it need not, or is sent again.
+    fn verdict(&self, state: &mut State, number: u64, range: ByteRange, now: Instant) -> Step<Verdict> {
+        let must_hold = state.must_hold() && !is_planted(Bug::WayBackNotRecorded);
+        let is_sent = state.link.is_some() && state.ledger.is_range_sent(range);
+        let up = state.link.clone().filter(|_| !state.is_failed());
+        let retry_at = state.trouble.retry_at();
+        let write = state.outstanding.get_mut(&number).expect("a write is outstanding until answered");
+        if let Some(again) = write.again.take() {
+            return Step::Done(Verdict::Sent(again));
+        }
+        if !must_hold || write.superseded && is_sent {
+            return Step::Done(Verdict::Answer);
+        }
+        match up.filter(|_| !write.superseded) {
+            Some(up) if retry_at <= now => Step::Done(Verdict::Send(write.operation.clone(), up)),
+            Some(_) => {
+                self.wait_counted(state, number);
+                Step::WaitUntil(retry_at)
+            }
+            None => {
+                self.wait_counted(state, number);
+                Step::Wait
+            }
+        }
+    }
+
+    /// Sends every write that waits on the new link, in their order, before anything else goes there.
+    pub(super) fn resend_held(&self) {
+        let Some(up) = self.state.borrow().link.clone() else { return };
+        let waiting: Vec<_> = self
+            .state
+            .borrow()
+            .outstanding
+            .iter()
+            .filter(|(_, write)| write.waiting && !write.superseded && write.again.is_none())
+            .map(|(number, write)| (*number, write.range, write.operation.clone()))
+            .collect();
+        for (number, range, operation) in waiting {
+            let attempt = self.attempt(range, operation, &up);
+            let mut state = self.state.borrow_mut();
+            state.outstanding.get_mut(&number).expect("nothing ran in between").again = Some(attempt);
+        }
+    }
+
+    fn wait_counted(&self, state: &mut State, number: u64) {
+        let write = state.outstanding.get_mut(&number).expect("a write is outstanding until answered");
+        if !std::mem::replace(&mut write.waiting, true) {
+            self.count_waiting(state);
+            self.changed.notify_waiters();
+        }
+    }
+
+    fn wait_over(&self, number: u64) {
+        let mut state = self.state.borrow_mut();
+        let write = state.outstanding.get_mut(&number).expect("a write is outstanding until answered");
+        if std::mem::replace(&mut write.waiting, false) {
+            state.waiting -= 1;
+        }
+    }
+
+    pub(super) fn begin_waiting(&self) {
+        self.count_waiting(&mut self.state.borrow_mut());
+        self.changed.notify_waiters();
+    }
+
+    pub(super) fn end_waiting(&self) {
+        self.state.borrow_mut().waiting -= 1;
+    }
+
+    fn count_waiting(&self, state: &mut State) {
+        if state.waiting == 0 {
+            state.waiting_since = self.world.now();
+        }
+        state.waiting += 1;
+    }
+
+    /// Runs `work` as a task of its own; what is returned only waits for it.
+    pub(super) fn apart(
+        &self,
+        work: impl Future<Output = Result<(), IoError>> + 'static,
+    ) -> LocalFuture<'static, Result<(), IoError>> {
+        let (tell, told) = oneshot::channel();
+        let task = async move {
+            // Whoever asked may be gone.
+            let _ = tell.send(work.await);
+        };
+        self.world.spawn(task).detach();
+        // The task is dropped only with the node.
+        Box::pin(async move { told.await.unwrap_or(Err(IoError::Disconnected)) })
+    }
+
+    /// The way back is recorded as closed: answers that wait are given, and later ones do not wait.
+    pub fn go_alone(&self) {
+        self.state.borrow_mut().alone = true;
+        self.changed.notify_waiters();
+    }
+
+    /// Completes when answers wait for the other side: at once if it cannot be reached, after a while if it can
+    /// but does not get on. Then only [`Sender::go_alone`], once the way back is recorded as closed, or a new link
+    /// lets them go.
+    pub async fn link_lost_with_writes_waiting(&self) {
+        self.until(|state, now| {
+            if state.waiting == 0 {
+                return Step::Wait;
+            }
+            let patience = state.waiting_since + super::HOLD_PATIENCE;
+            if state.link.is_none() || now >= patience { Step::Done(()) } else { Step::WaitUntil(patience) }
+        })
+        .await;
+    }
+
+    /// After [`Sender::go_alone`]: completes when the other side has everything durably again. From that moment
+    /// answers wait again, so that the way back may be recorded as open.
+    pub async fn synced_again(&self) {
+        self.until(|state, _| {
+            if !state.alone || !state.synced || state.link.is_none() {
+                return Step::Wait;
+            }
+            state.alone = false;
+            Step::Done(())
+        })
+        .await;
+        self.changed.notify_waiters();
+    }
+}
