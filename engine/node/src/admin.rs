@@ -1,0 +1,272 @@
+//! What the control plane asks of this node. Each request is idempotent under (migration, generation, epoch).
+//!
+//! | request | is refused when |
+//! |---|---|
+//! | of a migration | its generation is older than the known one (`Generation`), it was not begun here (`NotFound`) |
+//! | of a snapshot, delete | a migration has the volume, or this node does not hold it (`Conflict`) |
+//! | with an epoch | the seat's is newer (`Epoch`) |
+
+use crate::grants::not_durable;
+use crate::migration::Outbound;
+use crate::node::Node;
+use crate::seat::{EXPORT_PREFIX, Seat, seat_key};
+use crate::session::SessionKey;
+use drover_base::planted::{Bug, is_planted};
+use drover_base::{Epoch, Generation, IoError, MigrationId, VolumeId};
+use drover_store::StoreError;
+use drover_store::meta::Batch;
+use drover_wire::admin::{Export, NodeReply, NodeRequest, Refusal, Role};
+use drover_wire::seat_record::{LegDirection, SeatRecord, encode_export};
+use std::rc::Rc;
+
+pub(crate) type Outcome = Result<NodeReply, Refusal>;
+
+/// The refusal that a failed operation on the store is.
+pub(crate) fn refusal_of(error: StoreError) -> Refusal {
+    let reason = error.to_string();
+    match error {
+        StoreError::NoVolume { volume } => Refusal::NotFound { what: volume.to_string() },
+        StoreError::NoSnapshot { name } => Refusal::NotFound { what: format!("snapshot {name:?}") },
+        StoreError::VolumeExists { .. } | StoreError::SnapshotExists { .. } => Refusal::Conflict { reason },
+        StoreError::TooManySnapshots => Refusal::Conflict { reason },
+        StoreError::OtherShard { .. } | StoreError::BadName { .. } | StoreError::BadSize { .. } => {
+            Refusal::Invalid { reason }
+        }
+        StoreError::Poisoned => Refusal::Io(IoError::Poisoned),
+        StoreError::Io(error) => Refusal::Io(error),
+        _ => Refusal::Failed { reason },
+    }
+}
+
+/// Refuses what was asked for an older attempt at the migration.
+pub(crate) fn check_generation(asked: Generation, known: Generation) -> Result<(), Refusal> {
+    if asked < known && !is_planted(Bug::StaleProgressAccepted) {
+        return Err(Refusal::Generation { asked, known });
+    }
+    Ok(())
+}
+
+pub(crate) fn check_epoch(asked: Epoch, known: Epoch) -> Result<(), Refusal> {
+    if asked == known { Ok(()) } else { Err(Refusal::Epoch { asked, known }) }
+}
+
+impl Node {
+    /// Carries out one request.
+    pub async fn handle(self: &Rc<Self>, request: NodeRequest) -> NodeReply {
+        let name = request_name(&request);
+        let outcome = self.dispatch(request).await;
+        if let Err(refusal) = &outcome {
+            tracing::info!(target: "drover::admin", request = name, %refusal, "refused");
+        }
+        outcome.unwrap_or_else(NodeReply::Refused)
+    }
+
+    async fn dispatch(self: &Rc<Self>, request: NodeRequest) -> Outcome {
+        use NodeRequest as Ask;
+        match request {
+            Ask::Status => Ok(NodeReply::Status(Box::new(self.status()))),
+            Ask::CreateVolume { volume, name, size_bytes, epoch } => {
+                self.create_volume(volume, &name, size_bytes, epoch).await
+            }
+            Ask::DeleteVolume { volume, epoch } => self.delete_volume(volume, epoch).await,
+            Ask::CreateSnapshot { volume, name } => {
+                let (seat, _turn) = self.free_holder(volume).await?;
+                seat.volume.snapshot(&name).await.map_err(refusal_of)?;
+                Ok(NodeReply::Done)
+            }
+            Ask::RollbackSnapshot { volume, name } => {
+                let (seat, _turn) = self.free_holder(volume).await?;
+                seat.volume.rollback(&name).await.map_err(refusal_of)?;
+                Ok(NodeReply::Done)
+            }
+            Ask::DeleteSnapshot { volume, name } => {
+                let (seat, _turn) = self.free_holder(volume).await?;
+                seat.volume.delete_snapshot(&name).await.map_err(refusal_of)?;
+                Ok(NodeReply::Done)
+            }
+            Ask::SetExport { export } => self.set_export(export).await,
+            Ask::RemoveExport { name } => self.remove_export(&name).await,
+            Ask::Reopen { volume } => self.reopen(volume).await,
+            Ask::SetGrant { grant } => self.adopt(grant).await.map(|()| NodeReply::Done),
+            of_migration => self.migrate(of_migration).await,
+        }
+    }
+
+    async fn create_volume(self: &Rc<Self>, volume: VolumeId, name: &str, size_bytes: u64, epoch: Epoch) -> Outcome {
+        if let Some(seat) = self.seat(volume) {
+            let same = seat.volume.name() == name && seat.volume.size_bytes() == size_bytes;
+            let reason = || format!("{volume} exists with another name, size or epoch");
+            return match same && seat.record_view().epoch == epoch {
+                true => Ok(NodeReply::Done),
+                false => Err(Refusal::Conflict { reason: reason() }),
+            };
+        }
+        let made = self.context.store.create_volume(volume, name, size_bytes).await.map_err(refusal_of)?;
+        let record = SeatRecord {
+            epoch,
+            revision: 0,
+            holder: self.context.address.clone(),
+            role: Role::Holder,
+            ttl_ms: None,
+            leg: None,
+            direction: LegDirection::Forward,
+            base_snapshot: None,
+            reserve_bytes: 0,
+            ended: None,
+        };
+        // Not served before the record is durable: a crash in between leaves a volume that nobody holds.
+        self.write_record(volume, &record).await?;
+        self.seat_volume(made, record);
+        Ok(NodeReply::Done)
+    }
+
+    async fn delete_volume(self: &Rc<Self>, volume: VolumeId, epoch: Epoch) -> Outcome {
+        if let Some(seat) = self.seat(volume) {
+            let _turn = seat.changing.lock().await;
+            let record = seat.record();
+            if let Some(leg) = &record.leg {
+                return Err(Refusal::Conflict { reason: format!("migration {} has the volume", leg.migration) });
+            }
+            if epoch < record.epoch {
+                return Err(Refusal::Epoch { asked: epoch, known: record.epoch });
+            }
+            return self.drop_seat(&seat).await;
+        }
+        self.drop_volume(volume).await
+    }
+
+    /// Ends the seat and deletes its volume. The caller has the seat's turn.
+    pub(crate) async fn drop_seat(self: &Rc<Self>, seat: &Rc<Seat>) -> Outcome {
+        seat.begin_role_change();
+        seat.lease().revoke();
+        crate::grants::stop_sending(seat);
+        crate::grants::open_admission(seat);
+        let all = |_: SessionKey| true;
+        seat.sessions.close(all);
+        seat.sessions.drained(all).await;
+        self.unseat(seat.id());
+        let dropped = self.drop_volume(seat.id()).await;
+        if dropped.is_err() {
+            // Still here, but nothing serves it; asked again, the rest is done.
+            self.reseat(seat.clone());
+        }
+        dropped
+    }
+
+    /// Deletes a volume that no seat serves, then its record.
+    pub(crate) async fn drop_volume(&self, volume: VolumeId) -> Outcome {
+        self.context.store.delete_volume(volume).await.map_err(refusal_of)?;
+        let mut batch = Batch::default();
+        batch.delete(seat_key(volume));
+        self.context.meta.commit(batch).await.map_err(not_durable)?;
+        self.forget_orphan(volume);
+        self.reservations.release(volume);
+        Ok(NodeReply::Done)
+    }
+
+    pub(crate) async fn write_record(&self, volume: VolumeId, record: &SeatRecord) -> Result<(), Refusal> {
+        let mut batch = Batch::default();
+        batch.put(seat_key(volume), record.encode());
+        self.context.meta.commit(batch).await.map_err(not_durable)
+    }
+
+    async fn set_export(self: &Rc<Self>, export: Export) -> Outcome {
+        if let Some(other) = self.export(&export.name).filter(|other| other.volume != export.volume) {
+            return Err(Refusal::Conflict { reason: format!("{:?} is an export of {}", export.name, other.volume) });
+        }
+        let mut batch = Batch::default();
+        batch.put(export_key(&export.name), encode_export(&export));
+        self.context.meta.commit(batch).await.map_err(not_durable)?;
+        self.add_export(export);
+        Ok(NodeReply::Done)
+    }
+
+    async fn remove_export(&self, name: &str) -> Outcome {
+        if self.export(name).is_some() {
+            let mut batch = Batch::default();
+            batch.delete(export_key(name));
+            self.context.meta.commit(batch).await.map_err(not_durable)?;
+            self.drop_export(name);
+        }
+        Ok(NodeReply::Done)
+    }
+
+    /// Opens a poisoned volume through recovery. Whoever is connected learns that the instance changed.
+    async fn reopen(self: &Rc<Self>, volume: VolumeId) -> Outcome {
+        let seat = self.seat(volume).ok_or_else(|| not_here(volume))?;
+        let _turn = seat.changing.lock().await;
+        let outbound = seat.outbound.borrow().clone();
+        if let Some(outbound) = &outbound
+            && outbound.direction == LegDirection::Return
+            && !outbound.close_way_back().await
+        {
+            return Err(Refusal::Conflict { reason: "the lease or the migration is over".into() });
+        }
+        let all = |_: SessionKey| true;
+        seat.sessions.close(all);
+        seat.sessions.drained(all).await;
+        // While the volume is poisoned every answer is an error: those that waited for the other side, too.
+        crate::grants::stop_sending(&seat);
+        self.context.store.reopen(volume).await.map_err(refusal_of)?;
+        seat.new_instance();
+        self.resume_return_mirror(&seat);
+        self.context.control.event("reopened", Some(volume), "opened through recovery; unflushed writes may be lost");
+        Ok(NodeReply::Done)
+    }
+
+    /// The seat as holder of a volume that no migration has, and the turn to change it.
+    async fn free_holder(&self, volume: VolumeId) -> Result<(Rc<Seat>, tokio::sync::OwnedMutexGuard<()>), Refusal> {
+        let seat = self.seat(volume).ok_or_else(|| not_here(volume))?;
+        let turn = seat.changing.clone().lock_owned().await;
+        if let Some(leg) = &seat.record_view().leg {
+            return Err(Refusal::Conflict { reason: format!("migration {} has the volume", leg.migration) });
+        }
+        if !seat.is_holder() {
+            return Err(Refusal::Conflict { reason: "this node does not hold the volume".into() });
+        }
+        Ok((seat, turn))
+    }
+
+    /// The seat and the sender of a migration that is sent from here.
+    pub(crate) fn sending(&self, migration: MigrationId) -> Result<(Rc<Seat>, Rc<Outbound>), Refusal> {
+        let of = |seat: &Rc<Seat>| {
+            let outbound = seat.outbound.borrow().clone().filter(|outbound| outbound.migration == migration)?;
+            Some((seat.clone(), outbound))
+        };
+        self.seats().iter().find_map(of).ok_or_else(|| Refusal::NotFound { what: format!("a sender of {migration}") })
+    }
+}
+
+pub(crate) fn not_here(volume: VolumeId) -> Refusal {
+    Refusal::NotFound { what: volume.to_string() }
+}
+
+pub(crate) fn export_key(name: &str) -> Vec<u8> {
+    [EXPORT_PREFIX, name.as_bytes()].concat()
+}
+
+fn request_name(request: &NodeRequest) -> &'static str {
+    use NodeRequest as Ask;
+    match request {
+        Ask::Status => "Status",
+        Ask::CreateVolume { .. } => "CreateVolume",
+        Ask::DeleteVolume { .. } => "DeleteVolume",
+        Ask::CreateSnapshot { .. } => "CreateSnapshot",
+        Ask::RollbackSnapshot { .. } => "RollbackSnapshot",
+        Ask::DeleteSnapshot { .. } => "DeleteSnapshot",
+        Ask::SetExport { .. } => "SetExport",
+        Ask::RemoveExport { .. } => "RemoveExport",
+        Ask::Reopen { .. } => "Reopen",
+        Ask::PrepareReceive { .. } => "PrepareReceive",
+        Ask::BeginSend { .. } => "BeginSend",
+        Ask::BeginMirror { .. } => "BeginMirror",
+        Ask::Tune { .. } => "Tune",
+        Ask::Quiesce { .. } => "Quiesce",
+        Ask::ConfirmPosition { .. } => "ConfirmPosition",
+        Ask::ResumeHolder { .. } => "ResumeHolder",
+        Ask::SetGrant { .. } => "SetGrant",
+        Ask::BeginProof { .. } => "BeginProof",
+        Ask::Progress { .. } => "Progress",
+        Ask::EndMigration { .. } => "EndMigration",
+    }
+}

@@ -1,0 +1,401 @@
+//! Forwards the I/O of this node's exports of a volume to the node that holds it.
+//!
+//! ```text
+//!  router ──► attempt ──► link up? ──no──► find the holder, connect, replay if its instance changed
+//!                 │ yes                         (nothing new is sent before all of the log is there again)
+//!                 └──► request ──► answer: a mutation enters the log, then the client is told
+//! ```
+//! Invariants
+//! - An acknowledged mutation is in the log until a flush that was sent after its acknowledgement has succeeded, or
+//!   the holder said that it moved with everything flushed.
+//! - An answer counts only while the connection it came by is the current one: a mutation whose answer came by an
+//!   older one is sent again, since it is not in what was replayed.
+//! - Mutations that overlap are sent one after the other, so the log's order is the order of application.
+//! - A mutation that is given up takes its connection with it: the holder fences it before the session goes on.
+//! - The log is bounded; a mutation that has no room waits for a flush. Reads are never kept.
+
+use crate::context::Context;
+use crate::overlap::Changing;
+use crate::peer_client::{ConnectError, Introduction, PeerClient};
+use crate::replay_log::{Mutation, ReplayLog};
+use crate::seat::Seat;
+use drover_base::limits::REPLAY_LOG_BYTES_MAX;
+use drover_base::planted::{Bug, is_planted};
+use drover_base::{Epoch, InstanceId, IoError, NodeId, SessionId, VolumeId, error::Remedy};
+use drover_wire::admin::NodeAddress;
+use drover_wire::peer::{Answer, Operation, Purpose};
+use std::{
+    cell::{Cell, RefCell},
+    rc::Rc,
+    time::Duration,
+};
+use tokio::sync::Notify;
+
+/// Mutations replayed at once.
+const REPLAY_BATCH: usize = 64;
+
+/// A flush begins by itself when the log is this full, so that writers seldom wait for one.
+const FLUSH_EARLY_BYTES: u64 = REPLAY_LOG_BYTES_MAX / 2;
+
+/// How often a silent holder is looked at, and for how long it may be silent before the control plane is asked whether
+/// the volume is elsewhere by now.
+const LOOK_PERIOD: Duration = Duration::from_millis(500);
+const SILENCE_MAX: Duration = Duration::from_secs(2);
+
+struct Link {
+    client: Rc<PeerClient>,
+    epoch: Epoch,
+}
+
+/// Who is believed to hold the volume.
+#[derive(Clone)]
+struct Holder {
+    epoch: Epoch,
+    address: NodeAddress,
+}
+
+pub(crate) struct Gateway {
+    context: Rc<Context>,
+    volume: VolumeId,
+    session: SessionId,
+    sequence: Rc<Cell<u64>>,
+    link: RefCell<Option<Link>>,
+    connecting: tokio::sync::Mutex<()>,
+    holder: RefCell<Option<Holder>>,
+    log: RefCell<ReplayLog>,
+    /// Cost of mutations under way, which the log must have room for.
+    coming_bytes: Cell<u64>,
+    /// A mutation under way has ended.
+    left: Notify,
+    flushing: tokio::sync::Mutex<()>,
+    flushing_early: Cell<bool>,
+    changing: Rc<Changing>,
+}
+
+/// Room in the log, held for a mutation under way.
+struct Room<'a> {
+    gateway: &'a Gateway,
+    cost_bytes: u64,
+}
+
+impl Drop for Room<'_> {
+    fn drop(&mut self) {
+        let coming = &self.gateway.coming_bytes;
+        coming.set(coming.get() - self.cost_bytes);
+        self.gateway.left.notify_waiters();
+    }
+}
+
+/// Closes the connection unless the mutation was answered: applied later, it would undo what was written since.
+struct GivenUp<'a>(Option<&'a PeerClient>);
+
+impl Drop for GivenUp<'_> {
+    fn drop(&mut self) {
+        if let Some(client) = self.0 {
+            client.close();
+        }
+    }
+}
+
+impl Gateway {
+    pub fn new(context: Rc<Context>, volume: VolumeId) -> Rc<Self> {
+        let session = SessionId(context.world.random.next_u64());
+        Rc::new(Self {
+            context,
+            volume,
+            session,
+            sequence: Rc::default(),
+            link: RefCell::default(),
+            connecting: tokio::sync::Mutex::new(()),
+            holder: RefCell::default(),
+            log: RefCell::default(),
+            coming_bytes: Cell::new(0),
+            left: Notify::new(),
+            flushing: tokio::sync::Mutex::new(()),
+            flushing_early: Cell::new(false),
+            changing: Rc::default(),
+        })
+    }
+
+    /// One try at a request of a client. An error whose remedy is `Retry` means: ask again, perhaps elsewhere.
+    /// Dropping the future gives the request up.
+    pub async fn attempt(self: &Rc<Self>, operation: &Operation) -> Result<Answer, IoError> {
+        match mutation(operation) {
+            Some((mutation, durable)) => self.mutate(operation, mutation, durable).await,
+            None if *operation == Operation::Flush => self.flush().await.map(|()| Answer::Done),
+            None => self.exchange(operation).await.map(|(answer, _)| answer),
+        }
+    }
+
+    /// The volume is served by this node itself from now on. What is in the log is replayed there first.
+    pub fn became_local(&self) {
+        self.close();
+        self.holder.take();
+    }
+
+    /// Whether this node's own volume must be given the log before it serves this gateway's clients.
+    pub fn owes_replay(&self) -> bool {
+        !self.log.borrow().is_empty()
+    }
+
+    /// Replays the log into the volume of this node, which holds it now.
+    pub async fn replay_here(&self, seat: &Seat) -> Result<(), IoError> {
+        let _one = self.connecting.lock().await;
+        self.close();
+        let lease = seat.lease();
+        let batches = self.log.borrow().batches(REPLAY_BATCH);
+        for batch in batches {
+            let performed = batch.iter().map(|entry| seat.perform(&*lease, entry.replay()));
+            for answer in futures::future::join_all(performed).await {
+                answer?;
+            }
+        }
+        self.log.borrow_mut().clear();
+        Ok(())
+    }
+
+    /// Breaks the connection; the next request connects again.
+    pub fn close(&self) {
+        if let Some(link) = self.link.take() {
+            link.client.close();
+        }
+    }
+
+    async fn mutate(
+        self: &Rc<Self>,
+        operation: &Operation,
+        mutation: Mutation,
+        durable: bool,
+    ) -> Result<Answer, IoError> {
+        let _change = self.changing.begin(mutation.range()).await;
+        let _room = self.room(mutation.cost_bytes()).await?;
+        let (answer, client) = self.exchange(operation).await?;
+        self.still_current(&client)?;
+        self.log.borrow_mut().push(mutation, durable);
+        self.flush_early();
+        Ok(answer)
+    }
+
+    /// Flushes until the log has room for a mutation, and holds the room.
+    async fn room(self: &Rc<Self>, cost_bytes: u64) -> Result<Room<'_>, IoError> {
+        let has_room = || self.log.borrow().has_room(self.coming_bytes.get() + cost_bytes);
+        loop {
+            let left = self.left.notified();
+            if has_room() {
+                break;
+            }
+            if self.log.borrow().is_empty() {
+                // Those under way have taken it all; each gives it back, or puts into the log what can be flushed.
+                left.await;
+                continue;
+            }
+            let _one = self.flushing.lock().await;
+            if !has_room() {
+                self.flush().await?;
+            }
+        }
+        self.coming_bytes.set(self.coming_bytes.get() + cost_bytes);
+        Ok(Room { gateway: self, cost_bytes })
+    }
+
+    fn flush_early(self: &Rc<Self>) {
+        if self.log.borrow().bytes() < FLUSH_EARLY_BYTES || self.flushing_early.replace(true) {
+            return;
+        }
+        let gateway = self.clone();
+        let flush = async move {
+            // A flush that fails leaves the log as it is; the client's own flush will tell the client.
+            let _ = gateway.flush().await;
+            gateway.flushing_early.set(false);
+        };
+        self.context.world.spawn(flush).detach();
+    }
+
+    async fn flush(&self) -> Result<(), IoError> {
+        // Taken once the link is up, right before the request is sent: what is in the log then was acknowledged by
+        // the instance that is asked to flush.
+        let (client, epoch) = self.connected().await?;
+        let mark = self.log.borrow().mark();
+        self.answered(&client, epoch, Operation::Flush).await?;
+        self.still_current(&client)?;
+        self.log.borrow_mut().release(mark);
+        Ok(())
+    }
+
+    async fn exchange(&self, operation: &Operation) -> Result<(Answer, Rc<PeerClient>), IoError> {
+        let (client, epoch) = self.connected().await?;
+        let answer = self.answered(&client, epoch, operation.clone()).await?;
+        if let Answer::Data(data) = &answer
+            && data.is_compressed()
+        {
+            client.close();
+            return Err(IoError::Disconnected);
+        }
+        Ok((answer, client))
+    }
+
+    async fn answered(&self, client: &PeerClient, epoch: Epoch, operation: Operation) -> Result<Answer, IoError> {
+        // A read that is given up harms nobody.
+        let mut given_up = GivenUp(mutation(&operation).is_some().then_some(client));
+        let answer = client.request(epoch, operation).await;
+        given_up.0 = None;
+        match answer {
+            Err(IoError::Moved { epoch, holder, flushed }) => {
+                self.moved(client.instance(), epoch, &holder, flushed);
+                self.leave(client);
+                Err(IoError::Moved { epoch, holder, flushed })
+            }
+            Err(error) if error.remedy() == Remedy::Retry => {
+                self.leave(client);
+                Err(error)
+            }
+            other => other,
+        }
+    }
+
+    fn still_current(&self, client: &PeerClient) -> Result<(), IoError> {
+        let link = self.link.borrow();
+        let current = link.as_ref().is_some_and(|link| std::ptr::eq(&*link.client, client) && !client.is_broken());
+        if current { Ok(()) } else { Err(IoError::Disconnected) }
+    }
+
+    /// Another node holds the volume since `epoch`. `instance` says so, and what it acknowledged is durable there if
+    /// `flushed`.
+    fn moved(&self, instance: InstanceId, epoch: Epoch, holder: &NodeId, flushed: bool) {
+        let mut log = self.log.borrow_mut();
+        if flushed && log.instance() == Some(instance) {
+            log.clear();
+        }
+        let known = self.context.control.known_grant(self.volume);
+        *self.holder.borrow_mut() = known
+            .filter(|grant| grant.epoch >= epoch && grant.holder.node == *holder)
+            .map(|grant| Holder { epoch: grant.epoch, address: grant.holder });
+    }
+
+    /// Gives up the connection, if it is still the current one.
+    fn leave(&self, client: &PeerClient) {
+        client.close();
+        let current = self.link.borrow().as_ref().is_some_and(|link| std::ptr::eq(&*link.client, client));
+        if current {
+            self.link.take();
+        }
+    }
+
+    fn live_link(&self) -> Option<(Rc<PeerClient>, Epoch)> {
+        let link = self.link.borrow();
+        link.as_ref().filter(|link| !link.client.is_broken()).map(|link| (link.client.clone(), link.epoch))
+    }
+
+    /// The connection to the holder, which has all of the log.
+    async fn connected(&self) -> Result<(Rc<PeerClient>, Epoch), IoError> {
+        if let Some(link) = self.live_link() {
+            return Ok(link);
+        }
+        let _one = self.connecting.lock().await;
+        if let Some(link) = self.live_link() {
+            return Ok(link);
+        }
+        self.close();
+        let holder = self.find_holder().await?;
+        let to = Introduction {
+            address: &holder.address.peer,
+            volume: self.volume,
+            purpose: Purpose::Gateway,
+            session: self.session,
+            epoch: holder.epoch,
+            sequence: self.sequence.clone(),
+        };
+        let client = PeerClient::connect(&self.context, to).await.map_err(|error| self.no_connection(error))?;
+        let epoch = client.welcome().epoch;
+        self.replay(&client, epoch).await?;
+        *self.link.borrow_mut() = Some(Link { client: client.clone(), epoch });
+        self.watch(&client, epoch);
+        Ok((client, epoch))
+    }
+
+    fn no_connection(&self, error: ConnectError) -> IoError {
+        tracing::debug!(target: "drover::gateway", volume = %self.volume, %error, "no connection to the holder");
+        // Whoever was believed to hold it is asked for again.
+        self.holder.take();
+        match error {
+            ConnectError::Unreachable { .. } => IoError::Disconnected,
+            ConnectError::Refused { instance, error, .. } => {
+                if let IoError::Moved { epoch, holder, flushed } = &error {
+                    self.moved(instance, *epoch, holder, *flushed);
+                }
+                error
+            }
+        }
+    }
+
+    async fn find_holder(&self) -> Result<Holder, IoError> {
+        if let Some(holder) = self.holder.borrow().clone() {
+            return Ok(holder);
+        }
+        let grant = self.context.control.lookup(self.volume).await.ok_or(IoError::Disconnected)?;
+        if self.context.is_me(&grant.holder.node) {
+            // The grant itself is on its way to this node.
+            return Err(IoError::Fenced { epoch: grant.epoch });
+        }
+        let holder = Holder { epoch: grant.epoch, address: grant.holder };
+        *self.holder.borrow_mut() = Some(holder.clone());
+        Ok(holder)
+    }
+
+    /// Brings all of the log to the holder if its instance is not the one that acknowledged it.
+    async fn replay(&self, client: &Rc<PeerClient>, epoch: Epoch) -> Result<(), IoError> {
+        let instance = client.instance();
+        if is_planted(Bug::ReplayForgotten) && self.log.borrow().instance() != Some(instance) {
+            self.log.borrow_mut().clear();
+        }
+        if self.log.borrow().instance() == Some(instance) || self.log.borrow().is_empty() {
+            self.log.borrow_mut().belongs_to(instance);
+            return Ok(());
+        }
+        let batches = self.log.borrow().batches(REPLAY_BATCH);
+        tracing::info!(target: "drover::gateway", volume = %self.volume, batches = batches.len(), %instance,
+            "the holder's instance changed: unflushed writes are replayed");
+        for batch in batches {
+            let sent: Vec<_> = batch.iter().map(|entry| self.answered(client, epoch, entry.replay())).collect();
+            for answer in futures::future::join_all(sent).await {
+                answer?;
+            }
+        }
+        self.log.borrow_mut().belongs_to(instance);
+        Ok(())
+    }
+
+    /// A holder that was stopped or cut off keeps its connections: when it owes answers and is silent, and the volume
+    /// is held elsewhere by now, the connection is given up.
+    fn watch(&self, client: &Rc<PeerClient>, epoch: Epoch) {
+        let (context, volume, client) = (self.context.clone(), self.volume, Rc::downgrade(client));
+        let look = async move {
+            loop {
+                context.world.sleep(LOOK_PERIOD).await;
+                let Some(client) = client.upgrade().filter(|client| !client.is_broken()) else { return };
+                let silent = client.silent_since().map(|since| context.world.now().since(since));
+                if silent.is_none_or(|silence| silence < SILENCE_MAX) {
+                    continue;
+                }
+                if context.control.lookup(volume).await.is_some_and(|grant| grant.epoch > epoch) {
+                    client.close();
+                }
+            }
+        };
+        self.context.world.spawn(look).detach();
+    }
+}
+
+/// What the operation changes, and whether it is durable once answered.
+fn mutation(operation: &Operation) -> Option<(Mutation, bool)> {
+    match operation {
+        Operation::Write { offset, data, fua, .. } => {
+            Some((Mutation::Write { offset: *offset, data: data.bytes.clone() }, *fua))
+        }
+        Operation::Zero { range, may_unmap, fua, .. } => {
+            Some((Mutation::Zero { range: *range, may_unmap: *may_unmap }, *fua))
+        }
+        Operation::Trim { range, fua, .. } => Some((Mutation::Trim { range: *range }, *fua)),
+        _ => None,
+    }
+}

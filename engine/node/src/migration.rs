@@ -1,0 +1,292 @@
+//! The sending side of a migration or return mirror on a node: the sender as the volume's tap, and the connection to
+//! the other side that is kept for it.
+//!
+//! ```text
+//!   connect ──► link_up ──► broken, or silent for too long ──► link_down ──► wait ──► connect …
+//!
+//!   return mirror only:
+//!   writes wait for the other side ──► CloseWayBack recorded ──► go alone ──► synced again ──► OpenWayBack ──► …
+//! ```
+//! Invariants
+//! - After a flip no write is acknowledged that the other side lacks unless the control plane has durably recorded that
+//!   the way back is closed. From the sending of `OpenWayBack` on the way back counts as open, whatever its outcome.
+//! - Changes of the way back are numbered; one is asked for only after the one before it was answered or given up for
+//!   the opposite, and a late copy changes nothing.
+//! - A connection that owes answers and is silent for `SILENCE_MAX` is broken: the other side may be stopped.
+
+use crate::backoff::Backoff;
+use crate::context::Context;
+use crate::peer_client::{Introduction, PeerClient};
+use crate::seat::Seat;
+use drover_base::planted::{Bug, is_planted};
+use drover_base::world::Task;
+use drover_base::{Epoch, Generation, InstanceId, IoError, LocalFuture, MigrationId, RegionIndex, SessionId, VolumeId};
+use drover_store::Fence;
+use drover_transfer::{Link, OnLinkLoss, Sender, SenderConfig, Start};
+use drover_wire::admin::{NodeAddress, Position, Refusal, SendOptions};
+use drover_wire::peer::{Answer, Operation, Purpose};
+use drover_wire::seat_record::LegDirection;
+use futures::future::{Either, select};
+use std::{
+    cell::{Cell, RefCell},
+    pin::pin,
+    rc::Rc,
+    time::Duration,
+};
+
+/// How long the other side may owe an answer without a sign of life: longer than its slowest flush, shorter than the
+/// patience of those whose writes wait for it.
+const SILENCE_MAX: Duration = Duration::from_secs(5);
+
+/// How often that is looked at.
+const LOOK_PERIOD: Duration = Duration::from_millis(500);
+
+/// What is sent where.
+pub(crate) struct Leaving {
+    pub migration: MigrationId,
+    pub generation: Generation,
+    pub direction: LegDirection,
+    pub other: NodeAddress,
+    pub options: SendOptions,
+    pub start: Start,
+}
+
+/// A sender at work.
+pub(crate) struct Outbound {
+    context: Rc<Context>,
+    volume: VolumeId,
+    pub migration: MigrationId,
+    pub generation: Generation,
+    pub direction: LegDirection,
+    pub epoch: Epoch,
+    other: NodeAddress,
+    pub sender: Rc<Sender>,
+    session: SessionId,
+    sequence: Rc<Cell<u64>>,
+    /// The other side had everything when this began.
+    is_whole: bool,
+    client: RefCell<Option<Rc<PeerClient>>>,
+    tasks: RefCell<Vec<Task>>,
+}
+
+impl Outbound {
+    /// Makes the sender under the seat's present epoch, without starting it.
+    pub fn new(seat: &Rc<Seat>, fence: Rc<dyn Fence>, leaving: Leaving) -> Rc<Self> {
+        let context = seat.context.clone();
+        let ranked = Rc::downgrade(seat);
+        let cold_first = Rc::new(move |region: RegionIndex| ranked.upgrade().map_or(0, |seat| seat.write_rank(region)));
+        let on_link_loss = match leaving.direction {
+            LegDirection::Forward => OnLinkLoss::FallBack,
+            LegDirection::Return => OnLinkLoss::Hold,
+        };
+        let config = SenderConfig {
+            migration: leaving.migration,
+            generation: leaving.generation,
+            options: leaving.options,
+            on_link_loss,
+            start: leaving.start,
+            cold_first,
+        };
+        let session = SessionId(context.world.random.next_u64());
+        let sender = Sender::new(context.world.clone(), seat.volume.clone(), fence, config);
+        Rc::new(Self {
+            context,
+            volume: seat.id(),
+            migration: leaving.migration,
+            generation: leaving.generation,
+            direction: leaving.direction,
+            epoch: seat.record_view().epoch,
+            other: leaving.other,
+            sender,
+            session,
+            sequence: Rc::default(),
+            is_whole: leaving.start == Start::Clean,
+            client: RefCell::default(),
+            tasks: RefCell::default(),
+        })
+    }
+
+    /// Installs the sender as the volume's tap and begins to track. To be called while no client is admitted.
+    pub fn install(self: &Rc<Self>, seat: &Seat) {
+        seat.volume.set_tap(Some(self.sender.clone()));
+        let pinned = Rc::downgrade(&self.sender);
+        seat.volume.set_activity_pin(Some(Rc::new(move |region| {
+            // A sender that is gone has been replaced, and the pin with it.
+            pinned.upgrade().is_some_and(|sender| !sender.is_clean(region))
+        })));
+        self.sender.start();
+    }
+
+    /// Begins to connect; in a return mirror also to watch the way back.
+    pub fn run(self: &Rc<Self>) {
+        let world = &self.context.world;
+        let mut tasks = self.tasks.borrow_mut();
+        tasks.push(world.spawn(self.clone().keep_connected()));
+        if self.direction == LegDirection::Return {
+            tasks.push(world.spawn(self.clone().watch_way_back()));
+        }
+    }
+
+    /// Ends it. Answers that wait are given: the lease is revoked before, or the leg is over.
+    pub fn stop(&self, seat: &Seat) {
+        for task in self.tasks.take() {
+            task.abort();
+        }
+        seat.volume.set_tap(None);
+        seat.volume.set_activity_pin(None);
+        self.sender.stop();
+        if let Some(client) = self.client.take() {
+            client.close();
+        }
+    }
+
+    async fn keep_connected(self: Rc<Self>) {
+        let mut backoff = Backoff::of_connections();
+        loop {
+            let to = Introduction {
+                address: &self.other.migration,
+                volume: self.volume,
+                purpose: Purpose::Mirror { migration: self.migration, generation: self.generation },
+                session: self.session,
+                epoch: self.epoch,
+                sequence: self.sequence.clone(),
+            };
+            match PeerClient::connect(&self.context, to).await {
+                Ok(client) => {
+                    backoff.reset();
+                    self.serve_link(client).await;
+                }
+                Err(error) => {
+                    tracing::debug!(target: "drover::migration", migration = %self.migration, %error, "no link");
+                }
+            }
+            backoff.wait(&self.context.world).await;
+        }
+    }
+
+    async fn serve_link(&self, client: Rc<PeerClient>) {
+        *self.client.borrow_mut() = Some(client.clone());
+        self.sender.link_up(Rc::new(Mirrored {
+            client: client.clone(),
+            epoch: self.epoch,
+            session: self.session,
+            sequence: self.sequence.clone(),
+        }));
+        self.broken_or_silent(&client).await;
+        client.close();
+        self.sender.link_down();
+        self.client.take();
+    }
+
+    async fn broken_or_silent(&self, client: &PeerClient) {
+        let world = &self.context.world;
+        let mut broken = pin!(client.broken());
+        loop {
+            match select(broken.as_mut(), world.sleep(LOOK_PERIOD)).await {
+                Either::Left(_) => return,
+                Either::Right(_) => {
+                    let silent = client.silent_since().map(|since| world.now().since(since));
+                    if silent.is_some_and(|silence| silence >= SILENCE_MAX) {
+                        self.context.control.event(
+                            "link-silent",
+                            Some(self.volume),
+                            format!("{} has not answered for {SILENCE_MAX:?}: the link is given up", self.other.node),
+                        );
+                        return;
+                    }
+                }
+            }
+        }
+    }
+
+    async fn watch_way_back(self: Rc<Self>) {
+        // A holder that restarted may lack what the other side has: nothing goes back before all was compared.
+        let mut is_whole = self.is_whole;
+        loop {
+            if std::mem::replace(&mut is_whole, true) {
+                self.sender.link_lost_with_writes_waiting().await;
+            }
+            if !self.close_way_back().await {
+                // The lease or the leg is over; what follows from it comes by a grant.
+                return;
+            }
+            self.sender.go_alone();
+            self.sender.synced_again().await;
+            self.open_way_back().await;
+        }
+    }
+
+    /// Until it is recorded as closed. False: the control plane says that this is not the holder's to say any more.
+    pub async fn close_way_back(&self) -> bool {
+        if is_planted(Bug::WayBackNotRecorded) {
+            return true;
+        }
+        let control = &self.context.control;
+        let change = control.next_way_back_change();
+        let mut backoff = Backoff::of_connections();
+        loop {
+            let answer = control.record_way_back(self.volume, self.migration, self.epoch, false, change).await;
+            match answer {
+                Ok(None) => {
+                    control.event("way-back-closed", Some(self.volume), format!("{} is away", self.other.node));
+                    return true;
+                }
+                Ok(Some(Refusal::Epoch { .. } | Refusal::Conflict { .. } | Refusal::NotFound { .. })) => {
+                    tracing::info!(target: "drover::migration", ?answer, "the way back is not this node's to close");
+                    self.context.control.renew_now();
+                    // Not registered yet after the control plane's restart is a conflict, too: ask again.
+                    backoff.wait(&self.context.world).await;
+                    if !self.is_still_mine().await {
+                        return false;
+                    }
+                }
+                _ => backoff.wait(&self.context.world).await,
+            }
+        }
+    }
+
+    async fn is_still_mine(&self) -> bool {
+        let Some(grant) = self.context.control.lookup(self.volume).await else { return true };
+        let leg = grant.leg.as_ref().map(|leg| leg.migration);
+        grant.epoch <= self.epoch && leg == Some(self.migration)
+    }
+
+    /// Until it is recorded as open, or answers wait again: then it has to be closed instead.
+    async fn open_way_back(&self) {
+        let control = &self.context.control;
+        let change = control.next_way_back_change();
+        let record = async {
+            let mut backoff = Backoff::of_connections();
+            loop {
+                let answer = control.record_way_back(self.volume, self.migration, self.epoch, true, change).await;
+                if let Ok(None) = answer {
+                    control.event("way-back-open", Some(self.volume), format!("{} is whole again", self.other.node));
+                    return;
+                }
+                backoff.wait(&self.context.world).await;
+            }
+        };
+        let lost = self.sender.link_lost_with_writes_waiting();
+        select(pin!(record), pin!(lost)).await;
+    }
+}
+
+/// One connection as the sender's stream.
+struct Mirrored {
+    client: Rc<PeerClient>,
+    epoch: Epoch,
+    session: SessionId,
+    sequence: Rc<Cell<u64>>,
+}
+
+impl Link for Mirrored {
+    fn send(&self, operation: Operation) -> LocalFuture<'static, Result<Answer, IoError>> {
+        self.client.request(self.epoch, operation)
+    }
+    fn instance(&self) -> InstanceId {
+        self.client.instance()
+    }
+    fn position(&self) -> Position {
+        Position { session: self.session.0, sequence: self.sequence.get() }
+    }
+}

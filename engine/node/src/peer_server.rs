@@ -1,0 +1,269 @@
+//! Serves peer connections: I/O that gateways forward, and the streams of migrations.
+//!
+//! Invariants
+//! - A connection is about the one volume its `Hello` named, and is served only with the cluster's secret.
+//! - Bytes and requests in flight are bounded per connection; what passes the bound stays unread.
+//! - A gateway's request is applied only under the epoch it was sent for, by the present holder. One that waited for
+//!   the end of a flip and finds the volume moved is answered `Moved`; it is not forwarded from here.
+//! - A stream's frame is applied only in role Mirror, under exactly the recorded epoch, for a migration and a
+//!   generation that is not older than the recorded one; frames take their places in the order they came.
+
+use crate::node::Node;
+use crate::seat::Seat;
+use crate::session::{Attended, SessionFence, SessionKey};
+use drover_base::limits::{CONNECTION_BYTES_IN_FLIGHT_MAX, CONNECTION_REQUESTS_IN_FLIGHT_MAX};
+use drover_base::planted::{Bug, is_planted};
+use drover_base::world::{Connection, MessageReceiver, MessageSender};
+use drover_base::{Epoch, Generation, InstanceId, IoError, MigrationId, SessionId};
+use drover_store::Fence;
+use drover_transfer::Receiver;
+use drover_wire::peer::{Answer, Hello, Operation, PeerReply, PeerRequest, Purpose, Welcome};
+use futures::future::select;
+use std::{pin::pin, rc::Rc, sync::Arc, time::Duration};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+/// How long a new connection may take to say what it is about.
+const HELLO_DEADLINE: Duration = Duration::from_secs(10);
+
+/// Room is counted in KiB, so that the semaphore's numbers fit; each request takes at least this much.
+const ROOM_UNIT: u64 = 1 << 10;
+const ROOM_MAX: usize = (CONNECTION_BYTES_IN_FLIGHT_MAX / ROOM_UNIT) as usize;
+
+/// Reads the first message of a connection, its `Hello`; `None` where there is none.
+pub(crate) async fn greeted(node: &Node, connection: &mut Connection) -> Option<PeerRequest> {
+    let first = node.world().timeout(HELLO_DEADLINE, connection.receiver.receive()).await.ok()?.ok()??;
+    let request = PeerRequest::decode(first).ok()?;
+    matches!(request.operation, Operation::Hello(_)).then_some(request)
+}
+
+/// Serves a connection whose `Hello` was read, until it ends.
+pub(crate) async fn serve(node: &Rc<Node>, hello: PeerRequest, connection: Connection) {
+    let Operation::Hello(introduction) = &hello.operation else {
+        connection.sender.close();
+        return;
+    };
+    if introduction.secret != node.secret() {
+        tracing::warn!(target: "drover::peer", peer = connection.peer, "a connection without the cluster's secret");
+        connection.sender.close();
+        return;
+    }
+    let sender = connection.sender.clone();
+    let Some(seat) = node.seat(introduction.volume) else {
+        refuse(&sender, &hello, node.instance(), IoError::NotHere).await;
+        return;
+    };
+    match introduction.purpose {
+        Purpose::Gateway => serve_gateway(seat, hello, connection).await,
+        Purpose::Mirror { migration, generation } => {
+            let stream = Stream { migration, generation, session: hello.session, epoch: hello.epoch };
+            serve_mirror(seat, hello, stream, connection).await;
+        }
+    }
+    sender.close();
+}
+
+async fn refuse(sender: &Rc<dyn MessageSender>, hello: &PeerRequest, instance: InstanceId, error: IoError) {
+    let reply = PeerReply { session: hello.session, sequence: hello.sequence, instance, result: Err(error) };
+    // The other side may have gone; then nobody wants the answer.
+    let _ = sender.send(reply.encode()).await;
+    sender.close();
+}
+
+/// A connection's bounds and its way back.
+struct Served {
+    seat: Rc<Seat>,
+    connection: Rc<Attended>,
+    sender: Rc<dyn MessageSender>,
+    session: SessionId,
+    instance: InstanceId,
+    room: Arc<Semaphore>,
+    places: Arc<Semaphore>,
+}
+
+/// What a request in flight holds.
+struct Held {
+    _room: OwnedSemaphorePermit,
+    _place: OwnedSemaphorePermit,
+}
+
+impl Served {
+    fn new(seat: Rc<Seat>, connection: Rc<Attended>, sender: Rc<dyn MessageSender>, session: SessionId) -> Rc<Self> {
+        let instance = seat.instance();
+        let room = Arc::new(Semaphore::new(ROOM_MAX));
+        let places = Arc::new(Semaphore::new(CONNECTION_REQUESTS_IN_FLIGHT_MAX));
+        Rc::new(Self { seat, connection, sender, session, instance, room, places })
+    }
+
+    /// The next request, once there is room for it; `None` when the connection ends or breaks the protocol.
+    async fn next(&self, receiver: &mut Box<dyn MessageReceiver>) -> Option<(PeerRequest, Held)> {
+        let place = self.places.clone().acquire_owned().await.ok()?;
+        let message = receiver.receive().await.ok()??;
+        let request = PeerRequest::decode(message)
+            .inspect_err(|error| {
+                tracing::warn!(target: "drover::peer", volume = %self.seat.id(), %error, "not a request");
+            })
+            .ok()?;
+        if request.session != self.session || matches!(request.operation, Operation::Hello(_)) {
+            return None;
+        }
+        let units = bytes_of(&request.operation).div_ceil(ROOM_UNIT).clamp(1, ROOM_MAX as u64);
+        let room = self.room.clone().acquire_many_owned(units as u32).await.ok()?;
+        Some((request, Held { _room: room, _place: place }))
+    }
+
+    async fn reply(&self, sequence: u64, result: Result<Answer, IoError>) {
+        let reply = PeerReply { session: self.session, sequence, instance: self.instance, result };
+        // Whoever asked learns by the broken connection.
+        let _ = self.sender.send(reply.encode()).await;
+    }
+}
+
+/// Bytes that a request keeps in memory until it is answered.
+fn bytes_of(operation: &Operation) -> u64 {
+    match operation {
+        Operation::Read { range } => range.len,
+        Operation::Write { data, .. } => u64::from(data.raw_len),
+        Operation::Zero { .. }
+        | Operation::Trim { .. }
+        | Operation::Flush
+        | Operation::BlockStatus { .. }
+        | Operation::Digests { .. }
+        | Operation::Hello(_) => ROOM_UNIT,
+    }
+}
+
+async fn serve_gateway(seat: Rc<Seat>, hello: PeerRequest, connection: Connection) {
+    let epoch = seat.lease().epoch();
+    let error = match () {
+        () if !seat.is_holder() => Some(seat.elsewhere()),
+        // It knows of a later epoch: this node was not told yet, and must not serve.
+        () if hello.epoch > epoch => Some(IoError::Fenced { epoch }),
+        () => None,
+    };
+    if let Some(error) = error {
+        refuse(&connection.sender, &hello, seat.instance(), error).await;
+        return;
+    }
+    let key = SessionKey::Gateway(hello.session);
+    let Connection { sender, mut receiver, .. } = connection;
+    let Some(attended) = seat.sessions.enter(key, sender.clone()).await else { return };
+    let served = Served::new(seat.clone(), attended.clone(), sender, hello.session);
+    let welcome = Welcome { size_bytes: seat.volume.size_bytes(), epoch };
+    served.reply(hello.sequence, Ok(Answer::Welcome(welcome))).await;
+    while let Some((request, held)) = served.next(&mut receiver).await {
+        if !attended.is_open() && !is_planted(Bug::SessionNotFenced) {
+            break;
+        }
+        let (served, running) = (served.clone(), attended.begin());
+        let answer = async move {
+            let result = gateway_request(&served, request.epoch, request.operation).await;
+            served.reply(request.sequence, result).await;
+            drop((held, running));
+        };
+        seat.context.world.spawn(answer).detach();
+    }
+    seat.sessions.leave(key, &attended).await;
+}
+
+async fn gateway_request(served: &Served, epoch: Epoch, operation: Operation) -> Result<Answer, IoError> {
+    let seat = &served.seat;
+    // A request of a connection that was fenced meanwhile must not keep the newer one waiting.
+    select(pin!(seat.admitted()), pin!(served.connection.closed())).await;
+    let lease = seat.lease();
+    if !is_planted(Bug::EpochNotChecked) {
+        if !seat.is_holder() {
+            return Err(seat.elsewhere());
+        }
+        if epoch != lease.epoch() {
+            return Err(IoError::Fenced { epoch: lease.epoch() });
+        }
+    }
+    let fence = SessionFence { connection: served.connection.clone(), inner: lease };
+    seat.perform(&fence, operation).await.map_err(|error| seat.told(error))
+}
+
+/// The stream that a `Hello` announced.
+#[derive(Clone, Copy)]
+struct Stream {
+    migration: MigrationId,
+    generation: Generation,
+    session: SessionId,
+    epoch: Epoch,
+}
+
+/// May frames of a stream be applied? As long as the seat mirrors for it under its epoch.
+struct MirrorFence {
+    seat: Rc<Seat>,
+    epoch: Epoch,
+}
+
+impl Fence for MirrorFence {
+    fn check(&self) -> Result<(), IoError> {
+        let known = self.seat.mirrors_under();
+        if known == Some(self.epoch) || is_planted(Bug::EpochNotChecked) {
+            Ok(())
+        } else {
+            Err(IoError::Fenced { epoch: self.seat.record_view().epoch })
+        }
+    }
+}
+
+impl Stream {
+    /// Whether the seat takes it now.
+    fn is_taken_by(&self, seat: &Seat) -> Result<(), IoError> {
+        let record = seat.record_view();
+        let fenced = IoError::Fenced { epoch: record.epoch };
+        let leg = record.leg.as_ref().ok_or(IoError::NotHere)?;
+        let matches = leg.migration == self.migration && leg.generation <= self.generation;
+        if matches && seat.mirrors_under() == Some(self.epoch) { Ok(()) } else { Err(fenced) }
+    }
+}
+
+async fn serve_mirror(seat: Rc<Seat>, hello: PeerRequest, stream: Stream, connection: Connection) {
+    let Connection { sender, mut receiver, .. } = connection;
+    if let Err(error) = stream.is_taken_by(&seat) {
+        refuse(&sender, &hello, seat.instance(), error).await;
+        return;
+    }
+    let Some(attended) = seat.sessions.enter(SessionKey::Mirror, sender.clone()).await else { return };
+    // The seat may have changed while the older connection drained.
+    if let Err(error) = stream.is_taken_by(&seat) {
+        refuse(&sender, &hello, seat.instance(), error).await;
+        seat.sessions.leave(SessionKey::Mirror, &attended).await;
+        return;
+    }
+    let mirror = Rc::new(MirrorFence { seat: seat.clone(), epoch: stream.epoch });
+    let fence: Rc<dyn Fence> = Rc::new(SessionFence { connection: attended.clone(), inner: mirror });
+    let applier = Receiver::new(seat.context.world.clone(), seat.volume.clone(), fence);
+    seat.receive_by(stream.session, applier.clone());
+    let served = Served::new(seat.clone(), attended.clone(), sender, hello.session);
+    let welcome = Welcome { size_bytes: seat.volume.size_bytes(), epoch: stream.epoch };
+    served.reply(hello.sequence, Ok(Answer::Welcome(welcome))).await;
+    while let Some((request, held)) = served.next(&mut receiver).await {
+        if !attended.is_open() && !is_planted(Bug::SessionNotFenced) {
+            break;
+        }
+        if request.epoch != stream.epoch {
+            served.reply(request.sequence, Err(IoError::Fenced { epoch: stream.epoch })).await;
+            break;
+        }
+        // Its place in the order is taken here, before the next frame is read.
+        let applied = applier.handle(request.sequence, request.operation);
+        let (served, running) = (served.clone(), attended.begin());
+        let answer = async move {
+            let result = applied.await;
+            served.reply(request.sequence, result).await;
+            drop((held, running));
+        };
+        seat.context.world.spawn(answer).detach();
+    }
+    seat.sessions.leave(SessionKey::Mirror, &attended).await;
+}
+
+/// Whether this `Hello` is about a volume, and which: for a front that gives connections to shards.
+pub fn volume_of(hello: &PeerRequest) -> Option<drover_base::VolumeId> {
+    match &hello.operation {
+        Operation::Hello(Hello { volume, .. }) => Some(*volume),
+        _ => None,
+    }
+}

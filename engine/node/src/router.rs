@@ -1,0 +1,239 @@
+//! Where a client's request of an exported volume goes: to this node's own volume, or to the node that holds it.
+//!
+//! ```text
+//!   fast: this node holds the volume, its lease is valid, nothing is going on ──► the volume, nothing copied
+//!   else: run ──► attempt: own volume, or gateway ──► `Retry` ──► wait a little, or for a change ──► attempt …
+//! ```
+//! Invariants
+//! - A request is answered by an error only if its remedy is not to try again, or after `HOLD_DEADLINE`.
+//! - A write's data is kept until it is answered, unless nothing can fence it: an untimed lease without a leg.
+//! - Before this node's own volume serves an export, it has what the export's gateway still had to replay.
+
+use crate::backoff::Backoff;
+use crate::context::Context;
+use crate::gateway::Gateway;
+use crate::lease::LeaseGuard;
+use crate::nbd::{BlockExport, BlockStatus, ExportFacts, ZeroRequest};
+use crate::seat::Seat;
+use drover_base::error::Remedy;
+use drover_base::limits::HOLD_DEADLINE;
+use drover_base::planted::{Bug, is_planted};
+use drover_base::{ByteRange, Instant, IoError, LocalFuture, VolumeId};
+use drover_disk::Buffer;
+use drover_store::ZeroMode;
+use drover_wire::peer::{Answer, Operation, Payload};
+use futures::future::select;
+use std::{
+    cell::{OnceCell, RefCell},
+    pin::pin,
+    rc::Rc,
+};
+
+/// The way to one volume, shared by its exports on this node.
+pub(crate) struct Route {
+    context: Rc<Context>,
+    volume: VolumeId,
+    seat: RefCell<Option<Rc<Seat>>>,
+    gateway: OnceCell<Rc<Gateway>>,
+}
+
+impl Route {
+    pub fn new(context: Rc<Context>, volume: VolumeId, seat: Option<Rc<Seat>>) -> Rc<Self> {
+        Rc::new(Self { context, volume, seat: RefCell::new(seat), gateway: OnceCell::new() })
+    }
+
+    /// The volume came to this node, or left it.
+    pub fn set_seat(&self, seat: Option<Rc<Seat>>) {
+        *self.seat.borrow_mut() = seat;
+    }
+
+    /// This node holds the volume from now on.
+    pub fn became_local(&self) {
+        if let Some(gateway) = self.gateway.get() {
+            gateway.became_local();
+        }
+    }
+
+    /// This node's own seat if requests may go there right now.
+    fn local(&self) -> Option<(Rc<Seat>, Rc<LeaseGuard>)> {
+        let seat = self.seat.borrow().clone()?;
+        let lease = seat.lease();
+        let may_serve = lease.is_valid() || is_planted(Bug::EpochNotChecked) && seat.is_holder();
+        let is_quiet = !seat.is_quiescing() && !self.gateway.get().is_some_and(|gateway| gateway.owes_replay());
+        (may_serve && is_quiet).then_some((seat, lease))
+    }
+
+    /// Carries out a request wherever the volume is, for as long as it takes up to the deadline.
+    pub async fn run(&self, operation: Operation) -> Result<Answer, IoError> {
+        let deadline = self.context.world.now() + HOLD_DEADLINE;
+        let mut backoff = Backoff::of_requests();
+        loop {
+            match self.attempt(&operation, deadline).await {
+                Err(error) if error.remedy() == Remedy::Retry => {
+                    tracing::trace!(target: "drover::router", volume = %self.volume, %error, "tried again");
+                }
+                done => return done,
+            }
+            if self.context.world.now() >= deadline {
+                return Err(IoError::TimedOut);
+            }
+            self.wait(&mut backoff).await;
+        }
+    }
+
+    /// Until something changed here, or a little while.
+    async fn wait(&self, backoff: &mut Backoff) {
+        let seat = self.seat.borrow().clone();
+        let pause = backoff.wait(&self.context.world);
+        match &seat {
+            Some(seat) => {
+                select(pin!(seat.changed()), pin!(pause)).await;
+            }
+            None => pause.await,
+        }
+    }
+
+    async fn attempt(&self, operation: &Operation, deadline: Instant) -> Result<Answer, IoError> {
+        let world = &self.context.world;
+        let seat = self.seat.borrow().clone().filter(|seat| seat.is_holder());
+        if let Some(seat) = seat {
+            if seat.is_quiescing() {
+                world.timeout_at(deadline, seat.admitted()).await.map_err(|_| IoError::TimedOut)?;
+            }
+            if let Some(gateway) = self.gateway.get().filter(|gateway| gateway.owes_replay()) {
+                gateway.replay_here(&seat).await?;
+            }
+            // Not cut short by the deadline: what was given up might still be applied, over what is written later.
+            return seat.perform(&*seat.lease(), operation.clone()).await.map_err(|error| seat.told(error));
+        }
+        let gateway = self.gateway.get_or_init(|| Gateway::new(self.context.clone(), self.volume));
+        world.timeout_at(deadline, gateway.attempt(operation)).await.unwrap_or(Err(IoError::TimedOut))
+    }
+}
+
+/// An export as a connection of a client has it.
+pub struct RoutedExport {
+    route: Rc<Route>,
+    facts: ExportFacts,
+}
+
+impl RoutedExport {
+    pub(crate) fn new(route: Rc<Route>, facts: ExportFacts) -> Rc<Self> {
+        Rc::new(Self { route, facts })
+    }
+
+    async fn change(&self, operation: Operation) -> Result<(), IoError> {
+        self.route.run(operation).await.map(|_| ())
+    }
+}
+
+/// Whether the fast path's answer stands.
+fn is_final<T>(result: &Result<T, IoError>) -> bool {
+    result.as_ref().err().is_none_or(|error| error.remedy() != Remedy::Retry)
+}
+
+impl BlockExport for RoutedExport {
+    fn facts(&self) -> ExportFacts {
+        self.facts.clone()
+    }
+
+    fn read(self: Rc<Self>, offset: u64, len: u64) -> LocalFuture<'static, Result<Buffer, IoError>> {
+        Box::pin(async move {
+            if let Some((seat, lease)) = self.route.local() {
+                let read = seat.read(&*lease, offset, len).await;
+                if is_final(&read) {
+                    return read;
+                }
+            }
+            match self.route.run(Operation::Read { range: ByteRange { offset, len } }).await? {
+                Answer::Data(data) if data.bytes.len() as u64 == len => Ok(Buffer::from_slice(&data.bytes)),
+                _ => Err(IoError::Corrupt),
+            }
+        })
+    }
+
+    fn write(self: Rc<Self>, offset: u64, data: Buffer, fua: bool) -> LocalFuture<'static, Result<(), IoError>> {
+        Box::pin(async move {
+            if let Some((seat, lease)) = self.route.local()
+                && !seat.keeps_copies()
+            {
+                return seat.write(&*lease, offset, data, fua).await;
+            }
+            let data = Payload::plain(data.into_bytes());
+            self.change(Operation::Write { offset, data, fua, replay: false }).await
+        })
+    }
+
+    fn write_zeroes(
+        self: Rc<Self>,
+        offset: u64,
+        len: u64,
+        zero: ZeroRequest,
+    ) -> LocalFuture<'static, Result<(), IoError>> {
+        Box::pin(async move {
+            let range = ByteRange { offset, len };
+            let ZeroRequest { may_unmap, fast_only, fua } = zero;
+            if let Some((seat, lease)) = self.route.local() {
+                let zeroed = seat.write_zeroes(&*lease, range, ZeroMode { may_unmap, fast_only }, fua).await;
+                if is_final(&zeroed) {
+                    return zeroed;
+                }
+            }
+            self.change(Operation::Zero { range, may_unmap, fast_only, fua, replay: false }).await
+        })
+    }
+
+    fn trim(self: Rc<Self>, offset: u64, len: u64, fua: bool) -> LocalFuture<'static, Result<(), IoError>> {
+        Box::pin(async move {
+            let range = ByteRange { offset, len };
+            if let Some((seat, lease)) = self.route.local() {
+                let trimmed = seat.trim(&*lease, range, fua).await;
+                if is_final(&trimmed) {
+                    return trimmed;
+                }
+            }
+            self.change(Operation::Trim { range, fua, replay: false }).await
+        })
+    }
+
+    fn flush(self: Rc<Self>) -> LocalFuture<'static, Result<(), IoError>> {
+        Box::pin(async move {
+            if let Some((seat, lease)) = self.route.local() {
+                let flushed = seat.flush(&*lease).await;
+                if is_final(&flushed) {
+                    return flushed;
+                }
+            }
+            self.change(Operation::Flush).await
+        })
+    }
+
+    /// Nothing is kept ahead of reads yet, so the hint changes nothing.
+    fn cache(self: Rc<Self>, _offset: u64, _len: u64) -> LocalFuture<'static, Result<(), IoError>> {
+        Box::pin(std::future::ready(Ok(())))
+    }
+
+    fn block_status(
+        self: Rc<Self>,
+        offset: u64,
+        len: u64,
+        most: usize,
+    ) -> LocalFuture<'static, Result<Vec<(u64, BlockStatus)>, IoError>> {
+        Box::pin(async move {
+            let range = ByteRange { offset, len };
+            if let Some((seat, lease)) = self.route.local() {
+                let runs = seat.block_status(&*lease, range, most);
+                if is_final(&runs) {
+                    return runs;
+                }
+            }
+            match self.route.run(Operation::BlockStatus { range }).await? {
+                Answer::Status(runs) if !runs.is_empty() => {
+                    let runs = runs.into_iter().take(most);
+                    Ok(runs.map(|run| (run.len, BlockStatus { hole: run.hole, zero: run.zero })).collect())
+                }
+                _ => Err(IoError::Corrupt),
+            }
+        })
+    }
+}
