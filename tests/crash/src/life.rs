@@ -1,0 +1,309 @@
+//! One life of a node: rounds of requests beside the model, with crash points taken on the way.
+
+use crate::{
+    Finding,
+    content::{Content, pattern},
+    ensure,
+    model::{Model, Named, blocks},
+    node::{Chance, Images, Node, Observer, Parts, VOLUME, VOLUME_BYTES},
+    plan::{Op, Planner, Round},
+};
+use drover_base::{ByteRange, IoError, units::BLOCK_BYTES};
+use drover_disk::Buffer;
+use drover_sim::runtime::{Generator, Sim};
+use drover_store::{StoreConfig, StoreError, Unfenced, Volume, ZeroMode};
+use futures::future::join_all;
+use std::{
+    cell::{Cell, RefCell},
+    collections::BTreeMap,
+    rc::Rc,
+    time::Duration,
+};
+
+/// What a crash at one moment could leave, and what must hold of it.
+#[derive(Clone)]
+pub struct CrashPoint {
+    pub images: Images,
+    pub model: Model,
+    pub label: String,
+}
+
+/// How a life is led.
+#[derive(Clone, Copy, Debug)]
+pub struct Conduct {
+    pub rounds: u64,
+    /// Of the moments worth a look, the share looked at.
+    pub looks_percent: u64,
+}
+
+/// Takes crash points.
+struct Camera {
+    parts: Parts,
+    model: RefCell<Model>,
+    chance: Chance,
+    looks_percent: u64,
+    is_on: Cell<bool>,
+    points: RefCell<Vec<CrashPoint>>,
+}
+
+impl Camera {
+    fn look(&self, what: &str) {
+        let draw = |bound| self.chance.0.borrow_mut().below(bound);
+        // Writes end far more often than syncs; a look at one in eight is enough.
+        let is_rare = what != "after a write" || draw(8) == 0;
+        if self.is_on.get() && is_rare && draw(100) < self.looks_percent {
+            let images = self.parts.crash_images(&self.chance, draw(4) != 0);
+            let mut points = self.points.borrow_mut();
+            let label = format!("crash point {} ({what})", points.len());
+            points.push(CrashPoint { images, model: self.model.borrow().clone(), label });
+        }
+    }
+}
+
+struct Life {
+    sim: Sim,
+    node: Node,
+    volume: Rc<Volume>,
+    camera: Rc<Camera>,
+    /// Ranges whose request failed in this round.
+    failed: RefCell<Vec<ByteRange>>,
+}
+
+/// Leads one life from `images`; returns its crash points, the last one taken when all was done.
+pub fn lead(seed: u64, life: u64, images: &Images, model: Model, conduct: Conduct) -> Result<Vec<CrashPoint>, Finding> {
+    let sim = Sim::new(seed.wrapping_mul(1000) + life);
+    let world = sim.process("node").world();
+    let camera = Rc::new(Camera {
+        parts: Parts::new(world, images),
+        model: RefCell::new(model),
+        chance: Chance(RefCell::new(sim.generator("crashes"))),
+        looks_percent: conduct.looks_percent,
+        is_on: Cell::new(false),
+        points: RefCell::default(),
+    });
+    let planner = Planner::new(sim.generator("plan"), life);
+    sim.block_on(run(sim.clone(), camera.clone(), planner, conduct.rounds))?;
+    camera.is_on.set(true);
+    let points = camera.points.take();
+    Ok(points)
+}
+
+async fn run(sim: Sim, camera: Rc<Camera>, mut planner: Planner, rounds: u64) -> Result<(), Finding> {
+    let observer: Observer = Rc::new({
+        let camera = camera.clone();
+        move |what| camera.look(what)
+    });
+    let node = camera.parts.open(StoreConfig::default(), observer).await.map_err(unexpected)?;
+    let volume = node.store.create_volume(VOLUME, "v", VOLUME_BYTES).await.map_err(unexpected)?;
+    camera.is_on.set(true);
+    let life = Rc::new(Life { sim, node, volume, camera: camera.clone(), failed: RefCell::default() });
+    for number in 0..rounds {
+        let names: Vec<String> = life.model(|model| model.snapshots.keys().cloned().collect());
+        let round = planner.round(&names);
+        life.clone()
+            .play(round.clone())
+            .await
+            .map_err(|finding| Finding(format!("round {number}: {finding}\n{round:#?}")))?;
+    }
+    life.volume.merges_done().await;
+    life.check_all().await?;
+    life.check_slots()?;
+    life.camera.look("at the end");
+    Ok(())
+}
+
+fn unexpected(error: StoreError) -> Finding {
+    Finding(format!("unexpected: {error}"))
+}
+
+impl Life {
+    fn model<T>(&self, with: impl FnOnce(&mut Model) -> T) -> T {
+        with(&mut self.camera.model.borrow_mut())
+    }
+
+    async fn play(self: Rc<Self>, round: Round) -> Result<(), Finding> {
+        match round {
+            Round::Together(ops) => {
+                let ops = ops.into_iter().map(|(delay, op)| self.clone().request(delay, op));
+                for result in join_all(ops).await {
+                    result?;
+                }
+                self.settle_failed().await?;
+            }
+            Round::Rollback { name } => self.roll_back(&name).await?,
+            Round::Reopen => {
+                self.node.store.reopen(VOLUME).await.map_err(unexpected)?;
+                for (block, content) in self.contents().await? {
+                    self.model(|model| model.reopened(block, &content, false))?;
+                }
+            }
+        }
+        self.check_all().await
+    }
+
+    async fn request(self: Rc<Self>, delay: Duration, op: Op) -> Result<(), Finding> {
+        self.sim.sleep(delay).await;
+        let volume = &self.volume;
+        match op {
+            Op::Read { range } => self.check_range(range).await,
+            Op::Write { range, serial, fua } => {
+                let data = pattern(serial, range.offset, range.len);
+                self.model(|model| model.begin_write(range.offset, &data));
+                let data = Buffer::from_slice(&data);
+                let result = volume.write(&Unfenced, range.offset, data, fua).await;
+                self.changed(range, fua, result)
+            }
+            Op::Zero { range, may_unmap, fast_only, fua } => {
+                self.model(|model| model.begin_write(range.offset, &vec![0; range.len as usize]));
+                let zero = ZeroMode { may_unmap, fast_only };
+                let result = volume.write_zeroes(&Unfenced, range.offset, range.len, zero, fua).await;
+                self.changed(range, fua, result)
+            }
+            Op::Trim { range, fua } => {
+                let start = range.offset.next_multiple_of(BLOCK_BYTES);
+                let end = range.end() - range.end() % BLOCK_BYTES;
+                let whole = ByteRange { offset: start, len: end.saturating_sub(start) };
+                self.model(|model| model.begin_write(whole.offset, &vec![0; whole.len as usize]));
+                let result = volume.trim(&Unfenced, range.offset, range.len, fua).await;
+                self.changed(whole, fua, result)
+            }
+            Op::Flush => {
+                let moment = self.model(|model| model.moment());
+                let result = volume.flush(&Unfenced).await;
+                ensure!(result.is_ok(), "flush: {result:?}");
+                self.model(|model| model.flushed(&moment));
+                Ok(())
+            }
+            Op::Snapshot { name } => self.snapshot(name).await,
+            Op::DeleteSnapshot { name } => {
+                self.model(|model| {
+                    if let Some(Named::There(frozen)) = model.snapshots.get(&name).cloned() {
+                        model.snapshots.insert(name.clone(), Named::Going(frozen));
+                    }
+                });
+                volume.delete_snapshot(&name).await.map_err(unexpected)?;
+                self.model(|model| model.snapshots.remove(&name));
+                Ok(())
+            }
+        }
+    }
+
+    fn changed(&self, range: ByteRange, fua: bool, result: Result<(), IoError>) -> Result<(), Finding> {
+        match result {
+            Ok(()) => self.model(|model| {
+                model.end(range);
+                if fua {
+                    model.flushed_range(range);
+                }
+            }),
+            Err(IoError::NoSpace | IoError::NotFast) => self.failed.borrow_mut().push(range),
+            Err(error) => return Err(Finding(format!("unexpected: {error}"))),
+        }
+        Ok(())
+    }
+
+    async fn snapshot(&self, name: String) -> Result<(), Finding> {
+        let moment = self.model(|model| {
+            let moment = model.moment();
+            model.snapshots.insert(name.clone(), Named::Coming(moment.clone()));
+            moment
+        });
+        self.volume.snapshot(&name).await.map_err(unexpected)?;
+        self.model(|model| {
+            let frozen = model.frozen_since(&moment);
+            model.snapshots.insert(name, Named::There(frozen));
+            model.flushed(&moment);
+        });
+        Ok(())
+    }
+
+    async fn roll_back(&self, name: &str) -> Result<(), Finding> {
+        let frozen = self.model(|model| {
+            let frozen = model.frozen(&model.snapshots[name]);
+            model.begin_rollback(&frozen);
+            frozen
+        });
+        self.volume.rollback(name).await.map_err(unexpected)?;
+        let contents = self.contents().await?;
+        for (block, content) in &contents {
+            let allowed = frozen.get(block).cloned().unwrap_or_else(|| [Content::zero()].into());
+            ensure!(allowed.contains(content), "block {block} of snapshot {name} is {content:?}, not {allowed:?}");
+            self.model(|model| model.end_rollback(*block, content));
+        }
+        // Now it is known, and must stay so.
+        let exact = contents.into_iter().map(|(block, content)| (block, [content].into())).collect();
+        self.model(|model| model.snapshots.insert(name.into(), Named::There(exact)));
+        Ok(())
+    }
+
+    async fn settle_failed(&self) -> Result<(), Finding> {
+        for range in self.failed.take() {
+            for block in blocks(range) {
+                let content = read_block(&self.volume, block).await?;
+                self.model(|model| model.settle(block, &content))?;
+            }
+        }
+        Ok(())
+    }
+
+    async fn check_range(&self, range: ByteRange) -> Result<(), Finding> {
+        let moment = self.model(|model| model.moment());
+        let data =
+            self.volume.read(&Unfenced, range.offset, range.len).await.map_err(|e| Finding(format!("read: {e}")))?;
+        ensure!(data.len() as u64 == range.len, "a read of {range:?} returned {} bytes", data.len());
+        for block in blocks(range) {
+            let start = (block * BLOCK_BYTES).max(range.offset);
+            let end = ((block + 1) * BLOCK_BYTES).min(range.end());
+            let bytes = &data[(start - range.offset) as usize..(end - range.offset) as usize];
+            self.model(|model| model.check_read(&moment, block, (start % BLOCK_BYTES) as usize, bytes))?;
+        }
+        Ok(())
+    }
+
+    /// Every block with a history holds what was last answered, and holes are told right.
+    async fn check_all(&self) -> Result<(), Finding> {
+        let moment = self.model(|model| model.moment());
+        for (block, content) in self.contents().await? {
+            self.model(|model| model.check_read(&moment, block, 0, content.bytes()))?;
+            let status = self.volume.block_status(block * BLOCK_BYTES, BLOCK_BYTES, 1);
+            let is_told_zero = matches!(status.as_deref(), Ok([(BLOCK_BYTES, status)]) if status.zero);
+            ensure!(!is_told_zero || content == Content::zero(), "block {block} is told zero, holds {content:?}");
+        }
+        Ok(())
+    }
+
+    async fn contents(&self) -> Result<BTreeMap<u64, Content>, Finding> {
+        read_all(&self.volume, &self.model(|model| model.touched())).await
+    }
+
+    /// When all is flushed and merged, the tiers' slots are the volume's.
+    fn check_slots(&self) -> Result<(), Finding> {
+        let used: u64 = self.node.slots_used().iter().sum();
+        let named = self.volume.usage().used_bytes / drover_base::units::EXTENT_BYTES;
+        ensure!(used >= named, "{named} slots are named, {used} used");
+        Ok(())
+    }
+}
+
+pub async fn read_block(volume: &Volume, block: u64) -> Result<Content, Finding> {
+    let data = volume.read(&Unfenced, block * BLOCK_BYTES, BLOCK_BYTES).await;
+    data.map(|data| Content::from_bytes(&data)).map_err(|error| Finding(format!("reading block {block}: {error}")))
+}
+
+/// The contents of ascending `blocks`, those that follow each other read together.
+pub async fn read_all(volume: &Volume, blocks: &[u64]) -> Result<BTreeMap<u64, Content>, Finding> {
+    let mut contents = BTreeMap::new();
+    for run in blocks.chunk_by(|a, b| a + 1 == *b) {
+        let len = run.len() as u64 * BLOCK_BYTES;
+        let data = volume.read(&Unfenced, run[0] * BLOCK_BYTES, len).await;
+        let data = data.map_err(|error| Finding(format!("reading block {}: {error}", run[0])))?;
+        let of = data.chunks_exact(BLOCK_BYTES as usize).map(Content::from_bytes);
+        contents.extend(run.iter().copied().zip(of));
+    }
+    Ok(contents)
+}
+
+/// A generator for the use of one purpose in one run.
+pub fn generator(seed: u64, purpose: &str) -> Generator {
+    Generator::new(seed, purpose)
+}

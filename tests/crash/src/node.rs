@@ -1,0 +1,119 @@
+//! A simulated node of two tiers and one shard, and what is left of it.
+
+use crate::layers::{LateReads, ObservedMeta};
+use drover_base::{VolumeId, World, units::EXTENT_BYTES, world::Random};
+use drover_disk::{
+    Device,
+    fault::{Event, Observe},
+    sim::{SimDevice, SimImage},
+};
+use drover_sim::runtime::Generator;
+use drover_store::{
+    Store, StoreConfig, StoreError, TierClass, TierSpec, Tiers,
+    meta::memory::{MemoryImage, MemoryMeta},
+};
+use std::{cell::RefCell, rc::Rc};
+
+pub const VOLUME: VolumeId = VolumeId(7);
+pub const VOLUME_BYTES: u64 = 16 << 20;
+
+/// What survives a crash.
+#[derive(Clone)]
+pub struct Images {
+    pub devices: Vec<SimImage>,
+    pub meta: MemoryImage,
+}
+
+impl Images {
+    /// A node that never ran, with so many slots on its fast and its slow tier.
+    pub fn new(slots: [u64; 2]) -> Self {
+        let devices = slots.iter().map(|slots| SimImage::new(slots * EXTENT_BYTES)).collect();
+        Self { devices, meta: MemoryImage::new() }
+    }
+
+    pub fn slots(&self) -> Vec<u64> {
+        self.devices.iter().map(|device| device.size_bytes() / EXTENT_BYTES).collect()
+    }
+}
+
+/// The running node.
+pub struct Node {
+    pub world: World,
+    pub devices: Vec<SimDevice>,
+    pub meta: MemoryMeta,
+    pub tiers: Tiers,
+    pub store: Rc<Store>,
+}
+
+/// Told of the moments at which a crash is worth a look.
+pub type Observer = Rc<dyn Fn(&'static str)>;
+
+/// A generator where the engine wants chance.
+pub struct Chance(pub RefCell<Generator>);
+
+impl Random for Chance {
+    fn next_u64(&self) -> u64 {
+        self.0.borrow_mut().next_u64()
+    }
+}
+
+/// The parts of a node before its store is opened: crash images can be taken from them at any time.
+#[derive(Clone)]
+pub struct Parts {
+    pub world: World,
+    pub devices: Vec<SimDevice>,
+    pub meta: MemoryMeta,
+}
+
+impl Parts {
+    pub fn new(world: World, images: &Images) -> Self {
+        let device = |image: &SimImage| SimDevice::from_image(world.clone(), image.clone());
+        let devices = images.devices.iter().map(device).collect();
+        Self { devices, meta: MemoryMeta::from_image(world.clone(), images.meta.clone()), world }
+    }
+
+    /// What a loss of power would leave now; or, if only the process is killed, what it had submitted.
+    pub fn crash_images(&self, random: &dyn Random, is_power_lost: bool) -> Images {
+        // Metadata first: on a real machine both stop at one moment, and here nothing runs in between.
+        let meta = self.meta.crash_image(random);
+        let image = |device: &SimDevice| {
+            if is_power_lost { device.crash_image(random) } else { device.killed_image() }
+        };
+        Images { devices: self.devices.iter().map(image).collect(), meta }
+    }
+
+    /// Opens the store. `observer` is told of syncs, commits and finished writes.
+    pub async fn open(&self, config: StoreConfig, observer: Observer) -> Result<Node, StoreError> {
+        let specs = self.devices.iter().enumerate().map(|(at, device)| TierSpec {
+            name: format!("tier-{at}"),
+            class: [TierClass::Nvme, TierClass::Hdd][at.min(1)],
+            slots: device.size_bytes() / EXTENT_BYTES,
+        });
+        let tiers = Tiers::new(specs.collect());
+        let devices = self.devices.iter().map(|device| {
+            let late = Rc::new(LateReads::new(self.world.clone(), Rc::new(device.clone())));
+            let observer = observer.clone();
+            Rc::new(Observe::new(late, move |event| observer(name(event)))) as Rc<dyn Device>
+        });
+        let meta = Rc::new(ObservedMeta { inner: Rc::new(self.meta.clone()), observer: observer.clone() });
+        Store::scan_slots(&*meta, &tiers).await?;
+        let store = Store::open(config, self.world.clone(), devices.collect(), tiers.clone(), meta).await?;
+        let Self { world, devices, meta } = self.clone();
+        Ok(Node { world, devices, meta, tiers, store })
+    }
+}
+
+fn name(event: Event) -> &'static str {
+    match event {
+        Event::SyncBegins => "before a sync",
+        Event::SyncEnds { .. } => "after a sync",
+        Event::WriteEnds { .. } => "after a write",
+    }
+}
+
+impl Node {
+    /// Slots that are neither free nor held.
+    pub fn slots_used(&self) -> Vec<u64> {
+        self.tiers.usage().iter().map(|tier| tier.slots_used).collect()
+    }
+}
