@@ -1,0 +1,90 @@
+//! The control plane's REST API as a blocking client.
+
+use serde_json::{Value, json};
+use std::time::{Duration, Instant};
+
+/// A client of one control plane.
+pub struct Api {
+    base: String,
+    token: String,
+    client: reqwest::Client,
+    runtime: tokio::runtime::Runtime,
+}
+
+/// An answer that is not 2xx.
+#[derive(Debug)]
+pub struct Failure {
+    pub status: u16,
+    pub body: Value,
+}
+
+impl Api {
+    /// `base` such as `http://127.0.0.1:7070`.
+    pub fn new(base: &str, token: &str) -> Self {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+        Self { base: base.into(), token: token.into(), client: reqwest::Client::new(), runtime }
+    }
+
+    /// Sends one request; `Err(None)` when nobody answered.
+    pub fn request(&self, method: &str, path: &str, body: Option<&Value>) -> Result<Value, Option<Failure>> {
+        let method = method.parse().expect("a method");
+        let mut request = self
+            .client
+            .request(method, format!("{}{path}", self.base))
+            .timeout(Duration::from_secs(30))
+            .bearer_auth(&self.token);
+        if let Some(body) = body {
+            request = request.json(body);
+        }
+        let (status, text) = self
+            .runtime
+            .block_on(async {
+                let response = request.send().await?;
+                let status = response.status().as_u16();
+                Ok::<_, reqwest::Error>((status, response.text().await?))
+            })
+            .map_err(|_| None)?;
+        let value = serde_json::from_str(&text).unwrap_or(Value::Null);
+        if (200..300).contains(&status) { Ok(value) } else { Err(Some(Failure { status, body: value })) }
+    }
+
+    pub fn get(&self, path: &str) -> Value {
+        self.request("GET", path, None).unwrap_or_else(|error| panic!("GET {path}: {error:?}"))
+    }
+
+    pub fn post(&self, path: &str, body: Value) -> Value {
+        self.request("POST", path, Some(&body)).unwrap_or_else(|error| panic!("POST {path} {body}: {error:?}"))
+    }
+
+    /// Asks `GET path` until `wanted` says yes of its answer, through times when nobody answers.
+    pub fn wait_for(&self, path: &str, within: Duration, wanted: impl Fn(&Value) -> bool) -> Value {
+        let deadline = Instant::now() + within;
+        let mut last = Value::Null;
+        loop {
+            if let Ok(value) = self.request("GET", path, None) {
+                if wanted(&value) {
+                    return value;
+                }
+                last = value;
+            }
+            assert!(Instant::now() < deadline, "GET {path} never was as wanted; last: {last:#}");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    /// Starts a migration and returns its id.
+    pub fn migrate(&self, volume: &str, destination: &str, options: Value) -> String {
+        let mut body = json!({ "volume": volume, "destination": destination });
+        for (key, value) in options.as_object().into_iter().flatten() {
+            body[key] = value.clone();
+        }
+        self.post("/v1/migrations", body)["id"].as_str().expect("a migration has an id").into()
+    }
+
+    /// Waits until the migration is in one of `phases`.
+    pub fn wait_phase(&self, migration: &str, phases: &[&str], within: Duration) -> Value {
+        self.wait_for(&format!("/v1/migrations/{migration}"), within, |value| {
+            value["phase"].as_str().is_some_and(|phase| phases.contains(&phase))
+        })
+    }
+}

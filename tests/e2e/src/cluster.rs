@@ -1,0 +1,159 @@
+//! A control plane and nodes as real processes, in a folder of their own, all gone at the end.
+
+use crate::{Api, Daemon, Link};
+use serde_json::{Value, json};
+use std::{
+    fs,
+    net::TcpListener,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+/// How a cluster is laid out.
+pub struct Layout<'a> {
+    pub nodes: usize,
+    /// Where tiers and metadata lie; on tmpfs for benches of the engine, on disk for crashes.
+    pub folder: &'a Path,
+    pub tier_size: &'a str,
+    /// Shortest useful time to live, so that lease tests take seconds.
+    pub lease_ttl_ms: u64,
+    /// The first two nodes run on its hosts.
+    pub link: Option<&'a Link>,
+    /// Processors of each node, as taskset names them; none: any.
+    pub cpus: &'a [&'a str],
+}
+
+/// The running processes.
+pub struct Cluster {
+    pub control: Daemon,
+    pub nodes: Vec<Daemon>,
+    pub api: Api,
+    folder: PathBuf,
+}
+
+/// The `drover` binary under test: `DROVER_BIN`, or the one beside the test programs.
+pub fn drover_program() -> PathBuf {
+    if let Some(path) = std::env::var_os("DROVER_BIN") {
+        return path.into();
+    }
+    let test = std::env::current_exe().expect("a test program has a path");
+    let release = test.ancestors().find(|folder| folder.ends_with("release")).expect("it lies in the target folder");
+    release.join("drover")
+}
+
+impl Cluster {
+    /// Starts all and waits until the control plane knows every node.
+    pub fn start(layout: &Layout) -> Self {
+        let folder = layout.folder.to_path_buf();
+        fs::create_dir_all(&folder).expect("the cluster's folder");
+        fs::write(folder.join("secret"), "a secret of this test cluster, 32 bytes or more").expect("a secret");
+        fs::write(folder.join("token"), "token-of-this-test-cluster").expect("a token");
+        let ports = free_ports(2);
+        let (rest, rpc) = (ports[0], ports[1]);
+        let any = layout.link.is_some();
+        fs::write(folder.join("control.toml"), control_config(&folder, rest, rpc, layout.lease_ttl_ms, any))
+            .expect("the control plane's settings");
+        let control = daemon("control", &folder);
+        let nodes = (0..layout.nodes)
+            .map(|index| {
+                fs::create_dir_all(folder.join(format!("tier-{index}"))).expect("a tier's folder");
+                let name = node_name(index);
+                let config = node_config(layout, index, rpc);
+                fs::write(folder.join(format!("{name}.toml")), config).expect("a node's settings");
+                let mut node = daemon(&name, &folder);
+                if let Some(link) = layout.link.filter(|_| index < 2) {
+                    node = node.in_namespace(&link.namespace(index));
+                }
+                match layout.cpus.get(index) {
+                    Some(cpus) => node.pinned(cpus),
+                    None => node,
+                }
+            })
+            .collect();
+        let api = Api::new(&format!("http://127.0.0.1:{rest}"), "token-of-this-test-cluster");
+        let mut cluster = Self { control, nodes, api, folder };
+        cluster.control.start().expect("the control plane starts");
+        for node in &mut cluster.nodes {
+            node.start().expect("a node starts");
+        }
+        cluster.wait_for_nodes();
+        cluster
+    }
+
+    /// Waits until every node has registered.
+    pub fn wait_for_nodes(&self) {
+        let count = self.nodes.len();
+        self.api.wait_for("/v1/nodes", Duration::from_secs(20), |nodes| {
+            let healthy = |node: &&Value| node["health"] == "healthy";
+            nodes["items"].as_array().is_some_and(|items| items.iter().filter(healthy).count() == count)
+        });
+    }
+
+    /// Makes a volume on a node and exports it under its name on every node.
+    pub fn create_volume(&self, name: &str, size_bytes: u64, node: usize) {
+        self.api.post("/v1/volumes", json!({ "name": name, "size_bytes": size_bytes, "node": node_name(node) }));
+        for index in 0..self.nodes.len() {
+            self.api.post("/v1/exports", json!({ "volume": name, "node": node_name(index), "name": name }));
+        }
+    }
+
+    /// The volume on a node's unix socket.
+    pub fn uri(&self, node: usize, export: &str) -> String {
+        format!("nbd+unix:///{export}?socket={}", self.folder.join(format!("{}.sock", node_name(node))).display())
+    }
+
+    /// The device file of a node's tier.
+    pub fn device(&self, node: usize) -> PathBuf {
+        let folder = self.folder.join(format!("tier-{node}"));
+        let mut files: Vec<_> =
+            fs::read_dir(folder).expect("a tier").map(|entry| entry.expect("a file").path()).collect();
+        assert_eq!(files.len(), 1, "a tier has one device file");
+        files.remove(0)
+    }
+
+    pub fn folder(&self) -> &Path {
+        &self.folder
+    }
+}
+
+/// The name of the node with this index.
+pub fn node_name(index: usize) -> String {
+    format!("node-{}", index + 1)
+}
+
+fn daemon(name: &str, folder: &Path) -> Daemon {
+    let verb = if name == "control" { "control" } else { "node" };
+    let config = folder.join(format!("{name}.toml")).display().to_string();
+    Daemon::new(name, &drover_program(), &[verb, "--config", &config], &folder.join(format!("{name}.log")))
+}
+
+fn control_config(folder: &Path, rest: u16, rpc: u16, lease_ttl_ms: u64, any: bool) -> String {
+    let folder = folder.display();
+    let rpc_host = if any { "0.0.0.0" } else { "127.0.0.1" };
+    format!(
+        "data = \"{folder}/control\"\ntoken = \"{folder}/token\"\nsecret = \"{folder}/secret\"\nlease_ttl_ms = {lease_ttl_ms}\n\
+         [listen]\nrest = \"127.0.0.1:{rest}\"\nnodes = \"{rpc_host}:{rpc}\"\n"
+    )
+}
+
+fn node_config(layout: &Layout, index: usize, rpc: u16) -> String {
+    let (folder, name) = (layout.folder.display(), node_name(index));
+    let ports = free_ports(3);
+    let (control, admin, data) = match layout.link.filter(|_| index < 2) {
+        Some(link) => (link.root_address(index), link.outer_address(index), link.inner_address(index)),
+        None => ["127.0.0.1"; 3].map(String::from).into(),
+    };
+    format!(
+        "id = \"{name}\"\ncontrol = \"{control}:{rpc}\"\nsecret = \"{folder}/secret\"\nmeta = \"{folder}/{name}-meta\"\n\
+         checkpoint = \"{folder}/{name}-checkpoint\"\n\
+         [listen]\nadmin = \"{admin}:{}\"\npeer = \"{data}:{}\"\nmigration = \"{data}:{}\"\nnbd_unix = \"{folder}/{name}.sock\"\n\
+         [[tier]]\nname = \"fast\"\nclass = \"nvme\"\npath = \"{folder}/tier-{index}\"\nsize = \"{}\"\n",
+        ports[0], ports[1], ports[2], layout.tier_size
+    )
+}
+
+/// Ports that were free a moment ago, all different.
+fn free_ports(count: usize) -> Vec<u16> {
+    let held: Vec<_> = (0..count).map(|_| TcpListener::bind("127.0.0.1:0").expect("a free port")).collect();
+    held.iter().map(|listener| listener.local_addr().expect("its address").port()).collect()
+}
