@@ -11,6 +11,9 @@
 //! The protocol itself is in `drover_wire::nbd`; this module has the sockets. A connection is one future: it owns
 //! its buffers and its running requests, and nothing is spawned for a request.
 
+// The machine's side of a node: clients' sockets and their deadlines. What it serves sees only the world's traits.
+#![allow(clippy::disallowed_methods, clippy::disallowed_types)]
+
 mod answer;
 mod client;
 mod connection;
