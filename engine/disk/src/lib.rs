@@ -12,4 +12,4 @@ mod contract;
 
 pub use buffer::Buffer;
 pub use device::{DEVICE_REQUEST_BYTES_MAX, Device, DeviceError};
-pub use uring::{KernelError, OpenError, UringDevice, check_kernel};
+pub use uring::{KernelError, OpenError, UringDevice, check_kernel, run};

@@ -15,15 +15,17 @@ use tokio_uring::fs::File;
 
 mod open;
 mod probe;
+mod runtime;
 
 pub use open::OpenError;
 pub use probe::{KernelError, check_kernel};
+pub use runtime::run;
 
 /// Transfers without progress (interrupted, told to try again, less than a block) until a request fails.
 const STALLS_MAX: u32 = 100;
 
-/// A device file of fixed size, or a block device. Requests must be made within a tokio-uring runtime; the
-/// device belongs to its thread.
+/// A device file of fixed size, or a block device. Requests must be made within [`run`]; the device
+/// belongs to its thread.
 pub struct UringDevice {
     file: File,
     /// The same open file: `file` cannot be unlocked.

@@ -6,8 +6,8 @@ use std::io;
 /// Why devices cannot be used on this kernel.
 #[derive(Debug, thiserror::Error)]
 pub enum KernelError {
-    #[error("this kernel has no io_uring; Linux 5.6 or later is needed")]
-    Absent,
+    #[error("this kernel's io_uring is absent or too old; Linux 5.19 or later is needed")]
+    TooOld,
     /// By the sysctl kernel.io_uring_disabled, or by a container's seccomp profile.
     #[error("io_uring is forbidden here: see the sysctl kernel.io_uring_disabled and the container's seccomp profile")]
     Forbidden,
@@ -19,9 +19,9 @@ pub enum KernelError {
 
 /// Checks that the kernel offers every operation that devices use.
 pub fn check_kernel() -> Result<(), KernelError> {
-    let ring = IoUring::new(2).map_err(explain)?;
+    let ring: IoUring = IoUring::builder().setup_coop_taskrun().build(2).map_err(KernelError::of)?;
     let mut probe = Probe::new();
-    ring.submitter().register_probe(&mut probe).map_err(explain)?;
+    ring.submitter().register_probe(&mut probe).map_err(KernelError::of)?;
     let needed = [
         ("read", opcode::Read::CODE),
         ("write", opcode::Write::CODE),
@@ -34,11 +34,15 @@ pub fn check_kernel() -> Result<(), KernelError> {
     }
 }
 
-fn explain(error: io::Error) -> KernelError {
-    match error.raw_os_error() {
-        Some(libc::ENOSYS) => KernelError::Absent,
-        Some(libc::EPERM | libc::EACCES) => KernelError::Forbidden,
-        _ => KernelError::Io(error),
+impl KernelError {
+    /// Of the error that setting up a ring ended with.
+    pub(super) fn of(error: io::Error) -> Self {
+        match error.raw_os_error() {
+            // EINVAL: a flag it does not know.
+            Some(libc::ENOSYS | libc::EINVAL) => Self::TooOld,
+            Some(libc::EPERM | libc::EACCES) => Self::Forbidden,
+            _ => Self::Io(error),
+        }
     }
 }
 
@@ -53,8 +57,8 @@ mod tests {
 
     #[test]
     fn a_refusal_says_what_to_look_at() {
-        for (errno, expected) in [(libc::ENOSYS, "5.6"), (libc::EPERM, "seccomp"), (libc::ENOMEM, "set up")] {
-            let text = explain(io::Error::from_raw_os_error(errno)).to_string();
+        for (errno, expected) in [(libc::ENOSYS, "5.19"), (libc::EPERM, "seccomp"), (libc::ENOMEM, "set up")] {
+            let text = KernelError::of(io::Error::from_raw_os_error(errno)).to_string();
             assert!(text.contains(expected), "{text}");
         }
     }

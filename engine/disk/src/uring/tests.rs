@@ -5,10 +5,14 @@ use tempfile::tempdir;
 
 const SIZE: u64 = 1 << 20;
 
+fn in_runtime(test: impl Future<Output = ()>) {
+    run(test).unwrap();
+}
+
 #[test]
 fn it_is_a_device() {
     let folder = tempdir().unwrap();
-    tokio_uring::start(async {
+    in_runtime(async {
         let device = UringDevice::open_or_create(&folder.path().join("device"), contract::SIZE_BYTES).unwrap();
         contract::check(Rc::new(device)).await;
     });
@@ -18,7 +22,7 @@ fn it_is_a_device() {
 #[test]
 fn it_is_a_device_through_the_page_cache() {
     let folder = tempdir().unwrap();
-    tokio_uring::start(async {
+    in_runtime(async {
         let path = folder.path().join("device");
         let file = fs::OpenOptions::new().read(true).write(true).create(true).truncate(true).open(&path).unwrap();
         file.set_len(contract::SIZE_BYTES).unwrap();
@@ -33,7 +37,7 @@ fn it_is_a_device_through_the_page_cache() {
 fn content_stays_when_opened_again() {
     let folder = tempdir().unwrap();
     let path = folder.path().join("device");
-    tokio_uring::start(async {
+    in_runtime(async {
         let device = UringDevice::open_or_create(&path, SIZE).unwrap();
         device.write(8192, Buffer::from_slice(&[7; 4096])).await.0.unwrap();
         device.sync().await.unwrap();
@@ -60,7 +64,7 @@ fn two_cannot_have_one_device() {
 fn an_abandoned_request_keeps_no_lock() {
     let folder = tempdir().unwrap();
     let path = folder.path().join("device");
-    tokio_uring::start(async {
+    in_runtime(async {
         let device = UringDevice::open_or_create(&path, 64 << 20).unwrap();
         let write = device.write(0, Buffer::zeroed(32 << 20));
         futures::future::select(write, std::pin::pin!(tokio::task::yield_now())).await;
@@ -96,7 +100,7 @@ fn what_is_no_device_is_refused() {
 fn a_discard_frees_space() {
     let folder = tempdir().unwrap();
     let path = folder.path().join("device");
-    tokio_uring::start(async {
+    in_runtime(async {
         let device = UringDevice::open_or_create(&path, SIZE).unwrap();
         device.write(0, Buffer::from_slice(&[7; 512 << 10])).await.0.unwrap();
         device.sync().await.unwrap();
@@ -113,7 +117,7 @@ fn a_discard_frees_space() {
 fn a_file_cut_short_is_an_error() {
     let folder = tempdir().unwrap();
     let path = folder.path().join("device");
-    tokio_uring::start(async {
+    in_runtime(async {
         let device = UringDevice::open_or_create(&path, SIZE).unwrap();
         fs::OpenOptions::new().write(true).open(&path).unwrap().set_len(10_000).unwrap();
         let (result, buffer) = device.read(4096, Buffer::zeroed(16_384)).await;
@@ -125,7 +129,7 @@ fn a_file_cut_short_is_an_error() {
 /// The operating system's error number reaches the caller.
 #[test]
 fn errors_keep_their_number() {
-    tokio_uring::start(async {
+    in_runtime(async {
         let read_only = |path: &str| fs::File::open(path).unwrap();
         let opened = open::Opened { file: read_only("/proc/self/exe"), size_bytes: 4096, is_direct: false };
         let device = UringDevice::new(opened).unwrap();
@@ -144,7 +148,7 @@ fn errors_keep_their_number() {
 #[test]
 fn many_requests_at_once() {
     let folder = tempdir().unwrap();
-    tokio_uring::start(async {
+    in_runtime(async {
         let device = UringDevice::open_or_create(&folder.path().join("device"), 16 << 20).unwrap();
         let requests = (0..4096u64).map(|at| device.write(at * 4096, Buffer::from_slice(&[at as u8; 4096])));
         assert!(futures::future::join_all(requests).await.iter().all(|(result, _)| result.is_ok()));
