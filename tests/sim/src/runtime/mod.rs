@@ -24,6 +24,7 @@ mod tests;
 mod timers;
 
 pub use generator::Generator;
+pub(crate) use generator::mix;
 pub use net::NetConfig;
 pub use process::{Killed, Process};
 
