@@ -5,6 +5,7 @@ mod backoff;
 pub mod config;
 mod context;
 mod control_link;
+pub mod daemon;
 mod gateway;
 mod grants;
 mod lease;
@@ -20,6 +21,8 @@ mod router;
 mod seat;
 mod session;
 mod space;
+#[cfg(test)]
+mod tests;
 
 pub use lease::LeaseGuard;
 pub use node::{Node, NodeSettings, NodeStorage, StartError, merge_status};
