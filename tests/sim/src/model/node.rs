@@ -5,7 +5,7 @@ use super::{Protocol, Slip};
 
 impl Protocol {
     /// Whether `node` carries out client I/O now (L1).
-    pub fn admits(&self, state: &State, node: usize) -> bool {
+    pub fn admits(&self, state: &State, node: Side) -> bool {
         let this = &state.nodes[node];
         this.role == Role::Holder && this.drained == 0 && (self.has(Slip::EpochNotChecked) || self.lease_runs(this))
     }
@@ -15,13 +15,13 @@ impl Protocol {
     }
 
     /// Whether `node` may answer what it carried out (L1): asked again at the end.
-    pub fn answers(&self, state: &State, node: usize) -> bool {
+    pub fn answers(&self, state: &State, node: Side) -> bool {
         let this = &state.nodes[node];
         self.has(Slip::AckNotFenced) || this.role == Role::Holder && this.drained == 0 && self.lease_runs(this)
     }
 
     /// Whether the answer need not wait (any more) for the other side (M3, M4).
-    pub fn other_side_has_it(&self, state: &State, node: usize, is_flush: bool) -> bool {
+    pub fn other_side_has_it(&self, state: &State, node: Side, is_flush: bool) -> bool {
         let sender = &state.nodes[node].sender;
         if !sender.running || !sender.mirroring || self.has(Slip::MirrorNotAwaited) {
             return true;
@@ -35,7 +35,7 @@ impl Protocol {
     }
 
     /// A client's write at the holder. `None`: the stream is full, wait.
-    pub fn write(&self, state: &mut State, node: usize, value: u8) -> Option<()> {
+    pub fn write(&self, state: &mut State, node: Side, value: u8) -> Option<()> {
         let linked = state.link.up && state.link.from == node;
         let this = &mut state.nodes[node];
         if this.sender.running {
@@ -68,7 +68,7 @@ impl Protocol {
     }
 
     /// A new connection of the sender at `node` (M2, M10, L6). `None`: the other side refuses.
-    pub fn link(&self, state: &mut State, node: usize) -> Option<()> {
+    pub fn link(&self, state: &mut State, node: Side) -> Option<()> {
         let other = state.nodes[1 - node];
         let this = &mut state.nodes[node];
         if !this.sender.running || state.link.up || other.role != Role::Mirror || other.epoch != this.epoch {
@@ -85,7 +85,7 @@ impl Protocol {
     }
 
     /// The other side looks at the frame in front and answers it. False: refused by its epoch.
-    pub fn apply(&self, state: &mut State, frame: Frame, node: usize) -> bool {
+    pub fn apply(&self, state: &mut State, frame: Frame, node: Side) -> bool {
         let this = &mut state.nodes[node];
         if this.role != Role::Mirror || this.epoch != frame.epoch {
             return false;
@@ -111,14 +111,14 @@ impl Protocol {
     }
 
     /// Everything has arrived, and is durable there (F4).
-    pub fn is_synced(&self, state: &State, node: usize) -> bool {
+    pub fn is_synced(&self, state: &State, node: Side) -> bool {
         let sender = &state.nodes[node].sender;
         let clean = sender.block == Block::Clean || self.has(Slip::CleanWithoutFlush) && sender.block == Block::Applied;
         sender.running && sender.mirroring && clean && state.link.up && state.link.from == node && state.link.is_empty()
     }
 
     /// F2, F3. Whether the node has drained for `attempt`.
-    pub fn quiesce(&self, state: &mut State, node: usize, epoch: u8, attempt: u8) -> bool {
+    pub fn quiesce(&self, state: &mut State, node: Side, epoch: u8, attempt: u8) -> bool {
         let this = &state.nodes[node];
         if this.drained == attempt {
             return true;
@@ -142,7 +142,7 @@ impl Protocol {
     }
 
     /// F5. Whether the other side has flushed all that was sent; its clock starts (L2).
-    pub fn confirm(&self, state: &mut State, node: usize) -> bool {
+    pub fn confirm(&self, state: &mut State, node: Side) -> bool {
         let this = &mut state.nodes[node];
         let sure = this.flushed || self.has(Slip::CleanWithoutFlush);
         if sure && this.role == Role::Mirror {
@@ -152,7 +152,7 @@ impl Protocol {
     }
 
     /// L5: what is older changes nothing; otherwise fence, persist, act.
-    pub fn adopt(&self, state: &mut State, node: usize, grant: Grant) {
+    pub fn adopt(&self, state: &mut State, node: Side, grant: Grant) {
         let this = &mut state.nodes[node];
         if this.role == Role::Absent || (grant.epoch, grant.revision) <= (this.epoch, this.revision) {
             return;
@@ -178,7 +178,7 @@ impl Protocol {
     }
 
     /// The holder after the flip: clean when it has just been activated, else all is compared (M8).
-    fn start_return_mirror(&self, state: &mut State, node: usize, clean: bool, alone: bool) {
+    fn start_return_mirror(&self, state: &mut State, node: Side, clean: bool, alone: bool) {
         let this = &mut state.nodes[node];
         if !this.sender.running {
             let block = if clean && !alone { Block::Clean } else { Block::Dirty };
@@ -187,7 +187,7 @@ impl Protocol {
     }
 
     /// A crash that leaves `value` of what was not flushed, and a restart at once.
-    pub fn crash(&self, state: &mut State, node: usize, value: u8) {
+    pub fn crash(&self, state: &mut State, node: Side, value: u8) {
         if state.link.up {
             self.unlink(state);
         }

@@ -3,9 +3,29 @@
 //! One block, whose contents are small numbers: 0 at first, then one more with each write. A crash restarts at
 //! once; a node that is down for longer is one that takes no step.
 
-/// Index of the source and of the destination in [`State::nodes`].
-pub const SOURCE: usize = 0;
-pub const DESTINATION: usize = 1;
+use std::ops::{Index, IndexMut};
+
+/// Which of the two nodes; one byte, since millions of states are kept.
+pub type Side = u8;
+pub const SOURCE: Side = 0;
+pub const DESTINATION: Side = 1;
+
+/// One of each node.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub struct Pair<T>(pub [T; 2]);
+
+impl<T> Index<Side> for Pair<T> {
+    type Output = T;
+    fn index(&self, side: Side) -> &T {
+        &self.0[usize::from(side)]
+    }
+}
+
+impl<T> IndexMut<Side> for Pair<T> {
+    fn index_mut(&mut self, side: Side) -> &mut T {
+        &mut self.0[usize::from(side)]
+    }
+}
 
 /// What a copy turned into on a bad way: no client wrote it.
 pub const GARBAGE: u8 = 7;
@@ -55,7 +75,7 @@ pub struct Control {
     pub phase: Phase,
     pub epoch: u8,
     pub revision: u8,
-    pub holder: usize,
+    pub holder: Side,
     pub timed: bool,
     pub way_back_open: bool,
     /// Number of the present or last flip attempt.
@@ -134,7 +154,7 @@ pub struct Frame {
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub struct Link {
     pub up: bool,
-    pub from: usize,
+    pub from: Side,
     pub frames: [Option<Frame>; 2],
     /// A frame of an earlier connection that the other side has received and not yet looked at.
     pub late: Option<Frame>,
@@ -172,13 +192,13 @@ pub struct Client {
     pub writes: u8,
     pub operation: Option<Operation>,
     /// The node where `operation` was carried out and is not yet answered.
-    pub carried_out: Option<usize>,
+    pub carried_out: Option<Side>,
     /// The last acknowledged, unflushed write.
     pub log: Option<u8>,
     /// The node whose present instance has acknowledged, or replayed, the log.
-    pub log_of: Option<usize>,
+    pub log_of: Option<Side>,
     /// The node where the replay was carried out and is not yet answered.
-    pub replayed: Option<usize>,
+    pub replayed: Option<Side>,
 }
 
 /// What may be read, by what the client was told. Seen by the checker alone.
@@ -195,7 +215,7 @@ pub struct Ghost {
     /// A crash was, and only the gateway's replay makes good what it lost.
     pub log_covers_loss: bool,
     /// The node lost what it had applied as the other side, and did not get it again.
-    pub lost: [bool; 2],
+    pub lost: Pair<bool>,
     /// Garbage was planted: what is read is no longer looked at.
     pub rotten: bool,
 }
@@ -204,12 +224,12 @@ pub struct Ghost {
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub enum Late {
     Quiesce {
-        node: usize,
+        node: Side,
         epoch: u8,
         attempt: u8,
     },
     Grant {
-        node: usize,
+        node: Side,
         grant: Grant,
     },
     /// `superseded`: a later way-back message of the holder has been recorded.
@@ -223,7 +243,7 @@ pub enum Late {
 pub struct Grant {
     pub epoch: u8,
     pub revision: u8,
-    pub holder: usize,
+    pub holder: Side,
     pub timed: bool,
     pub way_back_open: bool,
 }
@@ -231,7 +251,7 @@ pub struct Grant {
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub struct State {
     pub control: Control,
-    pub nodes: [Node; 2],
+    pub nodes: Pair<Node>,
     pub link: Link,
     pub client: Client,
     pub ghost: Ghost,
@@ -269,7 +289,7 @@ impl State {
                 drained: false,
                 confirmed: false,
             },
-            nodes: [node(Role::Holder), node(Role::Mirror)],
+            nodes: Pair([node(Role::Holder), node(Role::Mirror)]),
             link: Link::DOWN,
             client: Client { writes: 0, operation: None, carried_out: None, log: None, log_of: None, replayed: None },
             ghost: Ghost {
@@ -278,7 +298,7 @@ impl State {
                 base: Values::only(0),
                 unsure: false,
                 log_covers_loss: false,
-                lost: [false, false],
+                lost: Pair([false, false]),
                 rotten: false,
             },
             late: None,

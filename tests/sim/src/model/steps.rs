@@ -54,7 +54,7 @@ impl Protocol {
     }
 
     /// Whether the gateway may pass requests to `node`: nothing must be replayed first (G2).
-    pub fn gateway_ready(&self, state: &State, node: usize) -> bool {
+    pub fn gateway_ready(&self, state: &State, node: Side) -> bool {
         let client = &state.client;
         self.has(Slip::ReplayForgotten)
             || client.log.is_none()
@@ -63,7 +63,7 @@ impl Protocol {
 
     /// Whether a read is answered at `node` now: not before the requests in flight were sent there (G2), and not
     /// while a takeover could still undo what it would return (M11).
-    pub fn may_read(&self, state: &State, node: usize) -> bool {
+    pub fn may_read(&self, state: &State, node: Side) -> bool {
         self.admits(state, node)
             && self.gateway_ready(state, node)
             && (state.client.operation.is_none() || state.client.carried_out == Some(node))
@@ -86,7 +86,7 @@ impl Protocol {
         });
     }
 
-    fn request_steps(&self, steps: &mut Steps, node: usize) {
+    fn request_steps(&self, steps: &mut Steps, node: Side) {
         let client = steps.from.client;
         let carry_out = |s: &mut State, operation: Operation| {
             when(client.carried_out.is_none() && self.admits(s, node) && self.gateway_ready(s, node))?;
@@ -227,7 +227,7 @@ impl Protocol {
         });
     }
 
-    fn node_steps(&self, steps: &mut Steps, node: usize) {
+    fn node_steps(&self, steps: &mut Steps, node: Side) {
         let this = steps.from.nodes[node];
         if this.role == Role::Absent {
             return;
@@ -263,7 +263,7 @@ impl Protocol {
     }
 
     /// F7, M8: what a new instance's registration changes is recorded before it is answered.
-    fn register(&self, state: &mut State, node: usize) {
+    fn register(&self, state: &mut State, node: Side) {
         let control = &mut state.control;
         if control.holder == node {
             if !self.has(Slip::RestartKeepsAttempt) {
@@ -540,7 +540,7 @@ impl Control {
     }
 
     /// One durable transaction (F6, T1).
-    fn move_lease(&mut self, holder: usize, timed: bool) {
+    fn move_lease(&mut self, holder: Side, timed: bool) {
         self.epoch += 1;
         self.revision = 0;
         self.holder = holder;
@@ -558,14 +558,14 @@ impl Control {
 
 impl State {
     /// The node has recorded the present grant, or is gone.
-    fn is_told(&self, node: usize) -> bool {
+    fn is_told(&self, node: Side) -> bool {
         let (this, control) = (&self.nodes[node], &self.control);
         this.role == Role::Absent || (this.epoch, this.revision) == (control.epoch, control.revision)
     }
 
     /// Makes states equal that differ in nothing that matters any more.
     fn normalise(&mut self) {
-        for node in &mut self.nodes {
+        for node in &mut self.nodes.0 {
             node.clock &= node.timed || node.role == Role::Mirror;
             node.flushed &= node.role == Role::Mirror;
         }
@@ -573,7 +573,7 @@ impl State {
             return;
         }
         // Without a late request only "this attempt" and "an earlier one" matter.
-        for node in &mut self.nodes {
+        for node in &mut self.nodes.0 {
             node.ended = 0;
             node.drained = match node.drained {
                 0 => 0,
