@@ -43,7 +43,7 @@ const LARGE_BYTES: usize = 32 << 10;
 /// Rounds of a connection before the other tasks of its thread have their turn.
 const ROUNDS_MAX: u32 = 16;
 /// How long a client may take to receive the last replies when the server closes.
-const GRACE: Duration = Duration::from_secs(5);
+const GRACE: Duration = Duration::from_secs(2);
 
 /// How a connection ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -80,8 +80,8 @@ pub async fn serve(negotiated: Negotiated, closing: LocalFuture<'static, ()>) ->
         filling: None,
         is_receiving: true,
         was_large: false,
-        gave_way: false,
         end: Ok(End::Client),
+        is_closing: false,
         closing,
         grace: None,
     };
@@ -150,25 +150,22 @@ struct Connection {
     is_receiving: bool,
     /// The last write was large.
     was_large: bool,
-    /// The other tasks of the thread had a turn since the last send.
-    gave_way: bool,
     end: Result<End, SessionError>,
+    is_closing: bool,
     closing: LocalFuture<'static, ()>,
     grace: Option<Pin<Box<tokio::time::Sleep>>>,
 }
 
 impl Connection {
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        if self.is_receiving && self.closing.as_mut().poll(cx).is_ready() {
+        if !self.is_closing && self.closing.as_mut().poll(cx).is_ready() {
+            self.is_closing = true;
             self.close();
         }
         for _ in 0..ROUNDS_MAX {
             let received = self.receive(cx);
             let Self { running, replies, .. } = self;
             running.poll(cx, |ended| replies.answer(ended));
-            if self.gives_way(cx) {
-                return Poll::Pending;
-            }
             self.send(cx);
             if !self.is_receiving && self.running.is_empty() && self.replies.output.is_empty() {
                 return Poll::Ready(());
@@ -181,24 +178,11 @@ impl Connection {
         Poll::Pending
     }
 
-    /// Requests that run may be about to end: the tasks and completions they wait for get one turn, so that
-    /// replies which can go together do.
-    fn gives_way(&mut self, cx: &Context<'_>) -> bool {
-        let waiting_bytes = self.replies.output.len();
-        if self.gave_way || self.running.is_empty() || waiting_bytes == 0 || waiting_bytes >= SEND_AT_BYTES {
-            return false;
-        }
-        self.gave_way = true;
-        cx.waker().wake_by_ref();
-        true
-    }
-
     fn send(&mut self, cx: &mut Context<'_>) {
-        self.gave_way = false;
         match self.replies.output.poll_send(&mut self.stream, cx) {
             Poll::Ready(Ok(())) => {}
             Poll::Ready(Err(error)) => self.break_off(error.into()),
-            Poll::Pending if self.is_closing() && self.running.is_empty() => {
+            Poll::Pending if self.is_closing && self.running.is_empty() => {
                 let grace = self.grace.get_or_insert_with(|| Box::pin(tokio::time::sleep(GRACE)));
                 if grace.as_mut().poll(cx).is_ready() {
                     self.break_off(io::Error::from(io::ErrorKind::TimedOut).into());
@@ -206,10 +190,6 @@ impl Connection {
             }
             Poll::Pending => {}
         }
-    }
-
-    fn is_closing(&self) -> bool {
-        matches!(self.end, Ok(End::Closing))
     }
 
     /// Whether more may be received, or what waits be admitted.
@@ -337,6 +317,9 @@ impl Connection {
 
     /// Refuses what was not started and receives no more. What runs is answered as usual.
     fn close(&mut self) {
+        if !self.is_receiving {
+            return;
+        }
         self.is_receiving = false;
         self.end = Ok(End::Closing);
         let filling = self.filling.take().map(|filling| filling.ticket);

@@ -62,6 +62,27 @@ fn a_listener_closes_with_clients_in_every_state() {
     });
 }
 
+/// A client that takes no replies, whether it still sends or not, cannot keep the server from closing.
+#[test]
+fn a_client_that_takes_nothing_does_not_hold_up_closing() {
+    run_test(async {
+        for leaves_first in [false, true] {
+            let mut attached = attach(&service(&Probe::new(SIZE, true)));
+            enter_simple(&mut attached.stream, "probe").await;
+            let read = encode_request(1, &Command::Read { offset: 0, len: SIZE as u32, in_one: false });
+            attached.stream.write_all(&read.repeat(3)).await.unwrap();
+            if leaves_first {
+                attached.stream.write_all(&encode_disconnect()).await.unwrap();
+            }
+            settle().await;
+            assert!(!attached.served.is_finished());
+            attached.closing.send_replace(true);
+            let end = attached.served.await.unwrap().unwrap();
+            assert_eq!(end, if leaves_first { End::Client } else { End::Closing });
+        }
+    });
+}
+
 #[test]
 fn a_disconnect_waits_for_what_is_in_flight() {
     run_test(async {
