@@ -13,7 +13,7 @@
 //!  link/<node>/<node>             LinkRecord
 //! ```
 
-use crate::{ApiError, MigrationOptions, MigrationPlan, Phase, ProofResult, Receipt, VolumeState};
+use crate::{ApiError, MigrationOptions, MigrationPlan, Phase, Receipt, VolumeState};
 use drover_base::{Epoch, Generation, InstanceId, MigrationId, NodeId, VolumeId};
 use serde::{Deserialize, Serialize};
 
@@ -176,6 +176,8 @@ pub struct MigrationRecord {
     pub commit_requested: bool,
     /// Whether the side that does not hold has all that was acknowledged. Meaningful after the flip.
     pub way_back_open: bool,
+    /// The last word about the way back: the holder's instance and its count. An older one changes nothing.
+    pub way_back_change: Option<(InstanceId, u64)>,
     /// Both sides were proven equal, and have been mirrored since.
     pub proven: bool,
     /// The proof found a difference: nothing is released until someone asks again.
@@ -183,6 +185,10 @@ pub struct MigrationRecord {
     /// The last attempt at a flip, and the one under way.
     pub attempts: u64,
     pub attempt: Option<u64>,
+    /// When the last attempt began, by the wall clock: measures the pause where the control plane restarted in it.
+    pub attempt_began_ms: u64,
+    /// The lease moved; how long the pause was is recorded when the new holder answers.
+    pub pause_pending: bool,
     /// An attempt that was given up and whose holder has yet to confirm that it goes on.
     pub resume: Option<u64>,
     pub plan: MigrationPlan,
@@ -224,9 +230,5 @@ impl MigrationRecord {
             Stage::Settling | Stage::FlippingBack | Stage::Committed => (&self.destination, &self.source),
             _ => (&self.source, &self.destination),
         }
-    }
-
-    pub fn set_proof(&mut self, proof: ProofResult) {
-        self.receipt.proof = Some(proof);
     }
 }

@@ -1,0 +1,69 @@
+//! Settings and bounds of the control plane.
+
+use drover_base::limits::{LEASE_DRIFT, LEASE_TTL};
+use std::time::Duration;
+
+/// What an administrator decides.
+#[derive(Clone, Debug)]
+pub struct ControlConfig {
+    /// BLAKE3 of the cluster's secret, zeros where none is set: what nodes have to show.
+    pub secret: [u8; 32],
+    /// Time to live of timed leases.
+    pub ttl: Duration,
+    /// Bound on how far two clocks drift apart over one lease.
+    pub drift: Duration,
+    /// What a link is taken to carry where nothing was measured, bytes a second.
+    pub link_bytes_per_s_assumed: u64,
+}
+
+impl Default for ControlConfig {
+    fn default() -> Self {
+        Self { secret: [0; 32], ttl: LEASE_TTL, drift: LEASE_DRIFT, link_bytes_per_s_assumed: 125_000_000 }
+    }
+}
+
+/// For requests that a node answers at once.
+pub const RPC_DEADLINE: Duration = Duration::from_secs(2);
+/// For requests that flush or write metadata.
+pub const WORK_DEADLINE: Duration = Duration::from_secs(30);
+/// For a snapshot of a volume under load, or for dropping a large volume.
+pub const LONG_WORK_DEADLINE: Duration = Duration::from_secs(60);
+
+/// Age at which a node's status is asked for again.
+pub const STATUS_EVERY: Duration = Duration::from_secs(2);
+
+/// Age at which a sender's progress is asked for again.
+pub const PROGRESS_EVERY: Duration = Duration::from_millis(100);
+/// Oldest report on which a flip or commit is decided.
+pub const PROGRESS_AGE_MAX: Duration = Duration::from_secs(1);
+
+/// Bytes not yet durable at the destination with which a flip may begin: what a link of 1 Gbit/s carries in a quarter
+/// of a second.
+pub const DIRTY_AT_FLIP_MAX: u64 = 32 << 20;
+/// Age of the destination's last flush at which a flip may begin: the final flush has little to do then.
+pub const FLUSH_AGE_AT_FLIP_MAX: Duration = Duration::from_secs(5);
+
+/// How long a cutover that was asked for waits for the gate before it is refused.
+pub const GATE_DEADLINE: Duration = Duration::from_secs(60);
+/// How long a rollback waits for the way back before it is given up.
+pub const ROLLBACK_DEADLINE: Duration = Duration::from_secs(120);
+
+/// First wait after a failed step, doubled with each failure in a row.
+pub const BACKOFF_MIN: Duration = Duration::from_millis(100);
+pub const BACKOFF_MAX: Duration = Duration::from_secs(5);
+/// The same for attempts at a flip, which clients feel.
+pub const FLIP_BACKOFF_MIN: Duration = Duration::from_secs(1);
+pub const FLIP_BACKOFF_MAX: Duration = Duration::from_secs(30);
+
+/// How long the end of a rollback waits for a node that is away before its clean-up is left for later.
+pub const CLEANUP_PATIENCE: Duration = Duration::from_secs(10);
+/// Starts over in a row after a sender that failed by itself.
+pub const SENDER_FAILURES_MAX: u32 = 5;
+
+/// Finished migrations that are kept to be looked at.
+pub const FINISHED_MIGRATIONS_MAX: usize = 1_000;
+/// Migrations under way at once: each is a task that asks its nodes ten times a second.
+pub const ACTIVE_MIGRATIONS_MAX: usize = 100;
+/// Idempotency keys that are remembered, and for how long.
+pub const REMEMBERED_MAX: usize = 10_000;
+pub const REMEMBERED_MS: u64 = 24 * 3600 * 1000;

@@ -1,0 +1,104 @@
+//! Figures for Prometheus, in its text format (version 0.0.4). Names are the glossary's, units last.
+
+use crate::Control;
+use drover_types::{Health, Phase};
+use std::fmt::Write;
+
+struct Text(String);
+
+impl Text {
+    fn metric(&mut self, name: &str, kind: &str, help: &str) {
+        self.line(format_args!("# HELP {name} {help}"));
+        self.line(format_args!("# TYPE {name} {kind}"));
+    }
+    fn sample(&mut self, name: &str, labels: &[(&str, &str)], value: u64) {
+        let labels: Vec<String> = labels.iter().map(|(key, value)| format!("{key}=\"{}\"", escaped(value))).collect();
+        match labels.as_slice() {
+            [] => self.line(format_args!("{name} {value}")),
+            labels => self.line(format_args!("{name}{{{}}} {value}", labels.join(","))),
+        }
+    }
+    fn line(&mut self, line: std::fmt::Arguments<'_>) {
+        writeln!(self.0, "{line}").expect("writing to a string");
+    }
+}
+
+fn escaped(value: &str) -> String {
+    value.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n")
+}
+
+impl Control {
+    pub fn metrics(&self) -> String {
+        let mut text = Text(String::new());
+        text.metric("drover_control_ready", "gauge", "Whether the control plane's store answers.");
+        text.sample("drover_control_ready", &[], self.is_ready().into());
+        text.metric("drover_event_last_id", "counter", "Id of the newest event.");
+        text.sample("drover_event_last_id", &[], self.ledger.state().last_event());
+        self.node_metrics(&mut text);
+        self.volume_metrics(&mut text);
+        self.migration_metrics(&mut text);
+        text.0
+    }
+
+    fn node_metrics(&self, text: &mut Text) {
+        let nodes: Vec<_> = self.list_nodes().into_iter().map(|node| node.value).collect();
+        text.metric("drover_node_up", "gauge", "Whether the node spoke to the control plane a moment ago.");
+        for node in &nodes {
+            text.sample("drover_node_up", &[("node", &node.name)], (node.health == Health::Up).into());
+        }
+        text.metric("drover_tier_bytes", "gauge", "Bytes of a tier by what they are: total, used, held, reserved.");
+        for tier in nodes.iter().flat_map(|node| &node.tiers) {
+            let parts = [
+                ("total", tier.total_bytes),
+                ("used", tier.used_bytes),
+                ("held", tier.held_bytes),
+                ("reserved", tier.reserved_bytes),
+            ];
+            for (kind, bytes) in parts {
+                let labels =
+                    [("node", tier.node.as_str()), ("tier", &tier.name), ("class", &tier.class), ("kind", kind)];
+                text.sample("drover_tier_bytes", &labels, bytes);
+            }
+        }
+        text.metric("drover_tier_poisoned", "gauge", "Whether a sync of the tier failed.");
+        for tier in nodes.iter().flat_map(|node| &node.tiers) {
+            text.sample("drover_tier_poisoned", &[("node", &tier.node), ("tier", &tier.name)], tier.poisoned.into());
+        }
+    }
+
+    fn volume_metrics(&self, text: &mut Text) {
+        let volumes: Vec<_> = self.list_volumes().into_iter().map(|volume| volume.value).collect();
+        text.metric("drover_volume_used_bytes", "gauge", "Slots of the volume times their size.");
+        for volume in &volumes {
+            if let Some(used) = volume.used_bytes {
+                text.sample("drover_volume_used_bytes", &[("volume", &volume.name)], used);
+            }
+        }
+        text.metric("drover_volume_poisoned", "gauge", "Whether the volume has to be reopened.");
+        for volume in &volumes {
+            text.sample("drover_volume_poisoned", &[("volume", &volume.name)], volume.poisoned.into());
+        }
+        text.metric("drover_lease_epoch", "gauge", "Epoch of the volume's lease, by its holder.");
+        for volume in &volumes {
+            let labels = [("volume", volume.name.as_str()), ("holder", &volume.holder)];
+            text.sample("drover_lease_epoch", &labels, volume.epoch);
+        }
+    }
+
+    fn migration_metrics(&self, text: &mut Text) {
+        let state = self.ledger.state();
+        text.metric("drover_migration_count", "gauge", "Migrations that are remembered, by phase.");
+        for phase in Phase::ALL {
+            let count = state.migrations.values().filter(|kept| kept.record.phase() == phase).count();
+            text.sample("drover_migration_count", &[("phase", phase.name())], count as u64);
+        }
+        drop(state);
+        let active: Vec<_> =
+            self.list_migrations(None).unwrap_or_default().into_iter().map(|migration| migration.value).collect();
+        let active = active.iter().filter(|migration| !migration.phase.is_final());
+        text.metric("drover_migration_left_bytes", "gauge", "Bytes that have yet to arrive.");
+        for migration in active {
+            text.sample("drover_migration_left_bytes", &[("volume", &migration.volume_name)], migration.bytes_left);
+        }
+    }
+}

@@ -1,0 +1,328 @@
+//! What people ask of migrations.
+
+use crate::Control;
+use crate::config::{ACTIVE_MIGRATIONS_MAX, FINISHED_MIGRATIONS_MAX};
+use crate::idempotency::{Attempt, Holding, Once};
+use crate::migration::knowledge::Knowledge;
+use crate::migration::transition::{Stale, Transition};
+use crate::planner::{self, Estimate};
+use crate::queries::{Tagged, check_version, find_migration, find_node, find_volume};
+use crate::table::{Changes, NewEvent, State};
+use crate::volumes::find_idle;
+use drover_base::{Generation, MigrationId, NodeId, VolumeId};
+use drover_types::record::{MigrationRecord, Stage};
+use drover_types::{
+    Action, ApiError, ErrorCode, Migration, MigrationOptions, MigrationPlan, PlanRequest, RateSource, Receipt,
+    StartMigration, TuneMigration,
+};
+use std::{rc::Rc, time::Duration};
+
+/// Reports younger than this are good enough for a plan.
+const STATUS_AGE_MAX: Duration = Duration::from_secs(1);
+
+impl Control {
+    /// What a migration would bring and cost; changes nothing.
+    pub async fn plan_migration(&self, request: &PlanRequest) -> Result<MigrationPlan, ApiError> {
+        request.options.check()?;
+        if request.link_bytes_per_s == Some(0) {
+            return Err(ApiError::invalid("link_bytes_per_s", "a link carries at least one byte a second"));
+        }
+        let nodes = {
+            let state = self.ledger.state();
+            let volume = find_volume(&state, &request.volume)?.volume;
+            let destination = find_node(&state, &request.destination)?;
+            let source = state.lease(volume).and_then(|lease| state.node(&lease.holder));
+            let both = source.into_iter().chain([destination]);
+            both.map(|node| (node.node.clone(), node.admin.clone())).collect::<Vec<_>>()
+        };
+        let old = |node: &NodeId| {
+            self.nodes.report(node).is_none_or(|report| self.world.now().since(report.at) > STATUS_AGE_MAX)
+        };
+        let polls = nodes.iter().filter(|(node, _)| old(node)).map(|(node, admin)| self.nodes.poll(node, admin));
+        for answer in futures::future::join_all(polls).await {
+            if let Err(error) = answer {
+                tracing::info!(%error, "a plan rests on an older report");
+            }
+        }
+        let state = self.ledger.state();
+        let volume = find_volume(&state, &request.volume)?;
+        let lease = state
+            .lease(volume.volume)
+            .ok_or_else(|| ApiError::new(ErrorCode::VolumeBusy, "the volume has no lease"))?;
+        let destination = find_node(&state, &request.destination)?.node.clone();
+        if lease.holder == destination {
+            return Err(ApiError::new(ErrorCode::SameNode, format!("{} is at {destination} already", volume.name)));
+        }
+        Ok(planner::plan(&self.estimate(&state, volume.volume, &lease.holder, &destination, request)))
+    }
+
+    fn estimate(
+        &self,
+        state: &State,
+        volume: VolumeId,
+        source: &NodeId,
+        destination: &NodeId,
+        request: &PlanRequest,
+    ) -> Estimate {
+        let record = state.volume(volume);
+        let reported = self.nodes.volume(source, volume);
+        let measured = state.links.get(&(source.clone(), destination.clone())).map(|kept| &kept.record.measured);
+        let (link_bytes_per_s, link_rate) = match (request.link_bytes_per_s, measured) {
+            (Some(given), _) => (given, RateSource::Given),
+            (None, Some(measured)) => (measured.bytes_per_s, RateSource::Measured),
+            (None, None) => (self.config.link_bytes_per_s_assumed, RateSource::Assumed),
+        };
+        let total = |node| {
+            let report = self.nodes.report(node)?;
+            Some(report.status.tiers.iter().map(|tier| tier.total_bytes).fold(0, u64::saturating_add))
+        };
+        Estimate {
+            volume: record.map_or_else(String::new, |record| record.name.clone()),
+            source: source.to_string(),
+            destination: destination.to_string(),
+            used_bytes: reported.as_ref().map(|(status, ..)| status.used_bytes),
+            valid_bytes: reported.as_ref().map(|(status, ..)| status.valid_bytes),
+            size_bytes: record.map_or(0, |record| record.size_bytes),
+            free_bytes: self.nodes.free_bytes(destination),
+            total_bytes: total(destination),
+            link_bytes_per_s,
+            link_rate,
+            throttle_bytes_per_s: request.options.throttle_bytes_per_s,
+            write_bytes_per_s: reported.and_then(|(.., rate)| rate).unwrap_or(0),
+            pause_ms_measured: measured.map(|measured| measured.pause_ms),
+            pause_ms_max: request.options.pause_ms_max,
+        }
+    }
+
+    pub async fn start_migration(
+        self: &Rc<Self>,
+        request: StartMigration,
+        once: Option<Once>,
+    ) -> Result<Tagged<Migration>, ApiError> {
+        let holding = match self.attempt(once)? {
+            Attempt::First(holding) => holding,
+            Attempt::Repeated(made) => return self.show_migration(&made),
+        };
+        find_idle(&self.ledger.state(), &request.volume)?;
+        let StartMigration { volume, destination, options } = request;
+        let asked = PlanRequest { volume, destination, options, link_bytes_per_s: None };
+        let plan = self.plan_migration(&asked).await?;
+        if !plan.fits {
+            let warnings: Vec<String> = plan.warnings.iter().map(|warning| warning.text.clone()).collect();
+            return Err(ApiError::new(
+                ErrorCode::NoSpace,
+                format!("{} does not fit on {}", plan.volume, plan.destination),
+            )
+            .cause(warnings.join("; "))
+            .hint("free space there, or choose another node"));
+        }
+        let migration = MigrationId(self.world.random.next_u64());
+        let record = self
+            .ledger
+            .commit(|state, changes| {
+                let record = new_record(state, changes, migration, &asked, plan)?;
+                holding.remember(state, changes, &migration.to_string());
+                prune(state, changes);
+                changes.put(record.clone());
+                Ok::<_, ApiError>(record)
+            })
+            .await?;
+        self.execute(&record);
+        self.show_migration(&migration.to_string())
+    }
+
+    /// Asks something of a migration.
+    pub async fn act(
+        self: &Rc<Self>,
+        id: &str,
+        action: Action,
+        expected: Option<u64>,
+        once: Option<Once>,
+    ) -> Result<Tagged<Migration>, ApiError> {
+        let holding = match self.attempt(once)? {
+            Attempt::First(holding) => holding,
+            Attempt::Repeated(_) => return self.show_migration(id),
+        };
+        let transition = match action {
+            Action::Pause => Transition::Pause { paused: true },
+            Action::Resume => Transition::Pause { paused: false },
+            Action::Cutover => Transition::RequestCutover,
+            Action::Commit => Transition::RequestCommit,
+            Action::Cancel | Action::Rollback => {
+                Transition::RollBack { reason: "it was asked for".into(), error: None }
+            }
+        };
+        self.ask_of(id, transition, expected, Some(&holding), |record| check_action(record, action)).await
+    }
+
+    pub async fn tune_migration(
+        self: &Rc<Self>,
+        id: &str,
+        request: &TuneMigration,
+        expected: Option<u64>,
+    ) -> Result<Tagged<Migration>, ApiError> {
+        let options = request.apply(&find_migration(&self.ledger.state(), id)?.options)?;
+        self.ask_of(id, Transition::Tune { options }, expected, None, |_| Ok(())).await
+    }
+
+    async fn ask_of(
+        self: &Rc<Self>,
+        id: &str,
+        transition: Transition,
+        expected: Option<u64>,
+        holding: Option<&Holding>,
+        check: impl FnOnce(&MigrationRecord) -> Result<(), ApiError>,
+    ) -> Result<Tagged<Migration>, ApiError> {
+        let applied = transition.clone();
+        let record = self
+            .ledger
+            .commit(|state, changes| {
+                let record = find_migration(state, id)?;
+                check_version(expected, state.migrations[&record.migration].version.0)?;
+                check(record)?;
+                let holder = state.lease(record.volume).map(|lease| lease.holder.clone());
+                let holder = holder.ok_or_else(|| conflict(record, "its volume is gone"))?;
+                let store = |knowledge: &Knowledge, changes: &mut Changes| {
+                    transition.store(state, record, &self.facts(record, holder, knowledge), changes)
+                };
+                let stored = match self.executor(record.migration) {
+                    Some(executor) => executor.with_knowledge(|knowledge| store(knowledge, changes)),
+                    None => store(&Knowledge::of(record), changes),
+                };
+                let stored = stored.map_err(|Stale(reason)| conflict(record, reason))?;
+                if let Some(holding) = holding {
+                    holding.remember(state, changes, id);
+                }
+                Ok::<_, ApiError>(stored)
+            })
+            .await?;
+        match self.executor(record.migration) {
+            Some(executor) => {
+                executor.recorded(&applied);
+                executor.wake();
+            }
+            None => self.execute(&record),
+        }
+        self.show_migration(id)
+    }
+}
+
+fn conflict(record: &MigrationRecord, reason: &str) -> ApiError {
+    ApiError::new(ErrorCode::PhaseConflict, format!("{} is {}: {reason}", record.migration, record.phase()))
+}
+
+fn check_action(record: &MigrationRecord, action: Action) -> Result<(), ApiError> {
+    let before = record.stage.is_before_flip();
+    match action {
+        Action::Cancel if !before && !record.stage.is_final() => {
+            Err(conflict(record, "the volume has flipped").hint("to go back, ask for a rollback"))
+        }
+        Action::Rollback if record.stage == Stage::Settling && !record.way_back_open => {
+            let message = format!("{} cannot go back now", record.migration);
+            Err(ApiError::new(ErrorCode::WayBackClosed, message)
+                .cause("the source lacks writes that were acknowledged")
+                .hint("the way back opens by itself once they were sent"))
+        }
+        _ => Ok(()),
+    }
+}
+
+fn new_record(
+    state: &State,
+    changes: &mut Changes,
+    migration: MigrationId,
+    asked: &PlanRequest,
+    plan: MigrationPlan,
+) -> Result<MigrationRecord, ApiError> {
+    let volume = find_idle(state, &asked.volume)?;
+    let destination = find_node(state, &asked.destination)?.node.clone();
+    let lease = state.lease(volume.volume).filter(|lease| lease.holder.as_str() == plan.source);
+    let lease =
+        lease.ok_or_else(|| ApiError::new(ErrorCode::VolumeBusy, "the volume moved meanwhile").hint("plan again"))?;
+    let active = state.migrations.values().filter(|kept| !kept.record.stage.is_final()).count();
+    if active >= ACTIVE_MIGRATIONS_MAX {
+        let message = format!("{active} migrations are under way, which is the most");
+        return Err(ApiError::new(ErrorCode::NodeBusy, message).hint("wait until one of them has ended"));
+    }
+    let text = format!(
+        "{} moves from {} to {destination}: {} bytes in about {} s, {} ms of pause",
+        volume.name,
+        lease.holder,
+        plan.bytes_to_send,
+        plan.duration_ms_expected.div_ceil(1000),
+        plan.pause_ms_expected
+    );
+    changes.event(NewEvent::info("migration.planned", text).volume(volume.volume).migration(migration));
+    for warning in &plan.warnings {
+        let event = NewEvent::warning("migration.warning", warning.text.clone());
+        changes.event(event.volume(volume.volume).migration(migration));
+    }
+    Ok(record(
+        migration,
+        volume.volume,
+        lease.holder.clone(),
+        destination,
+        asked.options.clone(),
+        plan,
+        changes.wall_ms(),
+        volume,
+    ))
+}
+
+#[allow(clippy::too_many_arguments)]
+fn record(
+    migration: MigrationId,
+    volume: VolumeId,
+    source: NodeId,
+    destination: NodeId,
+    options: MigrationOptions,
+    plan: MigrationPlan,
+    created_ms: u64,
+    of: &drover_types::record::VolumeRecord,
+) -> MigrationRecord {
+    MigrationRecord {
+        migration,
+        volume,
+        volume_name: of.name.clone(),
+        size_bytes: of.size_bytes,
+        source,
+        destination,
+        stage: Stage::Planned,
+        generation: Generation(0),
+        options,
+        paused: false,
+        cutover_requested: false,
+        commit_requested: false,
+        way_back_open: false,
+        way_back_change: None,
+        proven: false,
+        proof_failed: false,
+        attempts: 0,
+        attempt: None,
+        attempt_began_ms: 0,
+        pause_pending: false,
+        resume: None,
+        receipt: Receipt { held_bytes: plan.bytes_to_send, ..Receipt::default() },
+        plan,
+        earlier: Default::default(),
+        shown: Default::default(),
+        error: None,
+        created_ms,
+        ended_ms: None,
+        cleanup: Vec::new(),
+    }
+}
+
+/// Forgets the oldest of too many finished migrations.
+fn prune(state: &State, changes: &mut Changes) {
+    let records = state.migrations.values().map(|kept| &kept.record);
+    let mut finished: Vec<_> = records
+        .filter(|record| record.stage.is_final() && record.cleanup.is_empty())
+        .map(|record| (record.ended_ms, record.migration))
+        .collect();
+    finished.sort();
+    let excess = (finished.len() + 1).saturating_sub(FINISHED_MIGRATIONS_MAX);
+    for (_, migration) in finished.into_iter().take(excess) {
+        changes.delete::<MigrationRecord>(migration);
+    }
+}

@@ -1,0 +1,129 @@
+//! Snapshots: the holder keeps them; here they are only asked for.
+
+use crate::Control;
+use crate::config::LONG_WORK_DEADLINE;
+use crate::idempotency::{Attempt, Once};
+use crate::queries::{Tagged, find_volume};
+use crate::table::NewEvent;
+use crate::volumes::{call_error, check_name, find_idle};
+use drover_base::{NodeId, VolumeId};
+use drover_types::{ApiError, CreateSnapshot, ErrorCode, Snapshot, Volume};
+use drover_wire::admin::{NodeRequest, Refusal, SnapshotStatus};
+
+/// Names of the snapshots that migrations freeze begin so.
+const RESERVED: &str = "drover-";
+
+impl Control {
+    /// As of now where the holder answers, else as it last reported.
+    pub async fn list_snapshots(&self, volume: &str) -> Result<Vec<Snapshot>, ApiError> {
+        let (id, node, admin) = self.holder_of(volume)?;
+        let answer = self.nodes.poll(&node, &admin).await;
+        let status = match (answer, self.nodes.report(&node)) {
+            (Ok(status), _) => status,
+            (Err(_), Some(report)) => report.status,
+            (Err(error), None) => return Err(call_error(&node, &error)),
+        };
+        let found = status.volumes.iter().find(|status| status.volume == id);
+        let snapshots = found.map_or(&[][..], |status| &status.snapshots);
+        Ok(snapshots.iter().map(|status| snapshot(id, status)).collect())
+    }
+
+    pub async fn create_snapshot(
+        &self,
+        volume: &str,
+        request: CreateSnapshot,
+        once: Option<Once>,
+    ) -> Result<Snapshot, ApiError> {
+        check_snapshot_name(&request.name)?;
+        let holding = match self.attempt(once)? {
+            Attempt::First(holding) => holding,
+            Attempt::Repeated(made) => return self.show_snapshot(volume, &made).await,
+        };
+        let name = request.name;
+        let (id, node, admin) = self.idle_holder(volume)?;
+        let asked = NodeRequest::CreateSnapshot { volume: id, name: name.clone() };
+        self.change(&node, &admin, &asked, &name).await?;
+        self.ledger
+            .commit(|state, changes| {
+                holding.remember(state, changes, &name);
+                let text = format!("snapshot {name} of {volume} was taken");
+                changes.event(NewEvent::info("snapshot.created", text).node(&node).volume(id));
+                Ok::<_, ApiError>(())
+            })
+            .await?;
+        self.show_snapshot(volume, &name).await
+    }
+
+    pub async fn show_snapshot(&self, volume: &str, name: &str) -> Result<Snapshot, ApiError> {
+        let snapshots = self.list_snapshots(volume).await?;
+        snapshots.into_iter().find(|snapshot| snapshot.name == name).ok_or_else(|| not_found(volume, name))
+    }
+
+    pub async fn delete_snapshot(&self, volume: &str, name: &str) -> Result<(), ApiError> {
+        let (id, node, admin) = self.idle_holder(volume)?;
+        let asked = NodeRequest::DeleteSnapshot { volume: id, name: name.into() };
+        self.change(&node, &admin, &asked, name).await?;
+        let text = format!("snapshot {name} of {volume} was deleted");
+        Ok(self.tell(NewEvent::info("snapshot.deleted", text).node(&node).volume(id)).await?)
+    }
+
+    pub async fn rollback_to_snapshot(&self, volume: &str, name: &str) -> Result<Tagged<Volume>, ApiError> {
+        let (id, node, admin) = self.idle_holder(volume)?;
+        let asked = NodeRequest::RollbackSnapshot { volume: id, name: name.into() };
+        self.change(&node, &admin, &asked, name).await?;
+        let text = format!("{volume} went back to snapshot {name}");
+        self.tell(NewEvent::info("snapshot.rolled_back", text).node(&node).volume(id)).await?;
+        self.show_volume(volume)
+    }
+
+    fn idle_holder(&self, volume: &str) -> Result<(VolumeId, NodeId, String), ApiError> {
+        find_idle(&self.ledger.state(), volume)?;
+        self.holder_of(volume)
+    }
+
+    async fn change(&self, node: &NodeId, admin: &str, asked: &NodeRequest, name: &str) -> Result<(), ApiError> {
+        let answer = self.nodes.call(node, admin, asked, LONG_WORK_DEADLINE).await;
+        let error = match answer {
+            Ok(_) => return Ok(()),
+            Err(error) => error,
+        };
+        let refused = call_error(node, &error);
+        Err(match (&error, asked) {
+            (crate::nodes::CallError::Refused(Refusal::Conflict { .. }), NodeRequest::CreateSnapshot { .. }) => {
+                ApiError { code: ErrorCode::SnapshotExists, ..refused }
+            }
+            (crate::nodes::CallError::Refused(Refusal::NotFound { .. }), _) => ApiError {
+                code: ErrorCode::SnapshotNotFound,
+                message: format!("there is no snapshot {name:?}"),
+                ..refused
+            },
+            _ => refused,
+        })
+    }
+
+    /// Whether the volume exists, for paths below it.
+    pub fn check_volume(&self, volume: &str) -> Result<(), ApiError> {
+        find_volume(&self.ledger.state(), volume).map(|_| ())
+    }
+}
+
+fn check_snapshot_name(name: &str) -> Result<(), ApiError> {
+    check_name("name", name)?;
+    if name.starts_with(RESERVED) {
+        return Err(ApiError::invalid("name", format!("names that begin with {RESERVED} are the migrations'")));
+    }
+    Ok(())
+}
+
+fn not_found(volume: &str, name: &str) -> ApiError {
+    ApiError::new(ErrorCode::SnapshotNotFound, format!("{volume} has no snapshot {name:?}"))
+}
+
+fn snapshot(volume: VolumeId, status: &SnapshotStatus) -> Snapshot {
+    Snapshot {
+        volume: volume.to_string(),
+        name: status.name.clone(),
+        created_ms: status.created_ms,
+        used_bytes: status.used_bytes,
+    }
+}

@@ -1,0 +1,316 @@
+//! Making and deleting volumes: recorded first, then done at the node until it answers, also after a restart.
+
+use crate::Control;
+use crate::config::{BACKOFF_MAX, BACKOFF_MIN, LONG_WORK_DEADLINE, WORK_DEADLINE};
+use crate::idempotency::{Attempt, Once};
+use crate::migration::knowledge::backoff;
+use crate::nodes::CallError;
+use crate::queries::{Tagged, check_version, find_node, find_volume};
+use crate::table::{Changes, NewEvent, Remembered, State};
+use drover_base::ids::is_name;
+use drover_base::limits::VOLUME_BYTES_MAX;
+use drover_base::units::BLOCK_BYTES;
+use drover_base::{Epoch, NodeId, VolumeId};
+use drover_types::record::{LeaseRecord, VolumeRecord};
+use drover_types::{ApiError, CreateVolume, ErrorCode, Volume, VolumeState};
+use drover_wire::admin::{NodeReply, NodeRequest, Refusal};
+use futures::channel::oneshot;
+use std::{rc::Rc, time::Duration};
+
+/// Longest name of a volume, snapshot or export.
+pub const NAME_MAX: usize = 63;
+
+/// How long a request waits for its node before it is answered that the outcome is unknown (and goes on).
+const ANSWER_WITHIN: Duration = Duration::from_secs(25);
+
+pub(crate) fn check_name(field: &str, name: &str) -> Result<(), ApiError> {
+    if is_name(name, NAME_MAX) && name.parse::<VolumeId>().is_err() {
+        return Ok(());
+    }
+    let message =
+        format!("{name:?} is not a name: 1 to {NAME_MAX} of a-z 0-9 - ., beginning and ending with a letter or digit");
+    Err(ApiError::invalid(field, message))
+}
+
+/// The volume, if it can be changed now: neither in a migration nor being made or deleted.
+pub(crate) fn find_idle<'a>(state: &'a State, name: &str) -> Result<&'a VolumeRecord, ApiError> {
+    let record = find_volume(state, name)?;
+    if let Some(migration) = state.active_migration(record.volume) {
+        let message = format!("{} is in a migration", record.name);
+        return Err(ApiError::new(ErrorCode::VolumeMigrating, message)
+            .cause(format!("{} is {}", migration.migration, migration.phase()))
+            .hint("wait for its end, or cancel it"));
+    }
+    match record.state {
+        VolumeState::Ready => Ok(record),
+        VolumeState::Creating => Err(ApiError::new(ErrorCode::VolumeBusy, format!("{} is being created", record.name))),
+        VolumeState::Deleting => Err(ApiError::new(ErrorCode::VolumeBusy, format!("{} is being deleted", record.name))),
+    }
+}
+
+pub(crate) fn call_error(node: &NodeId, error: &CallError) -> ApiError {
+    match error {
+        CallError::Refused(refusal) => Control::refusal_error(node, refusal),
+        CallError::Rpc(drover_wire::rpc::RpcError::Connect { .. }) | CallError::Unregistered => {
+            ApiError::new(ErrorCode::NodeUnreachable, format!("{node} cannot be reached"))
+                .cause(error.to_string())
+                .hint("see whether the node runs: `drover node show`")
+        }
+        CallError::Rpc(_) | CallError::Unexpected => {
+            ApiError::new(ErrorCode::OutcomeUnknown, format!("{node} did not answer")).cause(error.to_string())
+        }
+    }
+}
+
+/// What became of the work on a volume.
+type Settled = Result<(), ApiError>;
+
+impl Control {
+    pub async fn create_volume(
+        self: &Rc<Self>,
+        request: CreateVolume,
+        once: Option<Once>,
+    ) -> Result<Tagged<Volume>, ApiError> {
+        check_name("name", &request.name)?;
+        let size_bytes = request.size_bytes;
+        if size_bytes == 0 || size_bytes > VOLUME_BYTES_MAX || !size_bytes.is_multiple_of(BLOCK_BYTES) {
+            let message = format!("a size is a multiple of {BLOCK_BYTES} from {BLOCK_BYTES} to {VOLUME_BYTES_MAX}");
+            return Err(ApiError::invalid("size_bytes", message));
+        }
+        let holding = match self.attempt(once)? {
+            Attempt::First(holding) => holding,
+            Attempt::Repeated(made) => return self.show_volume(&made),
+        };
+        let volume = VolumeId(self.world.random.next_u64());
+        self.ledger
+            .commit(|state, changes| {
+                let node = find_node(state, &request.node)?.node.clone();
+                if let Some(other) = state.volume_named(&request.name) {
+                    let message = format!("there is a volume {} already", request.name);
+                    return Err(
+                        ApiError::new(ErrorCode::VolumeExists, message).cause(format!("it is {}", other.volume))
+                    );
+                }
+                let (name, created_ms) = (request.name.clone(), changes.wall_ms());
+                changes.put(VolumeRecord { volume, name, size_bytes, state: VolumeState::Creating, created_ms });
+                changes.put(LeaseRecord {
+                    volume,
+                    epoch: Epoch(1),
+                    revision: 0,
+                    holder: node,
+                    ttl_ms: None,
+                    leg: None,
+                });
+                changes.moves_data();
+                holding.remember(state, changes, &volume.to_string());
+                Ok(())
+            })
+            .await?;
+        let outcome = self.wait_settled(volume, "it is being created").await;
+        if let (Err(error), Some(key)) = (&outcome, holding.key())
+            && error.code != ErrorCode::OutcomeUnknown
+        {
+            // What was refused may be tried again under the same key.
+            let forget = |_: &State, changes: &mut Changes| {
+                changes.delete::<Remembered>(key.into());
+                Ok::<_, ApiError>(())
+            };
+            self.ledger.commit(forget).await?;
+        }
+        outcome?;
+        self.show_volume(&volume.to_string())
+    }
+
+    pub async fn delete_volume(self: &Rc<Self>, name: &str, expected: Option<u64>) -> Result<(), ApiError> {
+        let volume = self
+            .ledger
+            .commit(|state, changes| {
+                let record = find_volume(state, name)?;
+                check_version(expected, state.volumes[&record.volume].version.0)?;
+                if record.state == VolumeState::Deleting {
+                    return Ok::<_, ApiError>(record.volume);
+                }
+                let record = find_idle(state, name)?;
+                check_unused(state, record)?;
+                changes.put(VolumeRecord { state: VolumeState::Deleting, ..record.clone() });
+                Ok(record.volume)
+            })
+            .await?;
+        self.wait_settled(volume, "it is being deleted").await
+    }
+
+    /// Opens a poisoned volume again through recovery.
+    pub async fn reopen_volume(&self, name: &str) -> Result<Tagged<Volume>, ApiError> {
+        let (volume, node, admin) = self.holder_of(name)?;
+        let request = NodeRequest::Reopen { volume };
+        self.nodes
+            .call(&node, &admin, &request, LONG_WORK_DEADLINE)
+            .await
+            .map_err(|error| call_error(&node, &error))?;
+        let told = NewEvent::info("volume.reopened", format!("{name} was opened again")).node(&node).volume(volume);
+        self.tell(told).await?;
+        // Its state is shown as of the next report, if this one fails.
+        let _ = self.nodes.poll(&node, &admin).await;
+        self.show_volume(name)
+    }
+
+    /// The volume's id, its holder, and the holder's admin address.
+    pub(crate) fn holder_of(&self, name: &str) -> Result<(VolumeId, NodeId, String), ApiError> {
+        let state = self.ledger.state();
+        let record = find_volume(&state, name)?;
+        let holder = state.lease(record.volume).and_then(|lease| state.node(&lease.holder));
+        let holder =
+            holder.ok_or_else(|| ApiError::new(ErrorCode::NodeNotFound, "the volume's holder is not known"))?;
+        Ok((record.volume, holder.node.clone(), holder.admin.clone()))
+    }
+
+    async fn wait_settled(self: &Rc<Self>, volume: VolumeId, what: &str) -> Settled {
+        let unknown = || {
+            ApiError::new(ErrorCode::OutcomeUnknown, format!("{what}; its node has not answered yet"))
+                .hint("it goes on by itself; ask for the volume later")
+        };
+        let Some(settled) = self.settle_volume(volume) else { return Err(unknown()) };
+        match self.world.timeout(ANSWER_WITHIN, settled).await {
+            Ok(Ok(outcome)) => outcome,
+            Ok(Err(_)) | Err(_) => Err(unknown()),
+        }
+    }
+
+    /// Works on a volume that is being made or deleted until it is not. `None`: someone does so already.
+    pub(crate) fn settle_volume(self: &Rc<Self>, volume: VolumeId) -> Option<oneshot::Receiver<Settled>> {
+        if !self.volume_tasks.borrow_mut().insert(volume) {
+            return None;
+        }
+        let (sender, receiver) = oneshot::channel();
+        let this = self.clone();
+        self.world
+            .spawn(async move {
+                let outcome = this.settle_until_done(volume).await;
+                this.volume_tasks.borrow_mut().remove(&volume);
+                // The caller may have stopped waiting.
+                let _ = sender.send(outcome);
+            })
+            .detach();
+        Some(receiver)
+    }
+
+    async fn settle_until_done(self: &Rc<Self>, volume: VolumeId) -> Settled {
+        for failures in 1u32.. {
+            let Some((record, lease, admin)) = self.unsettled(volume) else { return Ok(()) };
+            let (request, deadline) = request(&record, &lease);
+            let answer = match &admin {
+                Some(admin) => self.nodes.call(&lease.holder, admin, &request, deadline).await,
+                None => Err(CallError::Unregistered),
+            };
+            let outcome = match (record.state, answer) {
+                (VolumeState::Creating, Ok(NodeReply::Done)) => self.created(&record, &lease).await,
+                (VolumeState::Deleting, Ok(NodeReply::Done) | Err(CallError::Refused(Refusal::NotFound { .. }))) => {
+                    self.deleted(&record).await
+                }
+                (VolumeState::Creating, Err(CallError::Refused(refusal))) => {
+                    self.not_created(&record, &lease, &refusal).await
+                }
+                (VolumeState::Deleting, Err(CallError::Refused(refusal @ Refusal::Conflict { .. }))) => {
+                    self.not_deleted(&record, &lease, &refusal).await
+                }
+                (_, answer) => {
+                    tracing::info!(%volume, ?answer, "a volume is not settled yet");
+                    self.world.sleep(backoff(BACKOFF_MIN, BACKOFF_MAX, failures)).await;
+                    continue;
+                }
+            };
+            match outcome {
+                Err(error) if error.code == ErrorCode::Unavailable => self.world.sleep(BACKOFF_MAX).await,
+                outcome => return outcome,
+            }
+        }
+        Ok(())
+    }
+
+    fn unsettled(&self, volume: VolumeId) -> Option<(VolumeRecord, LeaseRecord, Option<String>)> {
+        let state = self.ledger.state();
+        let record = state.volume(volume).filter(|record| record.state != VolumeState::Ready)?;
+        let lease = state.lease(volume)?;
+        let admin = state.node(&lease.holder).map(|node| node.admin.clone());
+        Some((record.clone(), lease.clone(), admin))
+    }
+
+    async fn created(&self, record: &VolumeRecord, lease: &LeaseRecord) -> Settled {
+        let ready = VolumeRecord { state: VolumeState::Ready, ..record.clone() };
+        let text = format!("{} was created, {} bytes", record.name, record.size_bytes);
+        self.ledger
+            .commit(|_, changes| {
+                changes.put(ready);
+                changes.event(NewEvent::info("volume.created", text).node(&lease.holder).volume(record.volume));
+                Ok(())
+            })
+            .await
+    }
+
+    async fn not_created(&self, record: &VolumeRecord, lease: &LeaseRecord, refusal: &Refusal) -> Settled {
+        self.forget(record, None).await?;
+        Err(Self::refusal_error(&lease.holder, refusal))
+    }
+
+    async fn deleted(&self, record: &VolumeRecord) -> Settled {
+        let told = NewEvent::info("volume.deleted", format!("{} was deleted", record.name)).volume(record.volume);
+        self.forget(record, Some(told)).await
+    }
+
+    async fn not_deleted(&self, record: &VolumeRecord, lease: &LeaseRecord, refusal: &Refusal) -> Settled {
+        let ready = VolumeRecord { state: VolumeState::Ready, ..record.clone() };
+        self.ledger
+            .commit(|_, changes| {
+                changes.put(ready);
+                Ok::<_, ApiError>(())
+            })
+            .await?;
+        let error = Self::refusal_error(&lease.holder, refusal);
+        Err(ApiError { code: ErrorCode::VolumeBusy, ..error })
+    }
+
+    async fn forget(&self, record: &VolumeRecord, told: Option<NewEvent>) -> Settled {
+        self.ledger
+            .commit(|_, changes| {
+                changes.delete::<VolumeRecord>(record.volume);
+                changes.delete::<LeaseRecord>(record.volume);
+                changes.moves_data();
+                if let Some(told) = told {
+                    changes.event(told);
+                }
+                Ok::<_, ApiError>(())
+            })
+            .await?;
+        self.renewals.forget(record.volume);
+        Ok(())
+    }
+}
+
+fn request(record: &VolumeRecord, lease: &LeaseRecord) -> (NodeRequest, Duration) {
+    let (volume, epoch) = (record.volume, lease.epoch);
+    match record.state {
+        VolumeState::Deleting => (NodeRequest::DeleteVolume { volume, epoch }, LONG_WORK_DEADLINE),
+        VolumeState::Creating | VolumeState::Ready => {
+            let (name, size_bytes) = (record.name.clone(), record.size_bytes);
+            (NodeRequest::CreateVolume { volume, name, size_bytes, epoch }, WORK_DEADLINE)
+        }
+    }
+}
+
+/// A volume that is exported, or that a node has yet to let go of, is not deleted.
+fn check_unused(state: &State, record: &VolumeRecord) -> Result<(), ApiError> {
+    let busy = |cause: String, hint: &str| {
+        Err(ApiError::new(ErrorCode::VolumeBusy, format!("{} is in use", record.name)).cause(cause).hint(hint))
+    };
+    if let Some(kept) = state.exports.values().find(|kept| kept.record.volume == record.volume) {
+        let cause = format!("{} exports it as {}", kept.record.node, kept.record.name);
+        return busy(cause, "remove its exports first");
+    }
+    let pending = state.migrations_of(record.volume).flat_map(|migration| &migration.cleanup).next();
+    match pending {
+        Some(cleanup) => {
+            busy(format!("{} has yet to let its old copy go", cleanup.node), "wait for the node, or forget it")
+        }
+        None => Ok(()),
+    }
+}
