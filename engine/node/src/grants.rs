@@ -211,7 +211,7 @@ pub(crate) fn return_mirror(seat: &Rc<Seat>, lease: &Rc<LeaseGuard>, leg: Leg, s
         options: RETURN_OPTIONS,
         start,
     };
-    let outbound = Outbound::new(seat, lease.clone(), leaving);
+    let outbound = Outbound::new(seat, lease, leaving);
     outbound.install(seat);
     *seat.outbound.borrow_mut() = Some(outbound.clone());
     outbound

@@ -129,5 +129,15 @@ impl Fence for LeaseGuard {
     }
 }
 
+/// Holds as long as the epoch lasts, whether or not the lease is confirmed at the moment: what a sender needs. What it
+/// sends under an epoch that has ended elsewhere is refused there.
+pub struct EpochFence(pub Rc<LeaseGuard>);
+
+impl Fence for EpochFence {
+    fn check(&self) -> Result<(), IoError> {
+        if self.0.is_revoked() { Err(IoError::Fenced { epoch: self.0.epoch }) } else { Ok(()) }
+    }
+}
+
 #[cfg(test)]
 mod tests;

@@ -16,12 +16,12 @@
 
 use crate::backoff::Backoff;
 use crate::context::Context;
+use crate::lease::{EpochFence, LeaseGuard};
 use crate::peer_client::{Introduction, PeerClient};
 use crate::seat::Seat;
 use drover_base::planted::{Bug, is_planted};
 use drover_base::world::Task;
 use drover_base::{Epoch, Generation, InstanceId, IoError, LocalFuture, MigrationId, RegionIndex, SessionId, VolumeId};
-use drover_store::Fence;
 use drover_transfer::{Link, OnLinkLoss, Sender, SenderConfig, Start};
 use drover_wire::admin::{NodeAddress, Position, Refusal, SendOptions};
 use drover_wire::peer::{Answer, Operation, Purpose};
@@ -33,10 +33,14 @@ use std::{
     rc::Rc,
     time::Duration,
 };
+use tokio::sync::Notify;
 
 /// How long the other side may owe an answer without a sign of life: longer than its slowest flush, shorter than the
 /// patience of those whose writes wait for it.
 const SILENCE_MAX: Duration = Duration::from_secs(5);
+
+/// How long a broken link may be away before its absence is recorded, while clients wait.
+const LINK_PATIENCE: Duration = Duration::from_secs(1);
 
 /// How often that is looked at.
 const LOOK_PERIOD: Duration = Duration::from_millis(500);
@@ -66,12 +70,13 @@ pub(crate) struct Outbound {
     /// The other side had everything when this began.
     is_whole: bool,
     client: RefCell<Option<Rc<PeerClient>>>,
+    linked: Notify,
     tasks: RefCell<Vec<Task>>,
 }
 
 impl Outbound {
-    /// Makes the sender under the seat's present epoch, without starting it.
-    pub fn new(seat: &Rc<Seat>, fence: Rc<dyn Fence>, leaving: Leaving) -> Rc<Self> {
+    /// Makes the sender under the lease's epoch, without starting it.
+    pub fn new(seat: &Rc<Seat>, lease: &Rc<LeaseGuard>, leaving: Leaving) -> Rc<Self> {
         let context = seat.context.clone();
         let ranked = Rc::downgrade(seat);
         let cold_first = Rc::new(move |region: RegionIndex| ranked.upgrade().map_or(0, |seat| seat.write_rank(region)));
@@ -88,20 +93,22 @@ impl Outbound {
             cold_first,
         };
         let session = SessionId(context.world.random.next_u64());
-        let sender = Sender::new(context.world.clone(), seat.volume.clone(), fence, config);
+        let sender =
+            Sender::new(context.world.clone(), seat.volume.clone(), Rc::new(EpochFence(lease.clone())), config);
         Rc::new(Self {
             context,
             volume: seat.id(),
             migration: leaving.migration,
             generation: leaving.generation,
             direction: leaving.direction,
-            epoch: seat.record_view().epoch,
+            epoch: lease.epoch(),
             other: leaving.other,
             sender,
             session,
             sequence: Rc::default(),
             is_whole: leaving.start == Start::Clean,
             client: RefCell::default(),
+            linked: Notify::new(),
             tasks: RefCell::default(),
         })
     }
@@ -166,6 +173,7 @@ impl Outbound {
 
     async fn serve_link(&self, client: Rc<PeerClient>) {
         *self.client.borrow_mut() = Some(client.clone());
+        self.linked.notify_waiters();
         self.sender.link_up(Rc::new(Mirrored {
             client: client.clone(),
             epoch: self.epoch,
@@ -205,6 +213,9 @@ impl Outbound {
         loop {
             if std::mem::replace(&mut is_whole, true) {
                 self.sender.link_lost_with_writes_waiting().await;
+                if self.link_came().await {
+                    continue;
+                }
             }
             if !self.close_way_back().await {
                 // The lease or the leg is over; what follows from it comes by a grant.
@@ -214,6 +225,25 @@ impl Outbound {
             self.sender.synced_again().await;
             self.open_way_back().await;
         }
+    }
+
+    /// Whether a link that is away comes (back) soon: right after a flip the other side is not told yet, and a
+    /// connection that broke is made again. Closing the way back costs a resync, so it is worth a little patience.
+    async fn link_came(&self) -> bool {
+        if self.client.borrow().is_some() {
+            // It stands, but does not get on.
+            return false;
+        }
+        let came = async {
+            loop {
+                let linked = self.linked.notified();
+                if self.client.borrow().is_some() {
+                    return;
+                }
+                linked.await;
+            }
+        };
+        self.context.world.timeout(LINK_PATIENCE, came).await.is_ok()
     }
 
     /// Until it is recorded as closed. False: the control plane says that this is not the holder's to say any more.

@@ -373,8 +373,7 @@ async fn start_sending(seat: &Rc<Seat>, of: Sending) -> Result<(), Refusal> {
         options: of.options,
         start: if of.compare { Start::Compare } else { Start::AllData },
     };
-    let lease = seat.lease();
-    let outbound = Outbound::new(seat, lease, leaving);
+    let outbound = Outbound::new(seat, &seat.lease(), leaving);
     let install = || {
         stop_sending(seat);
         outbound.install(seat);

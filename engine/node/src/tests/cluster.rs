@@ -1,0 +1,267 @@
+//! Simulated nodes and a control plane of the fewest lines: it records grants, and says what it has recorded.
+
+use crate::nbd::{BlockExport, BlockService, ExportName};
+use crate::{Node, NodeSettings, NodeStorage, Reservations};
+use drover_base::units::EXTENT_BYTES;
+use drover_base::{Epoch, InstanceId, IoError, NodeId, VolumeId, World};
+use drover_disk::sim::{SimDevice, SimImage};
+use drover_disk::{Buffer, Device};
+use drover_sim::runtime::Sim;
+use drover_store::meta::memory::{MemoryImage, MemoryMeta};
+use drover_store::{Store, StoreConfig, TierClass, TierSpec, Tiers};
+use drover_wire::admin::{ControlReply, ControlRequest, Export, Grant, NodeAddress, NodeReply, NodeRequest, Refusal};
+use drover_wire::rpc::{self, RpcClient};
+use std::{
+    cell::{Cell, RefCell},
+    collections::BTreeMap,
+    rc::Rc,
+    time::Duration,
+};
+
+pub const SLOTS: u64 = 512;
+pub const SIZE: u64 = 16 << 20;
+pub const VOLUME: VolumeId = VolumeId(7);
+const CONTROL: &str = "control:1";
+
+/// One machine: what survives its deaths, and the node that runs on it.
+struct Machine {
+    device: SimDevice,
+    meta: MemoryMeta,
+    node: Option<Rc<Node>>,
+}
+
+/// What the control plane has recorded, and what it did.
+#[derive(Default)]
+pub struct Recorded {
+    pub grants: BTreeMap<VolumeId, Grant>,
+    /// Volumes whose leases it does not renew now.
+    pub refuses_renewals: bool,
+    /// (open, change) of each change of the way back.
+    pub way_back: Vec<(bool, u64)>,
+}
+
+#[derive(Clone)]
+pub struct Cluster {
+    pub sim: Sim,
+    machines: Rc<RefCell<BTreeMap<String, Machine>>>,
+    pub recorded: Rc<RefCell<Recorded>>,
+    starts: Rc<Cell<u64>>,
+}
+
+pub fn address(name: &str) -> NodeAddress {
+    let node = NodeId::new(name).expect("a name");
+    NodeAddress { node, peer: format!("{name}:peer"), migration: format!("{name}:migration") }
+}
+
+pub fn grant(epoch: u64, revision: u64, holder: &str, ttl_ms: Option<u64>) -> Grant {
+    Grant { volume: VOLUME, epoch: Epoch(epoch), revision, holder: address(holder), ttl_ms, leg: None }
+}
+
+impl Cluster {
+    pub fn new(seed: u64) -> Self {
+        let cluster = Self {
+            sim: Sim::new(seed),
+            machines: Rc::default(),
+            recorded: Rc::default(),
+            starts: Rc::new(Cell::new(0)),
+        };
+        cluster.sim.set_time_limit(Duration::from_secs(600));
+        cluster.start_control();
+        cluster
+    }
+
+    pub fn start_control(&self) {
+        let process = self.sim.process("control");
+        let (world, recorded) = (process.world(), self.recorded.clone());
+        process.spawn(async move {
+            let mut listener = world.net.listen(CONTROL).await.expect("the address is free");
+            while let Ok(connection) = listener.accept().await {
+                let recorded = recorded.clone();
+                let handle = move |request| std::future::ready(recorded.borrow_mut().answer(request));
+                let serve = rpc::serve::<ControlRequest, ControlReply, _, _>(world.clone(), connection, handle);
+                world.spawn(serve).detach();
+            }
+        });
+    }
+
+    pub fn kill_control(&self) {
+        self.sim.kill("control");
+    }
+
+    /// Starts the node of that name on what its machine has, and exports the volume there as `vol`.
+    pub async fn start(&self, name: &str) -> Rc<Node> {
+        let process = self.sim.process(name);
+        let world = process.world();
+        let (image, meta) = match self.machines.borrow_mut().remove(name) {
+            Some(machine) => {
+                let random = &*world.random;
+                (machine.device.crash(random), machine.meta.crash(random))
+            }
+            None => (SimImage::new(SLOTS * EXTENT_BYTES), MemoryImage::new()),
+        };
+        let device = SimDevice::from_image(world.clone(), image);
+        let meta = MemoryMeta::from_image(world.clone(), meta);
+        let machine = Machine { device: device.clone(), meta: meta.clone(), node: None };
+        self.machines.borrow_mut().insert(name.into(), machine);
+        self.starts.set(self.starts.get() + 1);
+        let settings = NodeSettings {
+            address: address(name),
+            admin: format!("{name}:admin"),
+            instance: InstanceId(self.starts.get()),
+            secret: [5; 32],
+            control: Some(CONTROL.into()),
+            nbd_unix: None,
+            nbd_tcp: None,
+        };
+        let node = process.run(boot(settings, world, device, meta)).await.expect("it lives");
+        self.machines.borrow_mut().get_mut(name).expect("just put").node = Some(node.clone());
+        let export = Export { name: "vol".into(), volume: VOLUME, size_bytes: SIZE, workload: None };
+        self.ask(name, NodeRequest::SetExport { export }).await;
+        node
+    }
+
+    /// Power is lost.
+    pub fn kill(&self, name: &str) {
+        self.sim.kill(name);
+        let machine = &mut self.machines.borrow_mut();
+        machine.get_mut(name).expect("it was started").node = None;
+    }
+
+    /// Asks as the control plane does, from a process of its own.
+    pub async fn request(&self, name: &str, request: NodeRequest) -> NodeReply {
+        let process = self.sim.process("admin");
+        let world = process.world();
+        let client = RpcClient::<NodeRequest, NodeReply>::new(world, &format!("{name}:admin"));
+        let called = process.run(async move { client.call(&request, Duration::from_secs(60)).await });
+        called.await.expect("it lives").expect("a reply")
+    }
+
+    /// The same, where nothing but success is expected.
+    pub async fn ask(&self, name: &str, request: NodeRequest) -> NodeReply {
+        let told = format!("{request:?}");
+        let reply = self.request(name, request).await;
+        assert!(!matches!(reply, NodeReply::Refused(_)), "{told}: {reply:?}");
+        reply
+    }
+
+    pub async fn create(&self, name: &str) {
+        let (volume, size_bytes, epoch) = (VOLUME, SIZE, Epoch(1));
+        self.recorded.borrow_mut().grants.insert(VOLUME, grant(1, 0, name, None));
+        self.ask(name, NodeRequest::CreateVolume { volume, name: "data".into(), size_bytes, epoch }).await;
+    }
+
+    /// Records a grant and tells it to a node.
+    pub async fn set_grant(&self, name: &str, grant: Grant) -> NodeReply {
+        self.request(name, NodeRequest::SetGrant { grant }).await
+    }
+
+    pub fn node(&self, name: &str) -> Rc<Node> {
+        self.machines.borrow()[name].node.clone().expect("it runs")
+    }
+
+    /// A client attached to that node.
+    pub async fn attach(&self, name: &str) -> Client {
+        let node = self.node(name);
+        let exports: Rc<dyn BlockService> = node.exports();
+        let opened = exports.open(&ExportName { export: "vol".into(), workload: None }).await;
+        Client { export: opened.expect("it is exported"), process: self.sim.process(name) }
+    }
+}
+
+async fn boot(settings: NodeSettings, world: World, device: SimDevice, meta: MemoryMeta) -> Rc<Node> {
+    let tiers = Tiers::new(vec![TierSpec { name: "t".into(), class: TierClass::Nvme, slots: SLOTS }]);
+    let meta: Rc<dyn drover_store::meta::Meta> = Rc::new(meta);
+    Store::scan_slots(&*meta, &tiers).await.expect("records are whole");
+    let devices: Vec<Rc<dyn Device>> = vec![Rc::new(device)];
+    let config = StoreConfig::default();
+    let store = Store::open(config, world.clone(), devices, tiers.clone(), meta.clone()).await.expect("it opens");
+    let storage = NodeStorage { store, meta, tiers, reservations: Reservations::default(), watches_tiers: true };
+    let node = Node::start(settings, world, storage).await.expect("it starts");
+    node.serve().await.expect("its addresses are free");
+    node
+}
+
+impl Recorded {
+    fn answer(&mut self, request: ControlRequest) -> ControlReply {
+        match request {
+            ControlRequest::Register { node } => {
+                let concerns = |grant: &&Grant| {
+                    let other = grant.leg.as_ref().map(|leg| &leg.other.node);
+                    grant.holder.node == node.address.node || other == Some(&node.address.node)
+                };
+                match self.refuses_renewals {
+                    true => ControlReply::Refused(Refusal::Conflict { reason: "not now".into() }),
+                    false => {
+                        ControlReply::Registered { grants: self.grants.values().filter(concerns).cloned().collect() }
+                    }
+                }
+            }
+            ControlRequest::Renew { node, leases, .. } => {
+                let mut renewed = Vec::new();
+                let mut changed = Vec::new();
+                for (volume, epoch) in leases {
+                    let Some(grant) = self.grants.get(&volume) else { continue };
+                    let holds = grant.epoch == epoch && grant.holder.node == node;
+                    if holds && !self.refuses_renewals {
+                        renewed.push(volume);
+                    } else if !holds {
+                        changed.push(grant.clone());
+                    }
+                }
+                ControlReply::Renewed { renewed, changed }
+            }
+            ControlRequest::Lookup { volume } => match self.grants.get(&volume) {
+                Some(grant) => ControlReply::Grant(Box::new(grant.clone())),
+                None => ControlReply::Refused(Refusal::NotFound { what: volume.to_string() }),
+            },
+            ControlRequest::CloseWayBack { change, .. } => self.change_way_back(false, change),
+            ControlRequest::OpenWayBack { change, .. } => self.change_way_back(true, change),
+            ControlRequest::Event { .. } => ControlReply::Done,
+        }
+    }
+
+    fn change_way_back(&mut self, open: bool, change: u64) -> ControlReply {
+        if self.way_back.last().is_some_and(|(_, last)| *last > change) {
+            return ControlReply::Refused(Refusal::Conflict { reason: "older".into() });
+        }
+        if self.way_back.last() != Some(&(open, change)) {
+            self.way_back.push((open, change));
+        }
+        ControlReply::Done
+    }
+}
+
+/// What a guest sees of an export: whole blocks of one letter.
+#[derive(Clone)]
+pub struct Client {
+    export: Rc<dyn BlockExport>,
+    process: drover_sim::runtime::Process,
+}
+
+impl Client {
+    pub async fn write(&self, block: u64, letter: u8) -> Result<(), IoError> {
+        let data = Buffer::from_slice(&[letter; 4096]);
+        let request = self.export.clone().write(block * 4096, data, false);
+        self.process.run(request).await.expect("it lives")
+    }
+
+    pub async fn flush(&self) -> Result<(), IoError> {
+        self.process.run(self.export.clone().flush()).await.expect("it lives")
+    }
+
+    /// The letter that the block is full of.
+    pub async fn read(&self, block: u64) -> Result<u8, IoError> {
+        let request = self.export.clone().read(block * 4096, 4096);
+        let buffer = self.process.run(request).await.expect("it lives")?;
+        assert!(buffer.iter().all(|byte| *byte == buffer[0]), "block {block} is torn");
+        Ok(buffer[0])
+    }
+}
+
+/// Runs the case once for each seed, each in a cluster of its own.
+pub fn each_seed(seeds: std::ops::Range<u64>, case: impl AsyncFn(Cluster)) {
+    for seed in seeds {
+        let cluster = Cluster::new(seed);
+        cluster.sim.clone().block_on(case(cluster));
+    }
+}

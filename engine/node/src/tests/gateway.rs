@@ -1,0 +1,149 @@
+//! Clients attached to a node that does not hold the volume.
+
+use super::cluster::{Cluster, each_seed};
+use std::time::Duration;
+
+async fn gateway_and_holder(cluster: &Cluster) {
+    cluster.start("a").await;
+    cluster.start("g").await;
+    cluster.create("a").await;
+}
+
+fn letter(turn: u64) -> u8 {
+    b'a' + (turn % 26) as u8
+}
+
+/// The holder loses power: what it had acknowledged and not flushed comes back from the gateway.
+#[test]
+fn acknowledged_writes_survive_the_holder_s_death() {
+    each_seed(0..20, async |cluster| {
+        gateway_and_holder(&cluster).await;
+        let client = cluster.attach("g").await;
+        for turn in 0..60 {
+            client.write(turn * 31 % 200, letter(turn)).await.unwrap();
+            if turn == 20 {
+                client.flush().await.unwrap();
+            }
+        }
+        // Written over: the replay must end with the newer one.
+        client.write(31, b'X').await.unwrap();
+        cluster.kill("a");
+        cluster.sim.sleep(Duration::from_millis(300)).await;
+        cluster.start("a").await;
+        assert_eq!(client.read(31).await, Ok(b'X'));
+        for turn in (0..60).filter(|turn| *turn != 1) {
+            assert_eq!(client.read(turn * 31 % 200).await, Ok(letter(turn)), "turn {turn}");
+        }
+        // And again, so that what was replayed is itself still in the log.
+        cluster.kill("a");
+        cluster.start("a").await;
+        assert_eq!(client.read(31).await, Ok(b'X'));
+        client.flush().await.unwrap();
+        cluster.kill("a");
+        cluster.start("a").await;
+        assert_eq!(client.read(31).await, Ok(b'X'));
+    });
+}
+
+/// A request that waits while the holder is away is carried out when it is back, not failed.
+#[test]
+fn requests_are_held_while_the_holder_is_away() {
+    each_seed(0..5, async |cluster| {
+        gateway_and_holder(&cluster).await;
+        let client = cluster.attach("g").await;
+        client.write(1, b'a').await.unwrap();
+        cluster.kill("a");
+        let late = client.clone();
+        let (write, ()) = futures::join!(late.write(2, b'b'), async {
+            cluster.sim.sleep(Duration::from_secs(20)).await;
+            cluster.start("a").await;
+        });
+        assert_eq!(write, Ok(()));
+        assert_eq!((client.read(1).await, client.read(2).await), (Ok(b'a'), Ok(b'b')));
+    });
+}
+
+#[test]
+fn a_request_fails_once_its_deadline_has_passed() {
+    each_seed(0..2, async |cluster| {
+        gateway_and_holder(&cluster).await;
+        let client = cluster.attach("g").await;
+        client.write(1, b'a').await.unwrap();
+        cluster.kill("a");
+        let before = cluster.sim.now();
+        assert_eq!(client.write(1, b'b').await, Err(drover_base::IoError::TimedOut));
+        let waited = cluster.sim.now() - before;
+        assert!((60..63).contains(&waited.as_secs()), "{waited:?}");
+    });
+}
+
+/// An old connection's copy of a write that was sent again must not land over a later one.
+#[test]
+fn a_new_connection_fences_the_old_one() {
+    each_seed(0..20, async |cluster| {
+        gateway_and_holder(&cluster).await;
+        let client = cluster.attach("g").await;
+        let breaks = async {
+            for _ in 0..40 {
+                cluster.sim.sleep(Duration::from_millis(7)).await;
+                cluster.sim.reset_connections("a", "g");
+            }
+        };
+        let writes = async {
+            for turn in 0..150 {
+                client.write(turn % 3, letter(turn)).await.unwrap();
+                assert_eq!(client.read(turn % 3).await, Ok(letter(turn)), "turn {turn}");
+            }
+        };
+        futures::join!(breaks, writes);
+    });
+}
+
+/// More is written than the log holds, without a flush of the client.
+#[test]
+fn a_full_log_is_flushed() {
+    each_seed(0..1, async |cluster| {
+        gateway_and_holder(&cluster).await;
+        let client = cluster.attach("g").await;
+        let blocks = super::cluster::SIZE / 4096;
+        // Five times around the volume: more than `REPLAY_LOG_BYTES_MAX`.
+        for turn in 0..5 * blocks / 16 {
+            let many = (0..16).map(|lane| client.write((turn * 16 + lane) % blocks, letter(turn)));
+            for written in futures::future::join_all(many).await {
+                written.unwrap();
+            }
+        }
+        cluster.kill("a");
+        cluster.start("a").await;
+        for turn in 4 * blocks / 16..5 * blocks / 16 {
+            assert_eq!(client.read(turn * 16 % blocks).await, Ok(letter(turn)));
+        }
+    });
+}
+
+#[test]
+fn the_wrong_secret_is_not_served() {
+    each_seed(0..2, async |cluster| {
+        gateway_and_holder(&cluster).await;
+        let world = cluster.sim.process("stranger").world();
+        let asked = cluster.sim.process("stranger").run(async move {
+            use drover_wire::peer::{Hello, Operation, PeerRequest, Purpose};
+            let mut connection = world.net.connect("a:peer").await.unwrap();
+            let hello = Hello {
+                volume: super::cluster::VOLUME,
+                from: drover_base::NodeId::new("g").unwrap(),
+                purpose: Purpose::Gateway,
+                secret: [6; 32],
+            };
+            let request = PeerRequest {
+                session: drover_base::SessionId(1),
+                epoch: drover_base::Epoch(1),
+                sequence: 1,
+                operation: Operation::Hello(hello),
+            };
+            connection.sender.send(request.encode()).await.unwrap();
+            connection.receiver.receive().await
+        });
+        assert!(!matches!(asked.await.unwrap(), Ok(Some(_))), "a stranger was answered");
+    });
+}

@@ -1,0 +1,105 @@
+//! Leases that are lost: a holder that is stopped for longer than its lease, a control plane that is away.
+
+use super::cluster::{VOLUME, each_seed, grant};
+use super::flip::{flip, mirror, until_phase};
+use drover_wire::admin::{NodeReply, SendPhase};
+use std::time::Duration;
+
+/// SIGSTOP of the holder for longer than its lease, and another takes over: never two that apply writes.
+#[test]
+fn a_stopped_holder_serves_nothing_once_its_lease_ran_out() {
+    each_seed(0..10, async |cluster| {
+        for name in ["a", "b", "g"] {
+            cluster.start(name).await;
+        }
+        cluster.create("a").await;
+        mirror(&cluster).await;
+        flip(&cluster, "a", "b", 1, 1).await;
+        until_phase(&cluster, "b", SendPhase::Synced).await;
+        let (at_b, at_g) = (cluster.attach("b").await, cluster.attach("g").await);
+        at_b.write(1, b'1').await.unwrap();
+        at_g.write(2, b'2').await.unwrap();
+
+        cluster.sim.pause("b");
+        let stopped = at_b.clone();
+        // Asked while the holder is stopped: it must not answer from what it holds no more.
+        let late_write = stopped.write(1, b'L');
+        let takeover = async {
+            cluster.sim.sleep(Duration::from_secs(12)).await;
+            let taken = grant(3, 0, "a", None);
+            cluster.recorded.borrow_mut().grants.insert(VOLUME, taken.clone());
+            assert_eq!(cluster.set_grant("a", taken).await, NodeReply::Done);
+            assert_eq!(at_g.read(2).await, Ok(b'2'));
+            assert_eq!(at_g.read(1).await, Ok(b'1'));
+            at_g.write(2, b'G').await.unwrap();
+            cluster.sim.resume("b");
+        };
+        let (late, ()) = futures::join!(late_write, takeover);
+        assert_eq!(late, Ok(()), "held, then carried out by the new holder");
+        let at_a = cluster.attach("a").await;
+        for (block, letter) in [(1, b'L'), (2, b'G')] {
+            for client in [&at_a, &at_b, &at_g] {
+                assert_eq!(client.read(block).await, Ok(letter), "block {block}");
+            }
+        }
+    });
+}
+
+/// While only one node has the data, ten minutes without a control plane stop nothing, not even across a restart.
+#[test]
+fn an_untimed_holder_needs_no_control_plane() {
+    each_seed(0..3, async |cluster| {
+        cluster.sim.set_time_limit(Duration::from_secs(3600));
+        cluster.start("a").await;
+        cluster.start("g").await;
+        cluster.create("a").await;
+        let (at_a, at_g) = (cluster.attach("a").await, cluster.attach("g").await);
+        at_g.write(1, b'g').await.unwrap();
+        cluster.kill_control();
+        for minute in 0..10 {
+            cluster.sim.sleep(Duration::from_secs(60)).await;
+            at_a.write(2, b'a' + minute).await.unwrap();
+            assert_eq!(at_g.read(2).await, Ok(b'a' + minute));
+        }
+        at_a.flush().await.unwrap();
+        cluster.kill("a");
+        cluster.start("a").await;
+        // The gateway still knows where it was, and the holder serves at once.
+        assert_eq!(at_g.read(1).await, Ok(b'g'));
+        assert_eq!(cluster.attach("a").await.read(2).await, Ok(b'j'));
+    });
+}
+
+/// A timed lease that is not renewed holds I/O back; renewed again, it goes on. Nothing fails.
+#[test]
+fn a_timed_holder_waits_for_the_control_plane() {
+    each_seed(0..5, async |cluster| {
+        for name in ["a", "b"] {
+            cluster.start(name).await;
+        }
+        cluster.create("a").await;
+        mirror(&cluster).await;
+        let at_a = cluster.attach("a").await;
+        cluster.recorded.borrow_mut().refuses_renewals = true;
+        cluster.sim.sleep(Duration::from_secs(10)).await;
+        let before = cluster.sim.now();
+        let (written, ()) = futures::join!(at_a.write(1, b'w'), async {
+            cluster.sim.sleep(Duration::from_secs(20)).await;
+            cluster.recorded.borrow_mut().refuses_renewals = false;
+        });
+        assert_eq!(written, Ok(()));
+        assert!(cluster.sim.now() - before >= Duration::from_secs(20), "it was held meanwhile");
+        // A restart makes it wait for a confirmation, too.
+        cluster.recorded.borrow_mut().refuses_renewals = true;
+        cluster.kill("a");
+        cluster.start("a").await;
+        let at_a = cluster.attach("a").await;
+        let before = cluster.sim.now();
+        let (read, ()) = futures::join!(at_a.read(5), async {
+            cluster.sim.sleep(Duration::from_secs(5)).await;
+            cluster.recorded.borrow_mut().refuses_renewals = false;
+        });
+        assert_eq!(read, Ok(0));
+        assert!(cluster.sim.now() - before >= Duration::from_secs(5));
+    });
+}

@@ -1,0 +1,7 @@
+//! Nodes under the simulated world: replay across a restart, fencing of sessions, a flip and its way back, leases that
+//! run out.
+
+mod cluster;
+mod flip;
+mod gateway;
+mod leases;
