@@ -18,7 +18,7 @@ use crate::nbd::{self, NbdAddress, NbdListener, ServerSettings};
 use crate::{Node, NodeSettings, NodeStorage, Reservations, StartError};
 use drover_base::world::{Connection, Listener};
 use drover_base::{InstanceId, World};
-use drover_disk::{Device, KernelError, OpenError, UringDevice, check_kernel};
+use drover_disk::{Device, KernelError, OpenError, UringDevice};
 use drover_runtime::Workers;
 use drover_store::checkpoint::{CheckpointFile, CheckpointPlace};
 use drover_store::meta::{Meta, MetaError, rocks::RocksMeta};
@@ -71,8 +71,7 @@ pub enum DaemonError {
 
 /// Runs a node until SIGTERM or SIGINT.
 pub fn run(config: NodeConfig) -> Result<(), DaemonError> {
-    check_kernel()?;
-    tokio_uring::start(serve(config))
+    drover_disk::run(serve(config))?
 }
 
 async fn serve(config: NodeConfig) -> Result<(), DaemonError> {
