@@ -5,13 +5,12 @@
 //! - Activations that are asked for together are committed together, one group at a time.
 //! - A region leaves the log only when no write to it runs, all that were done are flushed, and nobody has it
 //!   pinned. Its deletion is committed by the group that needed the room, so activations of it come after.
-//! - The log is bounded by `ACTIVE_REGIONS_MAX`. Pinned and busy regions alone may push it past the bound,
+//! - The log is bounded by `active_regions_max`. Pinned and busy regions alone may push it past the bound,
 //!   rather than stop writes until a migration has got them clean; a volume's regions bound it then.
 
 use crate::{Volume, flush::Scope, meta::Batch, outcome::Outcome, record};
 use drover_base::{
     ByteRange, IoError, RegionIndex,
-    limits::ACTIVE_REGIONS_MAX,
     planted::{Bug, is_planted},
 };
 use std::{
@@ -20,8 +19,8 @@ use std::{
     rc::Rc,
 };
 
-/// Regions that leave the log at once when it is full, so that not every new one costs a flush.
-const RETIRE_AT_ONCE: usize = ACTIVE_REGIONS_MAX / 8;
+/// When the log is full this share of it leaves at once, so that not every new region costs a flush.
+const RETIRED_SHARE: usize = 8;
 
 /// Says for which regions an unfinished migration is not clean yet.
 pub type ActivityPin = Rc<dyn Fn(RegionIndex) -> bool>;
@@ -74,6 +73,13 @@ impl Activity {
     /// What ended up to `mark` is durable.
     pub fn flushed(&self, mark: u64) {
         self.flushed.set(mark);
+    }
+
+    /// Regions written to since the last flush of everything.
+    pub fn unflushed(&self) -> Vec<RegionIndex> {
+        let active = self.active.borrow();
+        let unflushed = active.iter().filter(|(_, state)| state.writers > 0 || state.last > self.flushed.get());
+        unflushed.map(|(region, _)| *region).collect()
     }
 
     /// Counts a write into the regions, if all of them are active.
@@ -196,11 +202,12 @@ impl Volume {
             // Some may have become active while they waited for their turn.
             regions.retain(|region| !activity.active.borrow().contains_key(region));
         }
-        let over = (activity.active.borrow().len() + regions.len()).saturating_sub(ACTIVE_REGIONS_MAX);
+        let most = self.env.active_regions_max;
+        let over = (activity.active.borrow().len() + regions.len()).saturating_sub(most);
         let mut batch = Batch::default();
         if over > 0 {
             self.make_durable(Scope::All, None).await?;
-            for region in activity.retire(over + RETIRE_AT_ONCE) {
+            for region in activity.retire(over + most / RETIRED_SHARE) {
                 batch.delete(record::activity_key(self.id, region));
             }
         }

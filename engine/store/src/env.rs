@@ -1,10 +1,11 @@
 //! What the volumes of a shard share: the world, devices, slots, metadata, and tasks that must end.
 
 use crate::{
-    StoreError, Volume,
+    StoreConfig, StoreError, Volume,
     checkpoint::{self, CheckpointPlace},
     entry::SlotAddress,
     meta::{Batch, Meta, MetaError},
+    record,
     slots::Tiers,
 };
 use drover_base::{IoError, LayerId, LocalFuture, VolumeId, World};
@@ -29,6 +30,7 @@ pub struct Env {
     pub tiers: Tiers,
     pub meta: Rc<dyn Meta>,
     pub checkpoint: Option<Rc<dyn CheckpointPlace>>,
+    pub active_regions_max: usize,
     pub volumes: RefCell<BTreeMap<VolumeId, Rc<Volume>>>,
     /// Failed commits that were followed by a good one.
     pub meta_mended: Cell<u64>,
@@ -41,12 +43,14 @@ impl Env {
         devices: Vec<Rc<dyn Device>>,
         tiers: Tiers,
         meta: Rc<dyn Meta>,
-        checkpoint: Option<Rc<dyn CheckpointPlace>>,
+        config: &StoreConfig,
     ) -> Rc<Self> {
         let (abandoned, arriving) = mpsc::unbounded();
         world.spawn(finish_abandoned(arriving)).detach();
         let meta_mended = Cell::new(tiers.failure_counts().1);
-        Rc::new(Self { world, devices, tiers, meta, checkpoint, volumes: RefCell::default(), meta_mended, abandoned })
+        let (checkpoint, active_regions_max) = (config.checkpoint.clone(), config.active_regions_max);
+        let volumes = RefCell::default();
+        Rc::new(Self { world, devices, tiers, meta, checkpoint, active_regions_max, volumes, meta_mended, abandoned })
     }
 
     /// Runs the future to its end even when the caller stops waiting: a device write that was begun holds
@@ -74,6 +78,18 @@ impl Env {
             self.tiers.meta_failed();
         }
         result
+    }
+
+    /// Finds out whether commits work again after one failed.
+    pub async fn probe_metadata(&self) -> Result<(), StoreError> {
+        let (_, failures) = self.tiers.failure_counts();
+        if failures != self.meta_mended.get() {
+            let mut probe = Batch::default();
+            probe.put(record::probe_key(), record::encode_probe());
+            self.commit(probe).await?;
+            self.meta_mended.set(failures);
+        }
+        Ok(())
     }
 
     /// Takes `count` slots, after a checkpoint where only that gives some back.

@@ -6,14 +6,19 @@
 use crate::{
     StoreError,
     entry::SlotAddress,
+    env::Env,
     map::RegionEntries,
     meta::Meta,
     record::{self, LayerRecord, VolumeRecord},
     slots::Tiers,
     stack::Stack,
 };
-use drover_base::{RegionIndex, VolumeId, units::region_count};
-use std::collections::BTreeMap;
+use drover_base::{
+    IoError, RegionIndex, VolumeId,
+    units::{BLOCK_BYTES, region_count},
+};
+use drover_disk::Buffer;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// A volume as read from metadata.
 pub struct Loaded {
@@ -97,6 +102,36 @@ pub async fn load_volume(
         active.push(region);
     }
     Ok(Loaded { stack, slots, active })
+}
+
+/// Writes the data of regions again that were written since the last good flush, and syncs. After a failed
+/// sync a device may show such data and yet never make it durable; once written again, the next sync tells
+/// the truth about it. Slots of any layer can be concerned: a merge that was not committed had given the head
+/// a slot of the layer below, and a write went to it in place.
+pub async fn store_again(env: &Env, stack: &Stack, regions: &[RegionIndex]) -> Result<(), StoreError> {
+    let mut devices: BTreeSet<u8> = (0..env.devices.len() as u8).filter(|d| env.tiers.is_poisoned(*d)).collect();
+    let extents = regions.iter().flat_map(|region| region.extents());
+    for (extent, layer) in extents.flat_map(|extent| stack.layers().map(move |layer| (extent, layer))) {
+        let entry = layer.entry(extent);
+        let Some(at) = entry.slot_address() else { continue };
+        let device = &env.devices[usize::from(at.device)];
+        for (first, count) in entry.valid().runs() {
+            let buffer = Buffer::for_read(count as usize * BLOCK_BYTES as usize);
+            let (read, buffer) = device.read(at.block_offset(first), buffer).await;
+            read.map_err(|_| IoError::Device)?;
+            let (written, _) = device.write(at.block_offset(first), buffer).await;
+            written.map_err(|_| IoError::Device)?;
+        }
+        devices.insert(at.device);
+    }
+    for device in devices {
+        if env.devices[usize::from(device)].sync().await.is_err() {
+            env.tiers.sync_failed(device);
+            return Err(StoreError::Poisoned);
+        }
+        env.tiers.mend(device);
+    }
+    Ok(())
 }
 
 /// Takes every slot that a stored map names as used.

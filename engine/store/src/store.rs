@@ -15,7 +15,7 @@ use crate::{
 use drover_base::{
     VolumeId, World,
     ids::is_name,
-    limits::VOLUME_BYTES_MAX,
+    limits::{ACTIVE_REGIONS_MAX, VOLUME_BYTES_MAX},
     units::{BLOCK_BYTES, EXTENT_BYTES},
 };
 use drover_disk::Device;
@@ -30,12 +30,14 @@ pub struct StoreConfig {
     pub shards: u32,
     /// Where checkpoints go. With one, freed slots wait for the next checkpoint.
     pub checkpoint: Option<Rc<dyn CheckpointPlace>>,
+    /// Active regions of a volume above which idle ones are flushed out.
+    pub active_regions_max: usize,
 }
 
 impl Default for StoreConfig {
     /// The only shard, without checkpoints.
     fn default() -> Self {
-        Self { shard: 0, shards: 1, checkpoint: None }
+        Self { shard: 0, shards: 1, checkpoint: None, active_regions_max: ACTIVE_REGIONS_MAX }
     }
 }
 
@@ -65,7 +67,7 @@ impl Store {
         if config.checkpoint.is_some() {
             tiers.hold_until_checkpoint();
         }
-        let env = Env::new(world, devices, tiers, meta, config.checkpoint.clone());
+        let env = Env::new(world, devices, tiers, meta, &config);
         let store = Rc::new(Store { config, env: env.clone(), turns: Arc::default() });
         let mut layers = recovery::layer_records(&*env.meta).await?;
         for record in recovery::volume_records(&*env.meta).await? {
@@ -215,7 +217,7 @@ impl Volume {
         Ok(())
     }
 
-    /// Loads the volume again from metadata.
+    /// Loads the volume again from metadata. What is read afterwards is durable.
     async fn reopen(&self) -> Result<(), StoreError> {
         self.health.poison();
         let _clients = self.clients.close().await;
@@ -223,13 +225,14 @@ impl Volume {
         let _mutations = self.mutations.close().await;
         self.flushes_end().await;
         self.activations_end().await;
-        self.mend().await?;
         let env = &self.env;
+        env.probe_metadata().await?;
         let layers = recovery::layer_records(&*env.meta).await?.remove(&self.id).unwrap_or_default();
         let value = env.meta.get(&record::volume_key(self.id)).await?;
         let value = value.ok_or(StoreError::NoVolume { volume: self.id })?;
         let record = record::VolumeRecord::decode(&record::volume_key(self.id), &value)?;
         let loaded = recovery::load_volume(&*env.meta, record, &layers, &env.tiers).await?;
+        recovery::store_again(env, &loaded.stack, &self.activity.unflushed()).await?;
         // Slots that only the memory of before names were never durable, or are no more.
         let durable: BTreeSet<SlotAddress> = loaded.slots.into_iter().collect();
         let mut slots = self.flusher.clear();
@@ -241,26 +244,6 @@ impl Volume {
         self.health.reset();
         drop((_clients, _turn, _mutations));
         self.start_merging();
-        Ok(())
-    }
-
-    /// Finds out whether metadata and devices work again.
-    async fn mend(&self) -> Result<(), StoreError> {
-        let env = &self.env;
-        let (_, meta_failures) = env.tiers.failure_counts();
-        if meta_failures != env.meta_mended.get() {
-            let mut probe = Batch::default();
-            probe.put(record::probe_key(), record::encode_probe());
-            env.commit(probe).await?;
-            env.meta_mended.set(meta_failures);
-        }
-        for (device, handle) in env.devices.iter().enumerate() {
-            if env.tiers.is_poisoned(device as u8) {
-                let synced = handle.sync().await;
-                synced.map_err(|_| StoreError::Poisoned)?;
-                env.tiers.mend(device as u8);
-            }
-        }
         Ok(())
     }
 }

@@ -4,7 +4,7 @@ use crate::{
     Finding,
     life::{Conduct, CrashPoint, lead},
     model::Model,
-    node::Images,
+    node::{Images, Setup},
     verify::{Fixed, verify},
 };
 use drover_sim::runtime::Generator;
@@ -12,17 +12,17 @@ use drover_sim::runtime::Generator;
 /// Lives and crashes in turn, every crash point looked at.
 pub fn crash_run(seed: u64, lives: u64, conduct: Conduct) -> Result<usize, Finding> {
     let mut random = Generator::new(seed, "run");
-    // Few slots, so that freed ones are soon used again; sometimes too few.
-    let mut images = Images::new([random.between(4, 60), random.between(10, 80)]);
+    let setup = Setup::draw(&mut random);
+    let mut images = Images::new(setup.slots);
     let mut model = Model::default();
     let mut fixed = Fixed::new();
     let mut looked = 0;
     for life in 0..lives {
-        let points = lead(seed, life, &images, model.clone(), conduct)
+        let points = lead(seed, life, &setup, &images, model.clone(), conduct)
             .map_err(|finding| Finding(format!("seed {seed}, life {life}: {finding}")))?;
         let next = random.below(points.len().max(1) as u64) as usize;
         for (at, point) in points.iter().enumerate() {
-            let recovered = check_point(seed, life, point, &mut fixed)?;
+            let recovered = check_point(seed, life, &setup, point, &mut fixed)?;
             looked += 1;
             if at == next {
                 model = recovered;
@@ -33,6 +33,6 @@ pub fn crash_run(seed: u64, lives: u64, conduct: Conduct) -> Result<usize, Findi
     Ok(looked)
 }
 
-fn check_point(seed: u64, life: u64, point: &CrashPoint, fixed: &mut Fixed) -> Result<Model, Finding> {
-    verify(seed, point, fixed).map_err(|finding| Finding(format!("seed {seed}, life {life}: {finding}")))
+fn check_point(seed: u64, life: u64, setup: &Setup, point: &CrashPoint, fixed: &mut Fixed) -> Result<Model, Finding> {
+    verify(seed, setup, point, fixed).map_err(|finding| Finding(format!("seed {seed}, life {life}: {finding}")))
 }

@@ -37,14 +37,21 @@ pub fn pattern(serial: u64, offset: u64, len: u64) -> Vec<u8> {
 }
 
 impl fmt::Debug for Content {
+    /// Each run of bytes with where it came from.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let word = |at: usize| u64::from_le_bytes(self.0[at..at + 8].try_into().expect("eight bytes"));
-        let show = |word: u64| match (word, word >> 39 & 1) {
-            (0, _) => "zero".to_string(),
-            (_, 1) => format!("write {} at {}", word >> 40, (word & ((1 << 39) - 1)) * 8),
-            _ => format!("garbage {word:016x}"),
-        };
-        let (first, last) = (word(0), word(self.0.len() - 8));
-        write!(f, "[{} … {}]", show(first), show(last))
+        let words = self.0.chunks_exact(8).map(|word| u64::from_le_bytes(word.try_into().expect("eight bytes")));
+        let origins: Vec<String> = words
+            .map(|word| match (word, word >> 39 & 1) {
+                (0, _) => "zero".into(),
+                (_, 1) if word >> 40 < 1 << 23 => format!("write {}", word >> 40),
+                _ => "mixed".into(),
+            })
+            .collect();
+        let mut at = 0;
+        let runs = origins.chunk_by(|a, b| a == b).map(|run| {
+            at += run.len() * 8;
+            format!("{} to {at}", run[0])
+        });
+        write!(f, "[{}]", runs.collect::<Vec<_>>().join(", "))
     }
 }

@@ -1,9 +1,13 @@
-//! Layers over devices and metadata: slow reads, and the moments at which a crash is looked at.
+//! Layers over devices and metadata: slow reads, the moments at which a crash is looked at, and a place in
+//! memory for checkpoints.
 
 use drover_base::{LocalFuture, World};
 use drover_disk::{Buffer, Device, DeviceError};
-use drover_store::meta::{Batch, Meta, MetaError, Pairs};
-use std::{rc::Rc, time::Duration};
+use drover_store::{
+    checkpoint::CheckpointPlace,
+    meta::{Batch, Meta, MetaError, Pairs},
+};
+use std::{cell::RefCell, io, rc::Rc, time::Duration};
 
 /// A device some of whose reads are fetched late, so that what they were to read could be gone by then.
 pub struct LateReads {
@@ -68,5 +72,30 @@ impl Meta for ObservedMeta {
             (self.observer)("after a commit");
             result
         })
+    }
+}
+
+/// The latest checkpoint, in memory; storing it takes a while.
+pub struct MemoryPlace {
+    world: World,
+    bytes: RefCell<Option<Vec<u8>>>,
+}
+
+impl MemoryPlace {
+    pub fn new(world: World) -> Self {
+        Self { world, bytes: RefCell::default() }
+    }
+}
+
+impl CheckpointPlace for MemoryPlace {
+    fn store(&self, bytes: Vec<u8>) -> LocalFuture<'_, io::Result<()>> {
+        Box::pin(async move {
+            self.world.sleep(Duration::from_millis(3)).await;
+            *self.bytes.borrow_mut() = Some(bytes);
+            Ok(())
+        })
+    }
+    fn load(&self) -> LocalFuture<'_, io::Result<Option<Vec<u8>>>> {
+        Box::pin(async move { Ok(self.bytes.borrow().clone()) })
     }
 }

@@ -8,6 +8,7 @@
 
 pub mod checks;
 pub mod content;
+pub mod directed;
 pub mod layers;
 pub mod life;
 pub mod model;

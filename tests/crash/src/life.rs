@@ -5,13 +5,13 @@ use crate::{
     content::{Content, pattern},
     ensure,
     model::{Model, Named, blocks},
-    node::{Chance, Images, Node, Observer, Parts, VOLUME, VOLUME_BYTES},
-    plan::{Op, Planner, Round},
+    node::{Chance, Images, Node, Observer, Parts, Setup, VOLUME, VOLUME_BYTES},
+    plan::{Fault, Op, Planner, Round},
 };
 use drover_base::{ByteRange, IoError, units::BLOCK_BYTES};
-use drover_disk::Buffer;
-use drover_sim::runtime::{Generator, Sim};
-use drover_store::{StoreConfig, StoreError, Unfenced, Volume, ZeroMode};
+use drover_disk::{Buffer, fault::Operation};
+use drover_sim::runtime::Sim;
+use drover_store::{StoreError, Unfenced, Volume, ZeroMode};
 use futures::future::join_all;
 use std::{
     cell::{Cell, RefCell},
@@ -67,10 +67,19 @@ struct Life {
     camera: Rc<Camera>,
     /// Ranges whose request failed in this round.
     failed: RefCell<Vec<ByteRange>>,
+    /// Something was made to fail: errors are expected from then on.
+    is_faulty: Cell<bool>,
 }
 
 /// Leads one life from `images`; returns its crash points, the last one taken when all was done.
-pub fn lead(seed: u64, life: u64, images: &Images, model: Model, conduct: Conduct) -> Result<Vec<CrashPoint>, Finding> {
+pub fn lead(
+    seed: u64,
+    life: u64,
+    setup: &Setup,
+    images: &Images,
+    model: Model,
+    conduct: Conduct,
+) -> Result<Vec<CrashPoint>, Finding> {
     let sim = Sim::new(seed.wrapping_mul(1000) + life);
     let world = sim.process("node").world();
     let camera = Rc::new(Camera {
@@ -82,33 +91,33 @@ pub fn lead(seed: u64, life: u64, images: &Images, model: Model, conduct: Conduc
         points: RefCell::default(),
     });
     let planner = Planner::new(sim.generator("plan"), life);
-    sim.block_on(run(sim.clone(), camera.clone(), planner, conduct.rounds))?;
-    camera.is_on.set(true);
-    let points = camera.points.take();
-    Ok(points)
+    sim.block_on(run(sim.clone(), *setup, camera.clone(), planner, conduct.rounds))?;
+    Ok(camera.points.take())
 }
 
-async fn run(sim: Sim, camera: Rc<Camera>, mut planner: Planner, rounds: u64) -> Result<(), Finding> {
+async fn run(sim: Sim, setup: Setup, camera: Rc<Camera>, mut planner: Planner, rounds: u64) -> Result<(), Finding> {
     let observer: Observer = Rc::new({
         let camera = camera.clone();
         move |what| camera.look(what)
     });
-    let node = camera.parts.open(StoreConfig::default(), observer).await.map_err(unexpected)?;
+    let node = camera.parts.open(&setup, observer).await.map_err(unexpected)?;
     let volume = node.store.create_volume(VOLUME, "v", VOLUME_BYTES).await.map_err(unexpected)?;
     camera.is_on.set(true);
-    let life = Rc::new(Life { sim, node, volume, camera: camera.clone(), failed: RefCell::default() });
+    let (failed, is_faulty) = (RefCell::default(), Cell::new(false));
+    let life = Rc::new(Life { sim, node, volume, camera: camera.clone(), failed, is_faulty });
     for number in 0..rounds {
         let names: Vec<String> = life.model(|model| model.snapshots.keys().cloned().collect());
         let round = planner.round(&names);
-        life.clone()
-            .play(round.clone())
-            .await
-            .map_err(|finding| Finding(format!("round {number}: {finding}\n{round:#?}")))?;
+        let played = life.clone().play(round.clone()).await;
+        if !played.map_err(|finding| Finding(format!("round {number}: {finding}\n{round:#?}")))? {
+            camera.look("at the end");
+            return Ok(());
+        }
     }
     life.volume.merges_done().await;
     life.check_all().await?;
     life.check_slots()?;
-    life.camera.look("at the end");
+    camera.look("at the end");
     Ok(())
 }
 
@@ -121,24 +130,83 @@ impl Life {
         with(&mut self.camera.model.borrow_mut())
     }
 
-    async fn play(self: Rc<Self>, round: Round) -> Result<(), Finding> {
+    /// False: the metadata is gone for good, and with it the life.
+    async fn play(self: Rc<Self>, round: Round) -> Result<bool, Finding> {
         match round {
             Round::Together(ops) => {
                 let ops = ops.into_iter().map(|(delay, op)| self.clone().request(delay, op));
                 for result in join_all(ops).await {
                     result?;
                 }
-                self.settle_failed().await?;
             }
             Round::Rollback { name } => self.roll_back(&name).await?,
             Round::Reopen => {
-                self.node.store.reopen(VOLUME).await.map_err(unexpected)?;
-                for (block, content) in self.contents().await? {
-                    self.model(|model| model.reopened(block, &content, false))?;
+                if !self.reopen().await? {
+                    return Ok(false);
                 }
             }
         }
+        // A merge in the background may meet the fault while the outcome is looked at.
+        loop {
+            if self.volume.is_poisoned() && !self.reopen().await? {
+                return Ok(false);
+            }
+            match self.look_over().await {
+                Err(_) if self.is_faulty.get() && self.volume.is_poisoned() => {}
+                result => return result.map(|()| true),
+            }
+        }
+    }
+
+    async fn look_over(&self) -> Result<(), Finding> {
+        self.settle_failed().await?;
         self.check_all().await
+    }
+
+    /// Opens the volume again, as often as a device's error stands in the way.
+    async fn reopen(&self) -> Result<bool, Finding> {
+        let mut result = self.node.store.reopen(VOLUME).await;
+        for _ in 0..5 {
+            if result.is_ok() || !self.is_faulty.get() {
+                break;
+            }
+            result = self.node.store.reopen(VOLUME).await;
+        }
+        if self.is_faulty.get() && matches!(result, Err(StoreError::Meta(_))) {
+            return Ok(false);
+        }
+        result.map_err(unexpected)?;
+        self.failed.take();
+        for (block, content) in self.contents().await? {
+            self.model(|model| model.reopened(block, &content))?;
+        }
+        let names = self.volume.snapshots().into_iter().map(|snapshot| snapshot.name).collect();
+        self.model(|model| model.resolve_names(&names))?;
+        Ok(true)
+    }
+
+    fn expected(&self, error: &IoError) -> bool {
+        self.is_faulty.get() && matches!(error, IoError::Device | IoError::Poisoned)
+    }
+
+    /// An error of a change of snapshots, if it is not one that a fault explains.
+    fn excused(&self, result: Result<(), StoreError>) -> Result<bool, Finding> {
+        match result {
+            Ok(()) => Ok(true),
+            Err(StoreError::Poisoned) if self.is_faulty.get() => Ok(false),
+            Err(StoreError::Io(error)) if self.expected(&error) => Ok(false),
+            Err(error) => Err(unexpected(error)),
+        }
+    }
+
+    fn arm(&self, fault: Fault) {
+        self.is_faulty.set(true);
+        match fault {
+            Fault::Read { device, good } => self.node.faults[device].arm(Operation::Read, good),
+            Fault::Write { device, good } => self.node.faults[device].arm(Operation::Write, good),
+            Fault::Sync { device, good } => self.node.devices[device].fail_sync_after(good),
+            Fault::Commit { good } => self.node.meta.fail_commit_after(good),
+        }
     }
 
     async fn request(self: Rc<Self>, delay: Duration, op: Op) -> Result<(), Finding> {
@@ -148,13 +216,13 @@ impl Life {
             Op::Read { range } => self.check_range(range).await,
             Op::Write { range, serial, fua } => {
                 let data = pattern(serial, range.offset, range.len);
-                self.model(|model| model.begin_write(range.offset, &data));
+                self.model(|model| model.begin_write(range.offset, &data, fua));
                 let data = Buffer::from_slice(&data);
                 let result = volume.write(&Unfenced, range.offset, data, fua).await;
                 self.changed(range, fua, result)
             }
             Op::Zero { range, may_unmap, fast_only, fua } => {
-                self.model(|model| model.begin_write(range.offset, &vec![0; range.len as usize]));
+                self.model(|model| model.begin_write(range.offset, &vec![0; range.len as usize], fua));
                 let zero = ZeroMode { may_unmap, fast_only };
                 let result = volume.write_zeroes(&Unfenced, range.offset, range.len, zero, fua).await;
                 self.changed(range, fua, result)
@@ -163,15 +231,16 @@ impl Life {
                 let start = range.offset.next_multiple_of(BLOCK_BYTES);
                 let end = range.end() - range.end() % BLOCK_BYTES;
                 let whole = ByteRange { offset: start, len: end.saturating_sub(start) };
-                self.model(|model| model.begin_write(whole.offset, &vec![0; whole.len as usize]));
+                self.model(|model| model.begin_write(whole.offset, &vec![0; whole.len as usize], fua));
                 let result = volume.trim(&Unfenced, range.offset, range.len, fua).await;
                 self.changed(whole, fua, result)
             }
             Op::Flush => {
                 let moment = self.model(|model| model.moment());
-                let result = volume.flush(&Unfenced).await;
-                ensure!(result.is_ok(), "flush: {result:?}");
-                self.model(|model| model.flushed(&moment));
+                match volume.flush(&Unfenced).await {
+                    Ok(()) => self.model(|model| model.flushed(&moment)),
+                    Err(error) => ensure!(self.expected(&error), "flush: {error}"),
+                }
                 Ok(())
             }
             Op::Snapshot { name } => self.snapshot(name).await,
@@ -181,8 +250,13 @@ impl Life {
                         model.snapshots.insert(name.clone(), Named::Going(frozen));
                     }
                 });
-                volume.delete_snapshot(&name).await.map_err(unexpected)?;
-                self.model(|model| model.snapshots.remove(&name));
+                if self.excused(volume.delete_snapshot(&name).await)? {
+                    self.model(|model| model.snapshots.remove(&name));
+                }
+                Ok(())
+            }
+            Op::Fault(fault) => {
+                self.arm(fault);
                 Ok(())
             }
         }
@@ -197,6 +271,7 @@ impl Life {
                 }
             }),
             Err(IoError::NoSpace | IoError::NotFast) => self.failed.borrow_mut().push(range),
+            Err(error) if self.expected(&error) => self.failed.borrow_mut().push(range),
             Err(error) => return Err(Finding(format!("unexpected: {error}"))),
         }
         Ok(())
@@ -208,7 +283,9 @@ impl Life {
             model.snapshots.insert(name.clone(), Named::Coming(moment.clone()));
             moment
         });
-        self.volume.snapshot(&name).await.map_err(unexpected)?;
+        if !self.excused(self.volume.snapshot(&name).await)? {
+            return Ok(());
+        }
         self.model(|model| {
             let frozen = model.frozen_since(&moment);
             model.snapshots.insert(name, Named::There(frozen));
@@ -223,8 +300,13 @@ impl Life {
             model.begin_rollback(&frozen);
             frozen
         });
-        self.volume.rollback(name).await.map_err(unexpected)?;
-        let contents = self.contents().await?;
+        if !self.excused(self.volume.rollback(name).await)? {
+            return Ok(());
+        }
+        let contents = match self.contents().await {
+            Err(_) if self.is_faulty.get() && self.volume.is_poisoned() => return Ok(()),
+            contents => contents?,
+        };
         for (block, content) in &contents {
             let allowed = frozen.get(block).cloned().unwrap_or_else(|| [Content::zero()].into());
             ensure!(allowed.contains(content), "block {block} of snapshot {name} is {content:?}, not {allowed:?}");
@@ -239,7 +321,7 @@ impl Life {
     async fn settle_failed(&self) -> Result<(), Finding> {
         for range in self.failed.take() {
             for block in blocks(range) {
-                let content = read_block(&self.volume, block).await?;
+                let content = self.read_again(&[block]).await?.remove(&block).expect("it was asked for");
                 self.model(|model| model.settle(block, &content))?;
             }
         }
@@ -248,8 +330,11 @@ impl Life {
 
     async fn check_range(&self, range: ByteRange) -> Result<(), Finding> {
         let moment = self.model(|model| model.moment());
-        let data =
-            self.volume.read(&Unfenced, range.offset, range.len).await.map_err(|e| Finding(format!("read: {e}")))?;
+        let data = match self.volume.read(&Unfenced, range.offset, range.len).await {
+            Ok(data) => data,
+            Err(error) if self.expected(&error) => return Ok(()),
+            Err(error) => return Err(Finding(format!("read: {error}"))),
+        };
         ensure!(data.len() as u64 == range.len, "a read of {range:?} returned {} bytes", data.len());
         for block in blocks(range) {
             let start = (block * BLOCK_BYTES).max(range.offset);
@@ -273,7 +358,18 @@ impl Life {
     }
 
     async fn contents(&self) -> Result<BTreeMap<u64, Content>, Finding> {
-        read_all(&self.volume, &self.model(|model| model.touched())).await
+        self.read_again(&self.model(|model| model.touched())).await
+    }
+
+    /// Reads blocks, again where a device was made to fail.
+    async fn read_again(&self, blocks: &[u64]) -> Result<BTreeMap<u64, Content>, Finding> {
+        for _ in 0..3 {
+            match read_all(&self.volume, blocks).await {
+                Err(_) if self.is_faulty.get() => {}
+                result => return result,
+            }
+        }
+        read_all(&self.volume, blocks).await
     }
 
     /// When all is flushed and merged, the tiers' slots are the volume's.
@@ -283,11 +379,6 @@ impl Life {
         ensure!(used >= named, "{named} slots are named, {used} used");
         Ok(())
     }
-}
-
-pub async fn read_block(volume: &Volume, block: u64) -> Result<Content, Finding> {
-    let data = volume.read(&Unfenced, block * BLOCK_BYTES, BLOCK_BYTES).await;
-    data.map(|data| Content::from_bytes(&data)).map_err(|error| Finding(format!("reading block {block}: {error}")))
 }
 
 /// The contents of ascending `blocks`, those that follow each other read together.
@@ -301,9 +392,4 @@ pub async fn read_all(volume: &Volume, blocks: &[u64]) -> Result<BTreeMap<u64, C
         contents.extend(run.iter().copied().zip(of));
     }
     Ok(contents)
-}
-
-/// A generator for the use of one purpose in one run.
-pub fn generator(seed: u64, purpose: &str) -> Generator {
-    Generator::new(seed, purpose)
 }

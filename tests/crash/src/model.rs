@@ -22,11 +22,13 @@ pub struct History {
     versions: VecDeque<Content>,
     /// Of the versions, the last so many are in flight.
     in_flight: usize,
+    /// The version in flight is answered only when durable: it may be long done.
+    is_fua: bool,
 }
 
 impl Default for History {
     fn default() -> Self {
-        Self { first: 0, versions: VecDeque::from([Content::zero()]), in_flight: 0 }
+        Self { first: 0, versions: VecDeque::from([Content::zero()]), in_flight: 0, is_fua: false }
     }
 }
 
@@ -35,16 +37,17 @@ impl History {
         self.first + (self.versions.len() - 1 - self.in_flight) as u64
     }
 
-    pub fn floor(&self) -> &Content {
-        &self.versions[0]
-    }
-
     pub fn current(&self) -> &Content {
         &self.versions[self.versions.len() - 1 - self.in_flight]
     }
 
     pub fn latest(&self) -> &Content {
         self.versions.back().expect("there is always a version")
+    }
+
+    /// Whether the block may hold `content` though its region is not active.
+    pub fn is_settled(&self, content: &Content) -> bool {
+        content == self.current() || self.is_fua && content == self.latest()
     }
 
     fn since(&self, number: u64) -> impl Iterator<Item = &Content> {
@@ -80,6 +83,8 @@ pub enum Named {
 pub struct Model {
     blocks: BTreeMap<u64, History>,
     pub snapshots: BTreeMap<String, Named>,
+    /// A rollback is in flight: it changes regions at once, whole, without making them active.
+    pub is_rolling_back: bool,
 }
 
 /// Blocks that the range touches.
@@ -98,7 +103,7 @@ impl Model {
     }
 
     /// A write of `data` is issued.
-    pub fn begin_write(&mut self, offset: u64, data: &[u8]) {
+    pub fn begin_write(&mut self, offset: u64, data: &[u8], fua: bool) {
         let range = ByteRange { offset, len: data.len() as u64 };
         for block in blocks(range) {
             let start = (block * BLOCK_BYTES).max(range.offset);
@@ -108,6 +113,7 @@ impl Model {
             let content = history.latest().overwritten((start % BLOCK_BYTES) as usize, bytes);
             history.versions.push_back(content);
             history.in_flight += 1;
+            history.is_fua = fua;
         }
     }
 
@@ -180,6 +186,7 @@ impl Model {
 
     /// A rollback to `frozen` is issued: each block may become what it is there.
     pub fn begin_rollback(&mut self, frozen: &Frozen) {
+        self.is_rolling_back = true;
         let all: BTreeSet<u64> = self.blocks.keys().chain(frozen.keys()).copied().collect();
         for block in all {
             let zero = BTreeSet::from([Content::zero()]);
@@ -193,6 +200,7 @@ impl Model {
 
     /// The rollback was answered; this is what the block was found to hold. It is durable.
     pub fn end_rollback(&mut self, block: u64, now: &Content) {
+        self.is_rolling_back = false;
         let history = self.blocks.entry(block).or_default();
         history.first += history.versions.len() as u64;
         history.versions = VecDeque::from([now.clone()]);
@@ -210,20 +218,28 @@ impl Model {
     /// The volume was opened after a crash and found to hold `content`.
     pub fn recovered(&mut self, contents: &BTreeMap<u64, Content>) {
         self.blocks.clear();
+        self.is_rolling_back = false;
         for (block, content) in contents {
             let history = History { versions: VecDeque::from([content.clone()]), ..History::default() };
             self.blocks.insert(*block, history);
         }
     }
 
-    /// The volume was reopened while it ran: what was not flushed may have gone.
-    pub fn reopened(&mut self, block: u64, now: &Content, is_durable: bool) -> Result<(), Finding> {
+    /// The volume was reopened while it ran: what was not flushed may have gone; what is there is durable.
+    pub fn reopened(&mut self, block: u64, now: &Content) -> Result<(), Finding> {
         self.check_survivor(block, now)?;
-        let history = self.blocks.entry(block).or_default();
-        history.in_flight = 0;
-        history.versions.push_back(now.clone());
-        if is_durable {
-            history.raise_floor(u64::MAX);
+        self.end_rollback(block, now);
+        Ok(())
+    }
+
+    /// The volume was reopened and has these snapshots: what was in flight of them is decided.
+    pub fn resolve_names(&mut self, names: &BTreeSet<String>) -> Result<(), Finding> {
+        for (name, named) in std::mem::take(&mut self.snapshots) {
+            if names.contains(&name) {
+                self.snapshots.insert(name, Named::There(self.frozen(&named)));
+            } else {
+                ensure!(!matches!(named, Named::There(_)), "snapshot {name} is gone");
+            }
         }
         Ok(())
     }

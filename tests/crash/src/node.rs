@@ -1,15 +1,16 @@
 //! A simulated node of two tiers and one shard, and what is left of it.
 
-use crate::layers::{LateReads, ObservedMeta};
+use crate::layers::{LateReads, MemoryPlace, ObservedMeta};
 use drover_base::{VolumeId, World, units::EXTENT_BYTES, world::Random};
 use drover_disk::{
     Device,
-    fault::{Event, Observe},
+    fault::{Event, FailNth, Observe},
     sim::{SimDevice, SimImage},
 };
 use drover_sim::runtime::Generator;
 use drover_store::{
     Store, StoreConfig, StoreError, TierClass, TierSpec, Tiers,
+    checkpoint::CheckpointPlace,
     meta::memory::{MemoryImage, MemoryMeta},
 };
 use std::{cell::RefCell, rc::Rc};
@@ -43,6 +44,27 @@ pub struct Node {
     pub meta: MemoryMeta,
     pub tiers: Tiers,
     pub store: Rc<Store>,
+    /// One layer over each device, to make a request fail.
+    pub faults: Vec<Rc<FailNth>>,
+}
+
+/// How a node is set up. Runs differ in it.
+#[derive(Clone, Copy, Debug)]
+pub struct Setup {
+    pub slots: [u64; 2],
+    pub active_regions_max: usize,
+    pub has_checkpoint: bool,
+}
+
+impl Setup {
+    pub fn draw(random: &mut Generator) -> Self {
+        Self {
+            // Few slots, so that freed ones are soon used again; sometimes too few.
+            slots: [random.between(4, 60), random.between(10, 80)],
+            active_regions_max: *random.pick(&[1, 2, 3, 4096]),
+            has_checkpoint: random.below(3) == 0,
+        }
+    }
 }
 
 /// Told of the moments at which a crash is worth a look.
@@ -83,23 +105,34 @@ impl Parts {
     }
 
     /// Opens the store. `observer` is told of syncs, commits and finished writes.
-    pub async fn open(&self, config: StoreConfig, observer: Observer) -> Result<Node, StoreError> {
+    pub async fn open(&self, setup: &Setup, observer: Observer) -> Result<Node, StoreError> {
+        let place = || Rc::new(MemoryPlace::new(self.world.clone())) as Rc<dyn CheckpointPlace>;
+        let config = StoreConfig {
+            checkpoint: setup.has_checkpoint.then(place),
+            active_regions_max: setup.active_regions_max,
+            ..StoreConfig::default()
+        };
+        self.open_with(config, observer).await
+    }
+
+    pub async fn open_with(&self, config: StoreConfig, observer: Observer) -> Result<Node, StoreError> {
         let specs = self.devices.iter().enumerate().map(|(at, device)| TierSpec {
             name: format!("tier-{at}"),
             class: [TierClass::Nvme, TierClass::Hdd][at.min(1)],
             slots: device.size_bytes() / EXTENT_BYTES,
         });
         let tiers = Tiers::new(specs.collect());
-        let devices = self.devices.iter().map(|device| {
-            let late = Rc::new(LateReads::new(self.world.clone(), Rc::new(device.clone())));
+        let late = |device: &SimDevice| Rc::new(LateReads::new(self.world.clone(), Rc::new(device.clone())));
+        let faults: Vec<_> = self.devices.iter().map(|device| Rc::new(FailNth::new(late(device)))).collect();
+        let devices = faults.iter().map(|device| {
             let observer = observer.clone();
-            Rc::new(Observe::new(late, move |event| observer(name(event)))) as Rc<dyn Device>
+            Rc::new(Observe::new(device.clone(), move |event| observer(name(event)))) as Rc<dyn Device>
         });
         let meta = Rc::new(ObservedMeta { inner: Rc::new(self.meta.clone()), observer: observer.clone() });
         Store::scan_slots(&*meta, &tiers).await?;
         let store = Store::open(config, self.world.clone(), devices.collect(), tiers.clone(), meta).await?;
         let Self { world, devices, meta } = self.clone();
-        Ok(Node { world, devices, meta, tiers, store })
+        Ok(Node { world, devices, meta, tiers, store, faults })
     }
 }
 

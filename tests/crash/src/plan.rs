@@ -11,13 +11,55 @@ use std::{collections::BTreeSet, time::Duration};
 /// One request.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Op {
-    Read { range: ByteRange },
-    Write { range: ByteRange, serial: u64, fua: bool },
-    Zero { range: ByteRange, may_unmap: bool, fast_only: bool, fua: bool },
-    Trim { range: ByteRange, fua: bool },
+    Read {
+        range: ByteRange,
+    },
+    Write {
+        range: ByteRange,
+        serial: u64,
+        fua: bool,
+    },
+    Zero {
+        range: ByteRange,
+        may_unmap: bool,
+        fast_only: bool,
+        fua: bool,
+    },
+    Trim {
+        range: ByteRange,
+        fua: bool,
+    },
     Flush,
-    Snapshot { name: String },
-    DeleteSnapshot { name: String },
+    Snapshot {
+        name: String,
+    },
+    DeleteSnapshot {
+        name: String,
+    },
+    /// From now on something fails.
+    Fault(Fault),
+}
+
+/// What fails, after so many that do not.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fault {
+    Read {
+        device: usize,
+        good: u64,
+    },
+    Write {
+        device: usize,
+        good: u64,
+    },
+    /// And half of what it covered never becomes durable.
+    Sync {
+        device: usize,
+        good: u64,
+    },
+    /// And every commit after it: the life ends with that.
+    Commit {
+        good: u64,
+    },
 }
 
 /// A round: requests that run at once, each after a delay. Or one that wants the volume for itself.
@@ -40,6 +82,7 @@ pub struct Mixture {
     pub flush: u64,
     pub unaligned: u64,
     pub snapshots_most: usize,
+    pub fault: u64,
 }
 
 impl Mixture {
@@ -59,6 +102,8 @@ impl Mixture {
             flush: random.between(10, 80),
             unaligned: random.between(0, 40),
             snapshots_most: random.between(1, 4) as usize,
+            // In one run of three; in the others every error is a finding.
+            fault: *random.pick(&[0, 0, 20]),
         }
     }
 }
@@ -106,9 +151,23 @@ impl Planner {
         if self.percent(self.mixture.snapshot) {
             ops.push(self.snapshot(snapshots));
         }
+        if self.percent(self.mixture.fault) {
+            ops.push(Op::Fault(self.fault()));
+        }
         let spread = *self.random.pick(&[1, 500, 3_000]);
         let delayed = ops.into_iter().map(|op| (Duration::from_micros(self.random.below(spread)), op));
         Round::Together(delayed.collect())
+    }
+
+    fn fault(&mut self) -> Fault {
+        let device = self.random.below(2) as usize;
+        let good = self.random.below(4);
+        match self.random.below(10) {
+            0 => Fault::Commit { good },
+            1 | 2 => Fault::Read { device, good },
+            3..6 => Fault::Write { device, good },
+            _ => Fault::Sync { device, good },
+        }
     }
 
     fn snapshot(&mut self, snapshots: &[String]) -> Op {

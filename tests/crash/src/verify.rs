@@ -6,11 +6,11 @@ use crate::{
     ensure,
     life::{CrashPoint, read_all},
     model::{Frozen, Model, Named, region},
-    node::{Node, Parts, VOLUME},
+    node::{Node, Parts, Setup, VOLUME},
 };
 use drover_base::units::EXTENT_BYTES;
 use drover_sim::runtime::Sim;
-use drover_store::{StoreConfig, StoreError, Unfenced, Volume, fsck};
+use drover_store::{StoreError, Unfenced, Volume, fsck};
 use std::{
     collections::{BTreeMap, BTreeSet},
     rc::Rc,
@@ -20,19 +20,20 @@ use std::{
 pub type Fixed = BTreeMap<String, BTreeMap<u64, Content>>;
 
 /// Opens what the crash left and checks all of it. Returns the model to go on with from there.
-pub fn verify(seed: u64, point: &CrashPoint, fixed: &mut Fixed) -> Result<Model, Finding> {
+pub fn verify(seed: u64, setup: &Setup, point: &CrashPoint, fixed: &mut Fixed) -> Result<Model, Finding> {
     let sim = Sim::new(seed);
     let parts = Parts::new(sim.process("node").world(), &point.images);
-    sim.block_on(open_and_check(parts, point, fixed)).map_err(|finding| Finding(format!("{}: {finding}", point.label)))
+    sim.block_on(open_and_check(parts, setup, point, fixed))
+        .map_err(|finding| Finding(format!("{}: {finding}", point.label)))
 }
 
 fn unexpected(error: StoreError) -> Finding {
     Finding(format!("unexpected: {error}"))
 }
 
-async fn open_and_check(parts: Parts, point: &CrashPoint, fixed: &mut Fixed) -> Result<Model, Finding> {
+async fn open_and_check(parts: Parts, setup: &Setup, point: &CrashPoint, fixed: &mut Fixed) -> Result<Model, Finding> {
     let stored = check_stored(&parts, point).await?;
-    let node = parts.open(StoreConfig::default(), Rc::new(|_| ())).await.map_err(unexpected)?;
+    let node = parts.open(setup, Rc::new(|_| ())).await.map_err(unexpected)?;
     ensure!(node.slots_used() == stored, "maps name {stored:?} slots, {:?} are used", node.slots_used());
     let volume = node.store.volume(VOLUME).ok_or_else(|| Finding("the volume is gone".into()))?;
     let mut model = point.model.clone();
@@ -54,15 +55,16 @@ async fn check_stored(parts: &Parts, point: &CrashPoint) -> Result<Vec<u64>, Fin
     Ok(report.slots_used)
 }
 
-/// Each block holds what a crash may leave, and what differs from the last flush is in an active region.
+/// Each block holds what a crash may leave; and in a region that is not active, just what was there before.
 fn check_contents(volume: &Volume, model: &Model, contents: &BTreeMap<u64, Content>) -> Result<(), Finding> {
     let active: BTreeSet<u64> = volume.active_regions().into_iter().map(|region| region.0).collect();
     for (block, content) in contents {
         model.check_survivor(*block, content)?;
-        let is_suspect = content != model.history(*block).floor();
+        let history = model.history(*block);
         ensure!(
-            !is_suspect || active.contains(&region(*block)),
-            "block {block} is {content:?}, not as flushed, but region {} is not active",
+            history.is_settled(content) || model.is_rolling_back || active.contains(&region(*block)),
+            "block {block} is {content:?}, not {:?}, but region {} is not active",
+            history.current(),
             region(*block)
         );
     }

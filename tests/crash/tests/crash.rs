@@ -5,21 +5,20 @@ use drover_crash::{checks::crash_run, life::Conduct};
 /// Every moment is looked at, in few runs.
 #[test]
 fn every_sync_and_commit_can_be_the_last() {
-    let mut looked = 0;
-    for seed in 1..=3 {
-        looked += crash_run(seed, 2, Conduct { rounds: 20, looks_percent: 100 })
-            .unwrap_or_else(|finding| panic!("{finding}"));
-    }
-    assert!(looked > 200, "only {looked} crash points");
+    let conduct = Conduct { rounds: 20, looks_percent: 100 };
+    let looked: usize = (1..=6).map(|seed| look(seed, 2, conduct)).sum();
+    assert!(looked > 400, "only {looked} crash points");
 }
 
-/// Some moments are looked at, in many runs.
+/// Some moments are looked at, in many runs: `DROVER_CRASH_RUNS` of them.
 #[test]
 fn what_was_flushed_survives_and_snapshots_are_exact() {
-    let mut looked = 0;
-    for seed in 100..140 {
-        looked +=
-            crash_run(seed, 3, Conduct { rounds: 20, looks_percent: 8 }).unwrap_or_else(|finding| panic!("{finding}"));
-    }
-    assert!(looked > 500, "only {looked} crash points");
+    let runs = std::env::var("DROVER_CRASH_RUNS").map_or(60, |runs| runs.parse().expect("a number of runs"));
+    let conduct = Conduct { rounds: 20, looks_percent: 8 };
+    let looked: usize = (100..100 + runs).map(|seed| look(seed, 3, conduct)).sum();
+    assert!(looked as u64 > 10 * runs, "only {looked} crash points");
+}
+
+fn look(seed: u64, lives: u64, conduct: Conduct) -> usize {
+    crash_run(seed, lives, conduct).unwrap_or_else(|finding| panic!("{finding}"))
 }

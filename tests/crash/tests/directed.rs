@@ -1,0 +1,27 @@
+//! One promise each.
+
+use drover_crash::{Finding, directed};
+
+fn each(check: fn(u64) -> Result<(), Finding>) {
+    (1..=30).for_each(|seed| check(seed).unwrap_or_else(|finding| panic!("{finding}")));
+}
+
+#[test]
+fn slow_reads_keep_their_slots() {
+    each(directed::slow_reads_keep_their_slots);
+}
+
+#[test]
+fn nothing_passes_an_ended_lease() {
+    each(directed::nothing_passes_an_ended_lease);
+}
+
+#[test]
+fn a_failed_sync_is_never_forgotten() {
+    each(directed::a_failed_sync_is_never_forgotten);
+}
+
+#[test]
+fn a_checkpoint_brings_volumes_back() {
+    each(directed::a_checkpoint_brings_volumes_back);
+}
