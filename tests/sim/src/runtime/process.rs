@@ -35,6 +35,10 @@ impl Process {
         self.sim.0.processes.borrow()[self.index].name.clone()
     }
 
+    pub fn sim(&self) -> &Sim {
+        &self.sim
+    }
+
     fn life(&self) -> Life {
         Life { process: self.index, number: self.sim.0.processes.borrow()[self.index].life }
     }
