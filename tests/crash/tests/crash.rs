@@ -22,3 +22,12 @@ fn what_was_flushed_survives_and_snapshots_are_exact() {
 fn look(seed: u64, lives: u64, conduct: Conduct) -> usize {
     crash_run(seed, lives, conduct).unwrap_or_else(|finding| panic!("{finding}"))
 }
+
+/// Without crashes, long: after every round of concurrent requests the volume reads like the plain model.
+#[test]
+fn a_volume_reads_like_its_model() {
+    let conduct = Conduct { rounds: 60, looks_percent: 0 };
+    (1000..1040).for_each(|seed| {
+        look(seed, 1, conduct);
+    });
+}

@@ -66,7 +66,7 @@ impl Volume {
         let running = self.inflight.begin();
         let runs = self.resolve_range(range);
         // Held until the devices have answered: the slots are not reused before.
-        let _running = if is_planted(Bug::SlotReusedUnderRead) { None } else { Some(running) };
+        let _running = Some(running).filter(|_| !is_planted(Bug::SlotReusedUnderRead));
         let buffer = Buffer::for_read(range.len as usize);
         match runs.as_slice() {
             [] => Ok(buffer),
