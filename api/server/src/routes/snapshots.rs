@@ -1,0 +1,74 @@
+//! Snapshots of a volume.
+
+use crate::answer::{Answer, Versioned, shown};
+use crate::extract::{Asked, Body, Named};
+use crate::page::{PageQuery, Paged};
+use axum::{Json, extract::State, http::StatusCode};
+use drover_control::ControlHandle;
+use drover_types::{ApiError, CreateSnapshot, Page, Snapshot, Volume};
+use utoipa_axum::{router::OpenApiRouter, routes};
+
+pub fn routes() -> OpenApiRouter<ControlHandle> {
+    OpenApiRouter::new().routes(routes!(list, create)).routes(routes!(show, delete)).routes(routes!(rollback))
+}
+
+#[utoipa::path(get, path = "/v1/volumes/{volume}/snapshots", tag = "snapshots", params(PageQuery, ("volume" = String, Path)),
+    responses((status = 200, body = Page<Snapshot>), (status = 404, body = ApiError)))]
+async fn list(
+    State(control): State<ControlHandle>,
+    Named(volume): Named<String>,
+    Asked(query): Asked<PageQuery>,
+) -> Answer<Paged<Snapshot>> {
+    let path = format!("/v1/volumes/{volume}/snapshots");
+    let list = control.run(move |control| Box::pin(async move { control.list_snapshots(&volume).await }));
+    Ok(Paged { page: query.cut(list.await?, |snapshot| snapshot.name.clone())?, path })
+}
+
+/// Freezes what the volume holds now under a name. Refused while it is in a migration.
+#[utoipa::path(post, path = "/v1/volumes/{volume}/snapshots", tag = "snapshots", params(("volume" = String, Path)),
+    request_body = CreateSnapshot, responses((status = 201, body = Snapshot), (status = 409, body = ApiError)))]
+async fn create(
+    State(control): State<ControlHandle>,
+    Named(volume): Named<String>,
+    body: Body<CreateSnapshot>,
+) -> Answer<(StatusCode, Json<Snapshot>)> {
+    let make = control
+        .run(move |control| Box::pin(async move { control.create_snapshot(&volume, body.value, body.once).await }));
+    Ok((StatusCode::CREATED, Json(make.await?)))
+}
+
+#[utoipa::path(get, path = "/v1/volumes/{volume}/snapshots/{snapshot}", tag = "snapshots",
+    params(("volume" = String, Path), ("snapshot" = String, Path)),
+    responses((status = 200, body = Snapshot), (status = 404, body = ApiError)))]
+async fn show(
+    State(control): State<ControlHandle>,
+    Named((volume, snapshot)): Named<(String, String)>,
+) -> Answer<Json<Snapshot>> {
+    let show = control.run(move |control| Box::pin(async move { control.show_snapshot(&volume, &snapshot).await }));
+    Ok(Json(show.await?))
+}
+
+/// Deletes a snapshot; what only it held comes free in the background.
+#[utoipa::path(delete, path = "/v1/volumes/{volume}/snapshots/{snapshot}", tag = "snapshots",
+    params(("volume" = String, Path), ("snapshot" = String, Path)),
+    responses((status = 204), (status = 404, body = ApiError), (status = 409, body = ApiError)))]
+async fn delete(
+    State(control): State<ControlHandle>,
+    Named((volume, snapshot)): Named<(String, String)>,
+) -> Answer<StatusCode> {
+    control.run(move |control| Box::pin(async move { control.delete_snapshot(&volume, &snapshot).await })).await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+/// Puts the volume back to what the snapshot holds; what was written since is lost, newer snapshots stay.
+#[utoipa::path(post, path = "/v1/volumes/{volume}/snapshots/{snapshot}/rollback", tag = "snapshots",
+    params(("volume" = String, Path), ("snapshot" = String, Path)),
+    responses((status = 200, body = Volume), (status = 404, body = ApiError), (status = 409, body = ApiError)))]
+async fn rollback(
+    State(control): State<ControlHandle>,
+    Named((volume, snapshot)): Named<(String, String)>,
+) -> Answer<Versioned<Volume>> {
+    let back =
+        control.run(move |control| Box::pin(async move { control.rollback_to_snapshot(&volume, &snapshot).await }));
+    Ok(shown(back.await?))
+}

@@ -1,0 +1,56 @@
+//! Volumes.
+
+use super::ask;
+use crate::answer::{Answer, Versioned, created, shown};
+use crate::extract::{Asked, Body, Expected, Named};
+use crate::page::{PageQuery, Paged};
+use axum::{extract::State, http::StatusCode};
+use drover_control::ControlHandle;
+use drover_types::{ApiError, CreateVolume, Page, Volume};
+use utoipa_axum::{router::OpenApiRouter, routes};
+
+pub fn routes() -> OpenApiRouter<ControlHandle> {
+    OpenApiRouter::new().routes(routes!(list, create)).routes(routes!(show, delete)).routes(routes!(reopen))
+}
+
+#[utoipa::path(get, path = "/v1/volumes", tag = "volumes", params(PageQuery),
+    responses((status = 200, body = Page<Volume>)))]
+async fn list(State(control): State<ControlHandle>, Asked(query): Asked<PageQuery>) -> Answer<Paged<Volume>> {
+    let volumes = ask(&control, |control| Ok(control.list_volumes())).await?;
+    let page = query.cut(volumes.into_iter().map(|volume| volume.value).collect(), |volume| volume.id.clone())?;
+    Ok(Paged { page, path: "/v1/volumes".into() })
+}
+
+/// Makes an empty volume on a node.
+#[utoipa::path(post, path = "/v1/volumes", tag = "volumes", request_body = CreateVolume,
+    responses((status = 201, body = Volume), (status = 400, body = ApiError), (status = 409, body = ApiError)))]
+async fn create(State(control): State<ControlHandle>, body: Body<CreateVolume>) -> Answer<Versioned<Volume>> {
+    let make = control.run(move |control| Box::pin(async move { control.create_volume(body.value, body.once).await }));
+    Ok(created(make.await?))
+}
+
+#[utoipa::path(get, path = "/v1/volumes/{volume}", tag = "volumes", params(("volume" = String, Path, description = "id or name")),
+    responses((status = 200, body = Volume), (status = 404, body = ApiError)))]
+async fn show(State(control): State<ControlHandle>, Named(volume): Named<String>) -> Answer<Versioned<Volume>> {
+    Ok(shown(ask(&control, move |control| control.show_volume(&volume)).await?))
+}
+
+/// Deletes a volume and all its snapshots. Refused while it is in a migration or exported.
+#[utoipa::path(delete, path = "/v1/volumes/{volume}", tag = "volumes", params(("volume" = String, Path, description = "id or name")),
+    responses((status = 204), (status = 404, body = ApiError), (status = 409, body = ApiError), (status = 412, body = ApiError)))]
+async fn delete(
+    State(control): State<ControlHandle>,
+    Named(volume): Named<String>,
+    Expected(expected): Expected,
+) -> Answer<StatusCode> {
+    control.run(move |control| Box::pin(async move { control.delete_volume(&volume, expected).await })).await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+/// Opens a poisoned volume again, through recovery.
+#[utoipa::path(post, path = "/v1/volumes/{volume}/reopen", tag = "volumes", params(("volume" = String, Path, description = "id or name")),
+    responses((status = 200, body = Volume), (status = 404, body = ApiError), (status = 502, body = ApiError)))]
+async fn reopen(State(control): State<ControlHandle>, Named(volume): Named<String>) -> Answer<Versioned<Volume>> {
+    let reopen = control.run(move |control| Box::pin(async move { control.reopen_volume(&volume).await }));
+    Ok(shown(reopen.await?))
+}
