@@ -163,7 +163,7 @@ impl<F: Fence + ?Sized> Fence for SessionFence<F> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
     use drover_base::{LocalFuture, world::Message};
     use futures::FutureExt;
@@ -185,7 +185,7 @@ mod tests {
     }
 
     #[test]
-    fn a_newer_connection_waits_for_the_older_one_s_requests() {
+    pub fn a_newer_connection_waits_for_the_older_one_s_requests() {
         let sessions = Sessions::default();
         let old = enter(&sessions).unwrap();
         let running = old.begin();

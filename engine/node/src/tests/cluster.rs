@@ -214,13 +214,17 @@ impl Recorded {
                 Some(grant) => ControlReply::Grant(Box::new(grant.clone())),
                 None => ControlReply::Refused(Refusal::NotFound { what: volume.to_string() }),
             },
-            ControlRequest::CloseWayBack { change, .. } => self.change_way_back(false, change),
-            ControlRequest::OpenWayBack { change, .. } => self.change_way_back(true, change),
+            ControlRequest::CloseWayBack { epoch, change, .. } => self.change_way_back(false, epoch, change),
+            ControlRequest::OpenWayBack { epoch, change, .. } => self.change_way_back(true, epoch, change),
             ControlRequest::Event { .. } => ControlReply::Done,
         }
     }
 
-    fn change_way_back(&mut self, open: bool, change: u64) -> ControlReply {
+    fn change_way_back(&mut self, open: bool, asked: Epoch, change: u64) -> ControlReply {
+        let known = self.grants[&VOLUME].epoch;
+        if asked < known {
+            return ControlReply::Refused(Refusal::Epoch { asked, known });
+        }
         if self.way_back.last().is_some_and(|(_, last)| *last > change) {
             return ControlReply::Refused(Refusal::Conflict { reason: "older".into() });
         }

@@ -138,7 +138,7 @@ async fn prepared(cluster: &Cluster) -> [Client; 3] {
 }
 
 #[test]
-fn a_volume_moves_under_load_back_and_forth_and_is_released() {
+pub fn a_volume_moves_under_load_back_and_forth_and_is_released() {
     each_seed(0..6, async |cluster| {
         let clients = prepared(&cluster).await;
         let stop = Cell::new(false);
@@ -241,7 +241,7 @@ fn a_flip_that_is_given_up_leaves_the_holder_serving() {
 /// The old holder dies after the flip: its absence is recorded before the new one goes on alone, and it is taken in
 /// again when it is back.
 #[test]
-fn the_way_back_closes_and_opens_again() {
+pub fn the_way_back_closes_and_opens_again() {
     each_seed(0..6, async |cluster| {
         let [_, client, gateway] = prepared(&cluster).await;
         mirror(&cluster).await;
@@ -260,6 +260,28 @@ fn the_way_back_closes_and_opens_again() {
         flip(&cluster, "b", "a", 2, 1).await;
         for block in 0..30 {
             assert_eq!(client.read(block).await, Ok(b'2'), "block {block}");
+        }
+    });
+}
+
+/// The holder is lost for good while settling, without a flush: what it acknowledged is at the other side.
+#[test]
+pub fn what_was_acknowledged_is_at_both_sides() {
+    each_seed(0..10, async |cluster| {
+        let [_, at_b, _] = prepared(&cluster).await;
+        mirror(&cluster).await;
+        flip(&cluster, "a", "b", 1, 1).await;
+        until_phase(&cluster, "b", SendPhase::Synced).await;
+        for turn in 0..200 {
+            at_b.write(turn % 20, letter(turn)).await.unwrap();
+        }
+        cluster.kill("b");
+        let taken = grant(3, 0, "a", None);
+        cluster.recorded.borrow_mut().grants.insert(VOLUME, taken.clone());
+        assert_eq!(cluster.set_grant("a", taken).await, NodeReply::Done);
+        let at_a = cluster.attach("a").await;
+        for turn in 180..200 {
+            assert_eq!(at_a.read(turn % 20).await, Ok(letter(turn)), "turn {turn}");
         }
     });
 }
@@ -288,7 +310,7 @@ fn a_holder_that_restarts_while_settling_resumes_its_mirror() {
 }
 
 #[test]
-fn requests_that_do_not_fit_are_refused() {
+pub fn requests_that_do_not_fit_are_refused() {
     each_seed(0..2, async |cluster| {
         let _clients = prepared(&cluster).await;
         mirror(&cluster).await;

@@ -15,7 +15,7 @@ fn letter(turn: u64) -> u8 {
 
 /// The holder loses power: what it had acknowledged and not flushed comes back from the gateway.
 #[test]
-fn acknowledged_writes_survive_the_holder_s_death() {
+pub fn acknowledged_writes_survive_the_holder_s_death() {
     each_seed(0..20, async |cluster| {
         gateway_and_holder(&cluster).await;
         let client = cluster.attach("g").await;
@@ -79,7 +79,7 @@ fn a_request_fails_once_its_deadline_has_passed() {
 
 /// An old connection's copy of a write that was sent again must not land over a later one.
 #[test]
-fn a_new_connection_fences_the_old_one() {
+pub fn a_new_connection_fences_the_old_one() {
     each_seed(0..20, async |cluster| {
         gateway_and_holder(&cluster).await;
         let client = cluster.attach("g").await;

@@ -5,3 +5,5 @@ mod cluster;
 mod flip;
 mod gateway;
 mod leases;
+#[cfg(feature = "planted")]
+mod planted;

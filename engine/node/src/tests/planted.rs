@@ -1,0 +1,52 @@
+//! Each bug of this crate's concern, planted, must fail a test here.
+
+use super::{flip, gateway, leases};
+use drover_base::planted::{Bug, plant};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+fn caught(bug: Bug, test: fn()) {
+    plant(Some(bug));
+    let outcome = catch_unwind(AssertUnwindSafe(test));
+    plant(None);
+    assert!(outcome.is_err(), "{bug:?} was planted and nothing failed");
+}
+
+#[test]
+fn a_forgotten_replay_is_caught() {
+    caught(Bug::ReplayForgotten, gateway::acknowledged_writes_survive_the_holder_s_death);
+}
+
+#[test]
+fn a_session_that_is_not_fenced_is_caught() {
+    caught(Bug::SessionNotFenced, crate::session::tests::a_newer_connection_waits_for_the_older_one_s_requests);
+}
+
+#[test]
+fn an_unchecked_epoch_is_caught() {
+    caught(Bug::EpochNotChecked, leases::a_stopped_holder_serves_nothing_once_its_lease_ran_out);
+}
+
+#[test]
+fn an_unfenced_acknowledgement_is_caught() {
+    caught(Bug::AckNotFenced, leases::what_only_the_old_holder_has_is_not_acknowledged);
+}
+
+#[test]
+fn a_flip_without_drain_is_caught() {
+    caught(Bug::FlipWithoutDrain, flip::a_volume_moves_under_load_back_and_forth_and_is_released);
+}
+
+#[test]
+fn an_unrecorded_way_back_is_caught() {
+    caught(Bug::WayBackNotRecorded, flip::the_way_back_closes_and_opens_again);
+}
+
+#[test]
+fn stale_requests_are_caught() {
+    caught(Bug::StaleProgressAccepted, flip::requests_that_do_not_fit_are_refused);
+}
+
+#[test]
+fn a_mirror_that_is_not_awaited_is_caught() {
+    caught(Bug::MirrorNotAwaited, flip::what_was_acknowledged_is_at_both_sides);
+}
