@@ -178,7 +178,7 @@ impl Protocol {
     }
 
     /// The holder after the flip: clean when it has just been activated, else all is compared (M8).
-    fn start_return_mirror(&self, state: &mut State, node: Side, clean: bool, alone: bool) {
+    pub fn start_return_mirror(&self, state: &mut State, node: Side, clean: bool, alone: bool) {
         let this = &mut state.nodes[node];
         if !this.sender.running {
             let block = if clean && !alone { Block::Clean } else { Block::Dirty };
