@@ -91,12 +91,6 @@ impl Ledger {
         self.pending.is_empty() && self.in_flight_blocks == 0
     }
 
-    /// As [`Ledger::is_sent`], for what concerns `range`.
-    pub fn is_range_sent(&self, range: ByteRange) -> bool {
-        !self.pending.intersects_range(range)
-            && range.by_region().all(|(region, _)| !self.in_flight.contains_key(&region))
-    }
-
     pub fn is_clean(&self, region: RegionIndex) -> bool {
         !self.pending.has_region(region)
             && !self.in_flight.contains_key(&region)

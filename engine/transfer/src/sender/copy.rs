@@ -218,6 +218,7 @@ impl Sender {
             let (bytes, result) = (flight.range.len, reply.await);
             self.state.borrow_mut().copy.bytes_in_flight -= bytes;
             self.landed(flight, link, result);
+            self.changed.notify_waiters();
         }
     }
 
@@ -335,10 +336,12 @@ impl Sender {
             state.acknowledged_since_flush += flight.range.len;
         }
         state.ledger.arrived(flight, error.is_none());
+        let is_awaited = state.is_landing_awaited();
         drop(state);
         match &error {
             Some(error) => self.failed_on(link, error),
-            None => self.changed.notify_waiters(),
+            None if is_awaited => self.changed.notify_waiters(),
+            None => {}
         }
         error.is_none()
     }

@@ -37,6 +37,11 @@ impl State {
         if now >= due { Step::Done(true) } else { Step::WaitUntil(due) }
     }
 
+    /// Somebody waits for what the landing of a mirrored write changes.
+    pub fn is_landing_awaited(&self) -> bool {
+        self.draining || self.waiting > 0 || self.acknowledged_since_flush >= FLUSH_BYTES
+    }
+
     /// A flush of a client may be put on the stream, or answered without.
     fn client_flush_step(&self, now: Instant) -> Step<ClientFlush> {
         if self.link.is_none() || self.stopped {

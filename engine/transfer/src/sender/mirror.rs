@@ -5,9 +5,8 @@
 //!
 //! Invariants
 //! - A mirrored write runs apart from the request that caused it: a client that goes away leaves no block in flight.
-//! - A write that waits has its blocks marked. It is sent again with its own data if no later change touched its
-//!   extents (always so while the store holds their locks), else the copier sends what is there by then.
-//! - `outstanding` is in the order of the changes, and waiting writes are sent again in that order.
+//! - A write that waits has its blocks marked, and is sent again with its own data: no later change can have touched
+//!   its extents, because the store holds their locks until the write is answered. The copier cannot get at them.
 
 use super::copy::Reply;
 use super::{Sender, State, Step, Up};
@@ -25,8 +24,6 @@ use std::{future::Future, rc::Rc};
 pub struct Outstanding {
     operation: Operation,
     range: ByteRange,
-    /// A later change touched the same extents.
-    superseded: bool,
     /// It failed and waits to be sent again.
     waiting: bool,
     /// It was sent again; for its own task to take up.
@@ -81,19 +78,16 @@ impl State {
         if is_write { self.ledger.mark(range) } else { self.ledger.mark_zeroed(range) }
     }
 
-    /// Writes that are still outstanding on these extents must not be sent again as they are.
-    fn supersede(&mut self, range: ByteRange) {
+    fn is_alone_on_its_extents(&self, range: ByteRange) -> bool {
         let extents = whole_extents(range);
-        for older in self.outstanding.values_mut() {
-            let theirs = whole_extents(older.range);
-            older.superseded |= theirs.offset < extents.end() && extents.offset < theirs.end();
-        }
+        let meets = |other: ByteRange| other.offset < extents.end() && extents.offset < other.end();
+        !self.outstanding.values().any(|write| meets(whole_extents(write.range)))
     }
 
     fn register(&mut self, range: ByteRange, operation: Operation) -> u64 {
-        self.supersede(range);
+        debug_assert!(self.is_alone_on_its_extents(range) || is_planted(Bug::MirrorNotAwaited), "{range:?}");
         self.writes += 1;
-        let write = Outstanding { operation, range, superseded: false, waiting: false, again: None };
+        let write = Outstanding { operation, range, waiting: false, again: None };
         self.outstanding.insert(self.writes, write);
         self.writes
     }
@@ -144,7 +138,6 @@ impl Sender {
     ) -> Option<LocalFuture<'static, Result<(), IoError>>> {
         state.mark_change(range, is_write);
         if !state.must_hold() || is_planted(Bug::WayBackNotRecorded) {
-            state.supersede(range);
             return None;
         }
         let number = state.register(range, operation);
@@ -174,7 +167,7 @@ impl Sender {
                 }
             }
             let Some(number) = number else { break };
-            attempt = match self.until(|state, now| self.verdict(state, number, range, now)).await {
+            attempt = match self.until(|state, now| self.verdict(state, number, now)).await {
                 Verdict::Answer => None,
                 Verdict::Sent(again) => Some(again),
                 Verdict::Send(operation, up) => Some(self.attempt(range, operation, &up)),
@@ -191,29 +184,22 @@ impl Sender {
     }
 
     /// The other side does not have the write: it waits until it need not, or is sent again.
-    fn verdict(&self, state: &mut State, number: u64, range: ByteRange, now: Instant) -> Step<Verdict> {
+    fn verdict(&self, state: &mut State, number: u64, now: Instant) -> Step<Verdict> {
         let must_hold = state.must_hold() && !is_planted(Bug::WayBackNotRecorded);
-        let is_sent = state.link.is_some() && state.ledger.is_range_sent(range);
         let up = state.link.clone().filter(|_| !state.is_failed());
         let retry_at = state.trouble.retry_at();
         let write = state.outstanding.get_mut(&number).expect("a write is outstanding until answered");
         if let Some(again) = write.again.take() {
             return Step::Done(Verdict::Sent(again));
         }
-        if !must_hold || write.superseded && is_sent {
+        if !must_hold {
             return Step::Done(Verdict::Answer);
         }
-        match up.filter(|_| !write.superseded) {
-            Some(up) if retry_at <= now => Step::Done(Verdict::Send(write.operation.clone(), up)),
-            Some(_) => {
-                self.wait_counted(state, number);
-                Step::WaitUntil(retry_at)
-            }
-            None => {
-                self.wait_counted(state, number);
-                Step::Wait
-            }
+        match up {
+            Some(up) if retry_at <= now => return Step::Done(Verdict::Send(write.operation.clone(), up)),
+            _ => self.wait_counted(state, number),
         }
+        if state.link.is_some() && retry_at > now { Step::WaitUntil(retry_at) } else { Step::Wait }
     }
 
     /// Sends every write that waits on the new link, in their order, before anything else goes there.
@@ -224,7 +210,7 @@ impl Sender {
             .borrow()
             .outstanding
             .iter()
-            .filter(|(_, write)| write.waiting && !write.superseded && write.again.is_none())
+            .filter(|(_, write)| write.waiting && write.again.is_none())
             .map(|(number, write)| (*number, write.range, write.operation.clone()))
             .collect();
         for (number, range, operation) in waiting {

@@ -1,0 +1,14 @@
+//! Two stores, a link that comes and goes, clients that write all the while: whatever happens, both sides end equal.
+
+mod back;
+mod clients;
+mod copying;
+mod links;
+mod pair;
+#[cfg(feature = "planted")]
+mod planted;
+mod proving;
+mod side;
+mod thin;
+mod tuning;
+mod wire;

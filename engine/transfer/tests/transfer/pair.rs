@@ -1,0 +1,265 @@
+//! A sending and a receiving side with what is between them.
+
+use crate::clients::Model;
+use crate::side::{Side, VOLUME_BYTES};
+use crate::wire::Wire;
+use drover_base::units::region_count;
+use drover_base::{ByteRange, Generation, MigrationId, RegionIndex};
+use drover_sim::runtime::Sim;
+use drover_store::{Tap, Unfenced};
+use drover_transfer::{OnLinkLoss, Receiver, Sender, SenderConfig, Start, TransferError};
+use drover_wire::admin::{Position, SendOptions, SendPhase, SendProgress};
+use std::{
+    cell::{Cell, RefCell},
+    rc::Rc,
+    time::Duration,
+};
+
+pub struct Pair {
+    pub sim: Sim,
+    pub from: Side,
+    pub to: Side,
+    pub model: Rc<Model>,
+    pub sender: Rc<Sender>,
+    pub receiver: Rc<Receiver>,
+    pub wire: Option<Wire>,
+    sessions: Cell<u64>,
+    seen: RefCell<Option<SendProgress>>,
+}
+
+pub fn options() -> SendOptions {
+    SendOptions { throttle_bytes_per_s: None, mirror_at_once: false }
+}
+
+pub fn config(on_link_loss: OnLinkLoss, start: Start, options: SendOptions) -> SenderConfig {
+    SenderConfig {
+        migration: MigrationId(3),
+        generation: Generation(1),
+        options,
+        on_link_loss,
+        start,
+        cold_first: Rc::new(|region| [2, 0, 3, 1][region.0 as usize % 4]),
+    }
+}
+
+fn receiver(side: &Side) -> Rc<Receiver> {
+    Receiver::new(side.world.clone(), side.volume.clone(), Rc::new(Unfenced))
+}
+
+impl Pair {
+    /// A filled source, an empty destination, tracking just begun; not connected.
+    pub async fn new(sim: &Sim, options: SendOptions) -> Self {
+        let from = Side::new(sim, "source").await;
+        let model = Rc::new(Model::default());
+        model.fill(&from).await;
+        Self::of(sim, from, model, options).await
+    }
+
+    /// The same with a source and a model that exist.
+    pub async fn of(sim: &Sim, from: Side, model: Rc<Model>, options: SendOptions) -> Self {
+        let to = Side::new(sim, "destination").await;
+        let config = config(OnLinkLoss::FallBack, Start::AllData, options);
+        let sender = Sender::new(from.world.clone(), from.volume.clone(), Rc::new(Unfenced), config);
+        let begin = || {
+            from.volume.set_tap(Some(sender.clone() as Rc<dyn Tap>));
+            sender.start();
+        };
+        from.volume.snapshot_with("drover-3", begin).await.unwrap();
+        Self::with(sim, from, to, model, sender)
+    }
+
+    fn with(sim: &Sim, from: Side, to: Side, model: Rc<Model>, sender: Rc<Sender>) -> Self {
+        let receiver = receiver(&to);
+        let (sessions, seen) = (Cell::new(0), RefCell::new(None));
+        Self { sim: sim.clone(), from, to, model, sender, receiver, wire: None, sessions, seen }
+    }
+
+    /// After a drain: the roles change. The new sender starts with what is stated, and is not connected yet.
+    pub async fn turn(self, start: Start) -> Self {
+        self.from.volume.set_tap(None);
+        self.sender.stop();
+        if let Some(wire) = &self.wire {
+            wire.cut();
+            wire.ended().await;
+        }
+        self.receiver.drained().await;
+        let (from, to) = (self.to, self.from);
+        let config = config(OnLinkLoss::Hold, start, options());
+        let sender = Sender::new(from.world.clone(), from.volume.clone(), Rc::new(Unfenced), config);
+        let begin = || {
+            from.volume.set_tap(Some(sender.clone() as Rc<dyn Tap>));
+            sender.start();
+        };
+        from.volume.barrier(begin).await;
+        Self::with(&self.sim, from, to, self.model, sender)
+    }
+
+    /// The sending node crashed (its clients with it) and starts again with a sender that compares.
+    pub async fn sending_side_crashes(&mut self, on_link_loss: OnLinkLoss) {
+        self.model.forget_clients();
+        self.from.crash().await;
+        self.cut_off().await;
+        let config = config(on_link_loss, Start::Compare, options());
+        let sender = Sender::new(self.from.world.clone(), self.from.volume.clone(), Rc::new(Unfenced), config);
+        self.from.volume.set_tap(Some(sender.clone() as Rc<dyn Tap>));
+        sender.start();
+        self.sender = sender;
+        *self.seen.borrow_mut() = None;
+    }
+
+    pub fn connect(&mut self) -> Wire {
+        self.sessions.set(self.sessions.get() + 1);
+        let session = self.sessions.get();
+        self.receiver = receiver(&self.to);
+        let random = self.sim.generator(&format!("wire {session} of {}", self.from.name));
+        let wire = Wire::new(session, self.to.instance, random, self.receiver.clone(), &self.to.world);
+        self.sender.link_up(Rc::new(wire.clone()));
+        self.wire = Some(wire.clone());
+        wire
+    }
+
+    /// The link breaks; what is under way at the other side ends before this does.
+    pub async fn cut_off(&mut self) {
+        if let Some(wire) = self.wire.take() {
+            wire.cut();
+            if self.sim.generator("told").below(2) == 0 {
+                self.sender.link_down();
+            }
+            wire.ended().await;
+            self.receiver.drained().await;
+        }
+        self.sender.link_down();
+    }
+
+    pub async fn cut_and_connect(&mut self) {
+        self.cut_off().await;
+        self.connect();
+    }
+
+    /// The receiving node loses power and comes back; not connected.
+    pub async fn receiving_side_crashes(&mut self) {
+        if let Some(wire) = self.wire.take() {
+            wire.cut();
+        }
+        self.to.crash().await;
+        self.sender.link_down();
+    }
+
+    /// One write of a client, not waited for.
+    pub fn begin_write(&self, block: u64) {
+        let (volume, model) = (self.from.volume.clone(), self.model.clone());
+        self.from.world.spawn(async move { model.write_block(&volume, block).await }).detach();
+    }
+
+    pub async fn sleep(&self, duration: Duration) {
+        self.sim.sleep(duration).await;
+    }
+
+    /// The progress; its figures must never go back.
+    pub fn progress(&self) -> SendProgress {
+        let now = self.sender.progress();
+        let mut seen = self.seen.borrow_mut();
+        if let Some(before) = &*seen {
+            assert!(now.done_bytes >= before.done_bytes && now.total_bytes == before.total_bytes, "{before:?} {now:?}");
+            assert!(now.logical_bytes >= before.logical_bytes && now.wire_bytes >= before.wire_bytes);
+            assert!(now.rounds >= before.rounds && now.ready_to_mirror >= before.ready_to_mirror);
+        }
+        assert!(now.done_bytes <= now.total_bytes, "{now:?}");
+        *seen = Some(now.clone());
+        now
+    }
+
+    pub async fn until(&self, what: impl Fn(&SendProgress) -> bool) -> SendProgress {
+        loop {
+            let progress = self.progress();
+            if what(&progress) {
+                return progress;
+            }
+            self.sleep(Duration::from_millis(1)).await;
+        }
+    }
+
+    pub async fn until_phase(&self, phase: SendPhase) -> SendProgress {
+        self.until(|progress| progress.phase == phase).await
+    }
+
+    /// Copies, converges, mirrors until synced.
+    pub async fn until_synced(&self) {
+        self.until(|progress| progress.ready_to_mirror).await;
+        self.sender.begin_mirror();
+        self.until_phase(SendPhase::Synced).await;
+    }
+
+    /// Quiesces, drains, and says what differs; clients that run are cut short.
+    pub async fn drain_and_compare(&mut self) -> Result<(), String> {
+        let quiesced = self.from.volume.quiesce().await;
+        let position = self.drain(Duration::from_secs(20)).await.map_err(|error| error.to_string())?;
+        let session = self.sessions.get();
+        assert!(position.session == session && position.sequence <= self.receiver.durable_position());
+        assert_eq!(self.progress().phase, SendPhase::Drained);
+        self.compare().await?;
+        // All of it was flushed: a crash of both takes nothing.
+        self.receiving_side_crashes().await;
+        drop(quiesced);
+        self.model.forget_clients();
+        self.from.crash().await;
+        self.compare().await
+    }
+
+    pub async fn drain(&self, within: Duration) -> Result<Position, TransferError> {
+        let deadline = self.from.world.now() + within;
+        self.sender.drain(deadline).await
+    }
+
+    /// Both sides by reading and by digest, and what the clients were told.
+    pub async fn compare(&self) -> Result<(), String> {
+        let (ours, theirs) = (self.from.content().await, self.to.content().await);
+        if let Some(difference) = self.model.difference(&ours, self.from.name) {
+            return Err(difference);
+        }
+        if let Some(difference) = self.model.difference(&theirs, self.to.name) {
+            return Err(difference);
+        }
+        if let Some(at) = ours.iter().zip(&theirs).position(|(ours, theirs)| ours != theirs) {
+            return Err(format!("the sides differ at byte {at}"));
+        }
+        for region in (0..region_count(VOLUME_BYTES)).map(RegionIndex) {
+            let (ours, theirs) = (digests(&self.from, region).await, digests(&self.to, region).await);
+            if ours.blocks != theirs.blocks || ours.region != theirs.region {
+                return Err(format!("the digests of region {region:?} differ"));
+            }
+        }
+        Ok(())
+    }
+
+    /// Every block that is allocated at the destination is so at the source.
+    pub fn check_thin(&self, source: &Side, destination: &Side) {
+        for extent in (0..VOLUME_BYTES.div_ceil(64 << 10)).map(drover_base::ExtentIndex) {
+            let (has, may) = (destination.volume.data_mask(extent), source.volume.data_mask(extent));
+            assert!(may.contains(has), "{extent:?}: {has:?} is not within {may:?}");
+        }
+    }
+}
+
+pub async fn digests(side: &Side, region: RegionIndex) -> drover_store::RegionDigests {
+    let offset = region.offset();
+    let range = ByteRange { offset, len: (4 << 20).min(VOLUME_BYTES - offset) };
+    let guard = side.volume.enqueue(range).await;
+    side.volume.region_digests_locked(&guard, region).await.unwrap()
+}
+
+/// Runs a scenario under one seed.
+pub fn run<T>(seed: u64, scenario: impl AsyncFnOnce(Sim) -> T) -> T {
+    let sim = Sim::new(seed);
+    sim.set_time_limit(Duration::from_secs(600));
+    sim.clone().block_on(scenario(sim))
+}
+
+/// Runs a scenario that must succeed under each seed.
+pub fn run_each(seeds: std::ops::Range<u64>, scenario: impl AsyncFn(Sim) -> Result<(), String>) {
+    for seed in seeds {
+        if let Err(difference) = run(seed, &scenario) {
+            panic!("seed {seed}: {difference}");
+        }
+    }
+}

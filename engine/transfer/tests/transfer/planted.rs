@@ -1,0 +1,50 @@
+//! Each planted bug of this crate is caught by a scenario that passes without it.
+
+use crate::pair::run;
+use crate::{back, copying, links};
+use drover_base::planted::{Bug, plant};
+use drover_sim::runtime::Sim;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+/// The scenario finds a difference under one of the seeds when the bug is planted.
+fn is_caught(bug: Bug, seeds: std::ops::Range<u64>, scenario: impl AsyncFn(Sim) -> Result<(), String>) {
+    plant(Some(bug));
+    let found = seeds.clone().find_map(|seed| match catch_unwind(AssertUnwindSafe(|| run(seed, &scenario))) {
+        Ok(Ok(())) => None,
+        Ok(Err(difference)) => Some(format!("seed {seed}: {difference}")),
+        Err(_) => Some(format!("seed {seed}: it panicked")),
+    });
+    plant(None);
+    let found = found.unwrap_or_else(|| panic!("{bug:?} is not caught by seeds {seeds:?}"));
+    println!("{bug:?}: {found}");
+}
+
+#[test]
+fn dirty_cleared_after_read_is_caught() {
+    is_caught(Bug::DirtyClearedAfterRead, 100..115, copying::hot_extents);
+}
+
+#[test]
+fn dirty_not_marked_is_caught() {
+    is_caught(Bug::DirtyNotMarked, 0..15, copying::drained_without_mirroring);
+}
+
+#[test]
+fn send_error_not_marked_is_caught() {
+    is_caught(Bug::SendErrorNotMarked, 300..312, links::refused_now_and_then);
+}
+
+#[test]
+fn clean_without_flush_is_caught() {
+    is_caught(Bug::CleanWithoutFlush, 200..225, links::crash_of_the_destination);
+}
+
+#[test]
+fn mirror_not_awaited_is_caught() {
+    is_caught(Bug::MirrorNotAwaited, 0..60, back::holder_dies);
+}
+
+#[test]
+fn way_back_not_recorded_is_caught() {
+    is_caught(Bug::WayBackNotRecorded, 0..60, back::holder_dies);
+}

@@ -1,0 +1,92 @@
+//! Thin stays thin: what is allocated at the destination is within what is allocated at the source, both ways.
+
+use crate::back::flipped;
+use crate::pair::{Pair, options, run, run_each};
+use crate::side::Side;
+use drover_base::units::BLOCK_BYTES;
+use drover_disk::Buffer;
+use drover_store::{Unfenced, ZeroMode};
+use drover_wire::admin::SendPhase;
+use std::time::Duration;
+
+#[test]
+fn the_destination_allocates_nothing_that_the_source_does_not() {
+    run_each(0..15, async |sim| {
+        let mut pair = Pair::new(&sim, options()).await;
+        pair.model.start(&pair.from);
+        pair.connect();
+        pair.sleep(Duration::from_millis(15)).await;
+        pair.cut_and_connect().await;
+        pair.until_synced().await;
+        pair.model.stop(&pair.from).await;
+        let quiesced = pair.from.volume.quiesce().await;
+        pair.drain(Duration::from_secs(5)).await.unwrap();
+        drop(quiesced);
+        pair.check_thin(&pair.from, &pair.to);
+        assert!(pair.to.volume.usage().valid_bytes <= pair.from.volume.usage().valid_bytes);
+        pair.compare().await
+    });
+}
+
+#[test]
+fn going_back_the_source_goes_on_having_all_that_is_allocated() {
+    run_each(0..15, async |sim| {
+        let mut pair = flipped(&sim).await;
+        pair.connect();
+        pair.model.start(&pair.from);
+        pair.sleep(Duration::from_millis(30)).await;
+        pair.cut_off().await;
+        pair.sender.go_alone();
+        pair.sleep(Duration::from_millis(20)).await;
+        pair.receiving_side_crashes().await;
+        pair.connect();
+        pair.sender.synced_again().await;
+        pair.model.stop(&pair.from).await;
+        pair.until_phase(SendPhase::Synced).await;
+        pair.check_thin(&pair.to, &pair.from);
+        pair.compare().await
+    });
+}
+
+/// Holes cost nothing, stored zeros one frame, and a trim of what was never sent nothing either.
+#[test]
+fn zeros_and_holes_cost_next_to_nothing() {
+    run(1, async |sim| {
+        let from = Side::new(&sim, "source").await;
+        let zeros = ZeroMode { may_unmap: false, fast_only: false };
+        from.volume.write(&Unfenced, 1 << 20, Buffer::zeroed(1 << 20), false).await.unwrap();
+        from.volume.write_zeroes(&Unfenced, 3 << 20, 1 << 20, zeros, false).await.unwrap();
+        let mut pair = Pair::of(&sim, from, Default::default(), options()).await;
+        pair.from.volume.trim(&Unfenced, 3 << 20, 2 << 20, false).await.unwrap();
+        let wire = pair.connect();
+        pair.until_synced().await;
+        let sent = wire.sent();
+        assert_eq!(sent.writes, 0);
+        assert!(sent.zeros <= 8, "{sent:?}");
+        assert!(pair.progress().wire_bytes < 2_000, "{:?}", pair.progress());
+        assert_eq!(pair.to.volume.usage().used_bytes, 0);
+        // A large write of zeros while mirroring goes as zeros, too.
+        let before = pair.progress().wire_bytes;
+        pair.from.volume.write(&Unfenced, 0, Buffer::zeroed(8 << 20), false).await.unwrap();
+        assert!(pair.progress().wire_bytes - before < 1_000);
+        assert_eq!(pair.to.volume.usage().valid_bytes, 8 << 20, "allocated as it is at the source");
+        pair.drain_and_compare().await.unwrap();
+    });
+}
+
+#[test]
+fn what_was_sent_and_then_trimmed_is_trimmed_there() {
+    run(2, async |sim| {
+        let from = Side::new(&sim, "source").await;
+        let data: Vec<u8> = (0..1 << 20).map(|at: u32| at.to_le_bytes()[1] | 1).collect();
+        from.volume.write(&Unfenced, 0, Buffer::from_slice(&data), false).await.unwrap();
+        let mut pair = Pair::of(&sim, from, Default::default(), options()).await;
+        pair.connect();
+        pair.until(|progress| progress.rounds > 0 && progress.dirty_bytes == 0).await;
+        pair.from.volume.trim(&Unfenced, 0, 1 << 20, false).await.unwrap();
+        assert_eq!(pair.progress().dirty_bytes, 1 << 20);
+        pair.until_synced().await;
+        assert_eq!(pair.to.volume.usage().valid_bytes, 0);
+        assert_eq!(pair.from.volume.data_mask(drover_base::ExtentIndex(0)).count() as u64 * BLOCK_BYTES, 0);
+    });
+}

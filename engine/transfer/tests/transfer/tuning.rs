@@ -1,0 +1,63 @@
+//! Throttle and pause: of background sending only, changeable at any time.
+
+use crate::pair::{Pair, options, run};
+use drover_wire::admin::{SendOptions, SendPhase};
+use std::time::Duration;
+
+#[test]
+fn the_throttle_holds_and_changes_at_once() {
+    run(1, async |sim| {
+        let rate = 200_000;
+        let mut pair = Pair::new(&sim, SendOptions { throttle_bytes_per_s: Some(rate), ..options() }).await;
+        pair.connect();
+        let mut before = 0;
+        for second in 0..5 {
+            pair.sleep(Duration::from_secs(1)).await;
+            let now = pair.progress().wire_bytes;
+            let most = rate * 12 / 10 + 300_000 * u64::from(second == 0);
+            assert!((rate / 2..most).contains(&(now - before)), "second {second}: {}", now - before);
+            before = now;
+        }
+        pair.sender.tune(None, false);
+        pair.sleep(Duration::from_millis(200)).await;
+        assert!(pair.progress().rounds > 0, "{:?}", pair.progress());
+        pair.drain_and_compare().await.unwrap();
+    });
+}
+
+#[test]
+fn a_pause_stops_the_copy_but_not_mirrored_writes_nor_the_drain() {
+    run(2, async |sim| {
+        let mut pair = Pair::new(&sim, options()).await;
+        pair.sender.tune(Some(500_000), false);
+        pair.connect();
+        pair.until(|progress| progress.logical_bytes > 0).await;
+        pair.sender.tune(None, true);
+        pair.sleep(Duration::from_millis(50)).await;
+        let paused = pair.progress();
+        assert!(paused.paused && paused.phase == SendPhase::Copying, "{paused:?}");
+        pair.sleep(Duration::from_secs(10)).await;
+        assert_eq!(pair.progress().logical_bytes, paused.logical_bytes);
+        pair.sender.begin_mirror();
+        pair.model.start(&pair.from);
+        pair.sleep(Duration::from_millis(100)).await;
+        assert!(pair.model.answers.get() > 50, "{}", pair.model.answers.get());
+        assert!(pair.progress().logical_bytes > paused.logical_bytes);
+        assert_eq!(pair.progress().phase, SendPhase::Mirroring);
+        assert!(pair.progress().client_write_bytes_per_s > 0);
+        pair.drain_and_compare().await.unwrap();
+    });
+}
+
+#[test]
+fn a_paused_sender_goes_on_where_it_was() {
+    run(3, async |sim| {
+        let mut pair = Pair::new(&sim, options()).await;
+        pair.connect();
+        pair.sender.tune(None, true);
+        pair.sleep(Duration::from_secs(1)).await;
+        pair.sender.tune(None, false);
+        pair.until_synced().await;
+        pair.drain_and_compare().await.unwrap();
+    });
+}
