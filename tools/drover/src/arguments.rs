@@ -1,0 +1,386 @@
+//! The command line.
+
+use crate::failure::EXIT_CODES;
+use crate::output::Output;
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use drover_types::{Cutover, Window};
+use std::path::PathBuf;
+
+/// Drover serves block volumes over NBD and moves them, live, between storage nodes.
+#[derive(Parser)]
+#[command(name = "drover", version, after_help = EXIT_CODES, propagate_version = true)]
+pub struct Arguments {
+    #[command(flatten)]
+    pub global: Global,
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+#[derive(Args)]
+pub struct Global {
+    /// Address of the control plane's REST interface [default: http://127.0.0.1:7600]
+    #[arg(long, global = true, env = "DROVER_API", value_name = "URL", help_heading = "Global options")]
+    pub api: Option<String>,
+    /// Its bearer token
+    #[arg(long, global = true, env = "DROVER_TOKEN", hide_env_values = true, help_heading = "Global options")]
+    pub token: Option<String>,
+    /// How results are printed
+    #[arg(long, global = true, value_enum, default_value_t, help_heading = "Global options")]
+    pub output: Output,
+}
+
+#[derive(Subcommand)]
+pub enum Command {
+    /// Health, what runs, and what needs you, on one screen
+    Status,
+    /// A control plane and nodes on this machine, for trying and for a single host
+    Up(Up),
+    /// Run a storage node
+    Node(NodeCommand),
+    /// Run a control plane
+    Control(ConfigFile),
+    /// Volumes
+    #[command(subcommand)]
+    Volume(Volume),
+    /// Snapshots of a volume
+    #[command(subcommand)]
+    Snapshot(Snapshot),
+    /// Move volumes between nodes
+    #[command(subcommand)]
+    Migrate(Migrate),
+    /// Copy a raw image or an NBD export into a volume
+    Import(Import),
+    /// Copy a volume to a raw file
+    Export(Export),
+    /// Check a stopped node's metadata
+    Fsck(Fsck),
+    /// What happened, and why
+    Events(Events),
+    /// A live volume moves between two nodes, back, and again, under load
+    Demo(Demo),
+    /// Print a shell's completions
+    Completions { shell: clap_complete::Shell },
+}
+
+#[derive(Args)]
+pub struct ConfigFile {
+    /// TOML file of settings
+    #[arg(long, value_name = "FILE")]
+    pub config: PathBuf,
+}
+
+#[derive(Args)]
+pub struct Up {
+    /// Where everything is kept
+    #[arg(long, value_name = "DIR")]
+    pub data: PathBuf,
+    /// Storage nodes to run
+    #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u8).range(1..=16))]
+    pub nodes: u8,
+    /// Size of each node's tier; space is used as it is written
+    #[arg(long, default_value = "100GiB", value_parser = drover_base::text::parse_bytes)]
+    pub size: u64,
+    /// Where the REST interface listens
+    #[arg(long, default_value = "127.0.0.1:7600", value_name = "HOST:PORT")]
+    pub listen: std::net::SocketAddr,
+}
+
+#[derive(Args)]
+#[command(args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
+pub struct NodeCommand {
+    /// TOML file of settings
+    #[arg(long, value_name = "FILE", required = true)]
+    pub config: Option<PathBuf>,
+    #[command(subcommand)]
+    pub command: Option<NodeQuery>,
+}
+
+#[derive(Subcommand)]
+pub enum NodeQuery {
+    /// All nodes
+    List,
+    /// One node with its tiers
+    Show { name: String },
+}
+
+#[derive(Subcommand)]
+pub enum Volume {
+    /// Make an empty volume
+    Create {
+        name: String,
+        /// Size, such as 100GiB
+        #[arg(long, value_parser = drover_base::text::parse_bytes)]
+        size: u64,
+        /// The node that is to hold it [default: the one with the most room]
+        #[arg(long)]
+        node: Option<String>,
+    },
+    List,
+    Show {
+        /// Name or id
+        volume: String,
+    },
+    /// Remove a volume and its data
+    Delete {
+        volume: String,
+        /// Do not ask
+        #[arg(long)]
+        yes: bool,
+    },
+    /// Serve a volume to clients, and print how they reach it
+    Attach(Attach),
+    /// Serve it no longer
+    Detach {
+        volume: String,
+        /// Only there [default: everywhere]
+        #[arg(long)]
+        node: Option<String>,
+    },
+}
+
+#[derive(Args)]
+pub struct Attach {
+    pub volume: String,
+    /// The node that serves it; any can [default: the holder]
+    #[arg(long)]
+    pub node: Option<String>,
+    /// Name under which it is served [default: the volume's]
+    #[arg(long)]
+    pub name: Option<String>,
+    /// What uses it, for accounting
+    #[arg(long)]
+    pub workload: Option<String>,
+    /// What to print
+    #[arg(long, value_enum, default_value_t)]
+    pub print: AttachPrint,
+}
+
+#[derive(Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
+pub enum AttachPrint {
+    /// The NBD URIs
+    #[default]
+    Uri,
+    /// Arguments of QEMU
+    Qemu,
+    /// A disk of a libvirt domain
+    Libvirt,
+    /// A call of nbd-client
+    NbdClient,
+}
+
+#[derive(Subcommand)]
+pub enum Snapshot {
+    Create {
+        volume: String,
+        name: String,
+    },
+    List {
+        volume: String,
+    },
+    Delete {
+        volume: String,
+        name: String,
+    },
+    /// Make the volume as it was; what was written since is lost
+    Rollback {
+        volume: String,
+        name: String,
+        /// Do not ask
+        #[arg(long)]
+        yes: bool,
+    },
+}
+
+#[derive(Subcommand)]
+pub enum Migrate {
+    /// What a move would bring and cost; changes nothing
+    Plan(MigratePlan),
+    /// Begin a move
+    Start(MigrateStart),
+    /// Follow a migration to its end
+    Watch {
+        migration: String,
+    },
+    /// Stop sending in the background; what is mirrored goes on
+    Pause {
+        migration: String,
+    },
+    Resume {
+        migration: String,
+    },
+    /// Let it flip now
+    Cutover {
+        migration: String,
+    },
+    /// Give it up before the flip
+    Cancel {
+        migration: String,
+    },
+    /// Go back; after the flip this is another flip, and loses nothing
+    Rollback {
+        migration: String,
+    },
+    /// Release the source
+    Commit {
+        migration: String,
+    },
+    /// Change a running migration
+    Tune {
+        migration: String,
+        /// Bytes a second at most; 0 for no limit
+        #[arg(long, value_parser = drover_base::text::parse_bytes)]
+        throttle: Option<u64>,
+        #[arg(long, value_parser = cutover)]
+        cutover: Option<Cutover>,
+        /// For --cutover window: daily span in UTC, such as 22:30-04:00
+        #[arg(long, value_parser = window)]
+        window: Option<Window>,
+        /// Longest pause of the flip, milliseconds
+        #[arg(long)]
+        pause_max: Option<u64>,
+    },
+    List {
+        /// Also those that are over
+        #[arg(long)]
+        all: bool,
+    },
+    Show {
+        migration: String,
+    },
+}
+
+#[derive(Args)]
+pub struct MigratePlan {
+    pub volume: String,
+    /// Destination node
+    #[arg(long)]
+    pub to: String,
+    #[command(flatten)]
+    pub options: MigrateOptions,
+    /// Bytes a second the link carries [default: as measured before, else 125MB]
+    #[arg(long, value_parser = drover_base::text::parse_bytes)]
+    pub link: Option<u64>,
+}
+
+#[derive(Args)]
+pub struct MigrateStart {
+    pub volume: String,
+    /// Destination node
+    #[arg(long)]
+    pub to: String,
+    #[command(flatten)]
+    pub options: MigrateOptions,
+    /// Follow it to its end
+    #[arg(long)]
+    pub watch: bool,
+}
+
+#[derive(Args)]
+pub struct MigrateOptions {
+    /// Bytes a second at most, such as 50MB
+    #[arg(long, value_parser = drover_base::text::parse_bytes)]
+    pub throttle: Option<u64>,
+    /// Mirror writes at once instead of after rounds
+    #[arg(long)]
+    pub mirror_at_once: bool,
+    /// When to flip once all is there: auto, manual or window
+    #[arg(long, value_parser = cutover, default_value = "auto")]
+    pub cutover: Cutover,
+    /// For --cutover window: daily span in UTC, such as 22:30-04:00
+    #[arg(long, value_parser = window)]
+    pub window: Option<Window>,
+    /// Longest pause of the flip, milliseconds
+    #[arg(long)]
+    pub pause_max: Option<u64>,
+    /// How long the source keeps its copy, milliseconds
+    #[arg(long)]
+    pub retention: Option<u64>,
+    /// Keep the source until `drover migrate commit`
+    #[arg(long)]
+    pub manual_commit: bool,
+    /// How long a side may be away before the flip, milliseconds, until it is given up
+    #[arg(long)]
+    pub peer_deadline: Option<u64>,
+}
+
+fn cutover(text: &str) -> Result<Cutover, String> {
+    match text {
+        "auto" => Ok(Cutover::Auto),
+        "manual" => Ok(Cutover::Manual),
+        "window" => Ok(Cutover::Window),
+        _ => Err("auto, manual or window".into()),
+    }
+}
+
+fn window(text: &str) -> Result<Window, String> {
+    text.parse().map_err(|error: drover_types::ApiError| error.message)
+}
+
+#[derive(Args)]
+pub struct Import {
+    /// A raw file or block device, or an NBD URI
+    pub source: String,
+    /// The volume; made if it is not there
+    pub volume: String,
+    /// The node for a new volume [default: the one with the most room]
+    #[arg(long)]
+    pub node: Option<String>,
+    /// Size of a new volume [default: that of the source]
+    #[arg(long, value_parser = drover_base::text::parse_bytes)]
+    pub size: Option<u64>,
+    /// Overwrite a volume that is there
+    #[arg(long)]
+    pub overwrite: bool,
+}
+
+#[derive(Args)]
+pub struct Export {
+    pub volume: String,
+    /// A raw file to write, or an NBD URI
+    pub destination: String,
+    /// Overwrite a file that is there
+    #[arg(long)]
+    pub overwrite: bool,
+}
+
+#[derive(Args)]
+pub struct Fsck {
+    /// The node's TOML file
+    #[arg(long, value_name = "FILE")]
+    pub config: PathBuf,
+    /// Rebuild the metadata from the checkpoint in the second place
+    #[arg(long)]
+    pub restore: bool,
+}
+
+#[derive(Args)]
+pub struct Events {
+    /// Go on as they happen
+    #[arg(long, short)]
+    pub follow: bool,
+    /// Only those of this volume (id or name)
+    #[arg(long)]
+    pub volume: Option<String>,
+    /// Only those of this migration
+    #[arg(long)]
+    pub migration: Option<String>,
+    /// Only those after this id
+    #[arg(long)]
+    pub after: Option<u64>,
+}
+
+#[derive(Args)]
+pub struct Demo {
+    /// Damage one byte of the destination behind Drover's back: the demo must notice
+    #[arg(long)]
+    pub sabotage: bool,
+    /// Where to put its files, about 16 GiB [default: a new directory under the system's temporary one]
+    #[arg(long, value_name = "DIR")]
+    pub dir: Option<PathBuf>,
+    /// Most bytes of real data in the image
+    #[arg(long, default_value = "3GiB", value_parser = drover_base::text::parse_bytes)]
+    pub data_max: u64,
+    /// Leave its files and logs behind
+    #[arg(long)]
+    pub keep: bool,
+}

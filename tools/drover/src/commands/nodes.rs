@@ -1,0 +1,90 @@
+//! Storage nodes.
+
+use crate::arguments::NodeQuery;
+use crate::client::{Client, escape};
+use crate::failure::{Exit, Failure};
+use crate::output::{Output, or_dash, show_ms, table};
+use drover_base::text::show_bytes;
+use drover_types::{Health, Node, Tier};
+
+pub async fn run(client: &Client, output: Output, query: NodeQuery) -> Result<(), Failure> {
+    match query {
+        NodeQuery::List => output.show(&list(client).await?, |nodes| show_nodes(nodes)),
+        NodeQuery::Show { name } => {
+            let node: Node = client.get(&format!("/v1/nodes/{}", escape(&name))).await?;
+            output.show(&node, show_node)
+        }
+    }
+}
+
+pub async fn list(client: &Client) -> Result<Vec<Node>, Failure> {
+    client.list("/v1/nodes").await
+}
+
+/// Bytes that new data could take.
+pub fn free_bytes(node: &Node) -> u64 {
+    let taken = |tier: &Tier| tier.used_bytes + tier.held_bytes + tier.reserved_bytes;
+    node.tiers.iter().filter(|tier| !tier.poisoned).map(|tier| tier.total_bytes.saturating_sub(taken(tier))).sum()
+}
+
+/// The node that is up and has the most room.
+pub async fn roomiest(client: &Client) -> Result<String, Failure> {
+    let nodes = list(client).await?;
+    let usable = nodes.iter().filter(|node| node.health == Health::Up && !node.tiers.is_empty());
+    // Of equals, the first by name.
+    let best = usable.max_by(|a, b| free_bytes(a).cmp(&free_bytes(b)).then_with(|| b.name.cmp(&a.name)));
+    best.map(|node| node.name.clone())
+        .ok_or_else(|| Failure::new(Exit::Conflict, "no node with tiers is up").hint("see `drover node list`"))
+}
+
+pub fn show_health(health: Health) -> &'static str {
+    match health {
+        Health::Up => "up",
+        Health::Unknown => "unknown",
+        Health::Down => "down",
+    }
+}
+
+pub fn show_nodes(nodes: &[Node]) -> String {
+    let rows = nodes.iter().map(|node| {
+        let used: u64 = node.tiers.iter().map(|tier| tier.used_bytes).sum();
+        let total: u64 = node.tiers.iter().map(|tier| tier.total_bytes).sum();
+        let space = if node.tiers.is_empty() {
+            "gateway".into()
+        } else {
+            format!("{} of {}", show_bytes(used), show_bytes(total))
+        };
+        [node.name.clone(), show_health(node.health).into(), space, node.volumes_held.to_string()]
+    });
+    table(["NODE", "HEALTH", "USED", "VOLUMES"], rows)
+}
+
+fn show_node(node: &Node) -> String {
+    let mut text = format!(
+        "node       {}\nhealth     {}, last heard {} ago\ninstance   {}\nadmin      {}\npeer       {}\nmigration  {}\nnbd        {} {}\nholds      {} volumes\n",
+        node.name,
+        show_health(node.health),
+        or_dash(node.contact_ms_ago.map(show_ms)),
+        node.instance,
+        node.admin_address,
+        node.peer_address,
+        node.migration_address,
+        node.nbd_unix.as_deref().unwrap_or("-"),
+        node.nbd_tcp.as_deref().unwrap_or(""),
+        node.volumes_held,
+    );
+    let rows = node.tiers.iter().map(|tier| {
+        [
+            tier.name.clone(),
+            tier.class.clone(),
+            show_bytes(tier.total_bytes),
+            show_bytes(tier.used_bytes),
+            show_bytes(tier.held_bytes),
+            show_bytes(tier.reserved_bytes),
+            if tier.poisoned { "poisoned".into() } else { "ok".into() },
+        ]
+    });
+    text.push('\n');
+    text.push_str(&table(["TIER", "CLASS", "SIZE", "USED", "HELD", "RESERVED", "STATE"], rows));
+    text
+}

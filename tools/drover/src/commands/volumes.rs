@@ -1,0 +1,120 @@
+//! Volumes.
+
+use super::{confirm, exports, nodes, show_done};
+use crate::arguments::Volume as Command;
+use crate::client::{Client, escape};
+use crate::failure::{Exit, Failure};
+use crate::output::{Output, or_dash, table};
+use drover_base::text::show_bytes;
+use drover_types::{CreateVolume, Export, Volume, VolumeState};
+use std::time::Duration;
+
+/// How long a new volume may take to be ready before the command leaves it to go on by itself.
+const READY_DEADLINE: Duration = Duration::from_secs(60);
+
+pub async fn run(client: &Client, output: Output, command: Command) -> Result<(), Failure> {
+    match command {
+        Command::Create { name, size, node } => {
+            let volume = create(client, &name, size, node).await?;
+            output.show(&volume, |volume| {
+                format!("volume {} of {} made on {}", volume.name, show_bytes(volume.size_bytes), volume.holder)
+            })
+        }
+        Command::List => output.show(&list(client).await?, |volumes| show_volumes(volumes)),
+        Command::Show { volume } => {
+            let volume = get(client, &volume).await?;
+            let exports = exports::of(client, &volume).await?;
+            let shown = serde_json::json!({ "volume": volume, "exports": exports });
+            output.show(&shown, |_| show_volume(&volume, &exports))
+        }
+        Command::Delete { volume, yes } => {
+            let found = get(client, &volume).await?;
+            confirm(&format!("Volume {} ({}) and its data will be removed. Go on?", found.name, found.id), yes)?;
+            client.delete(&path(&found.id)).await?;
+            show_done(output, &format!("volume {} deleted", found.name))
+        }
+        Command::Attach(attach) => exports::attach(client, output, &attach).await,
+        Command::Detach { volume, node } => exports::detach(client, output, &volume, node.as_deref()).await,
+    }
+}
+
+fn path(volume: &str) -> String {
+    format!("/v1/volumes/{}", escape(volume))
+}
+
+pub async fn list(client: &Client) -> Result<Vec<Volume>, Failure> {
+    client.list("/v1/volumes").await
+}
+
+/// By id or name.
+pub async fn get(client: &Client, volume: &str) -> Result<Volume, Failure> {
+    client.get(&path(volume)).await
+}
+
+/// Makes a volume and waits until it can be used.
+pub async fn create(client: &Client, name: &str, size_bytes: u64, node: Option<String>) -> Result<Volume, Failure> {
+    if !drover_base::ids::is_name(name, 63) {
+        return Err(Failure::usage(format!("{name:?} is not a name"))
+            .hint("1 to 63 of a-z 0-9 - . that begin and end with a letter or digit"));
+    }
+    if size_bytes == 0 || !size_bytes.is_multiple_of(4096) {
+        return Err(Failure::usage(format!("{size_bytes} bytes are no size of a volume")).hint("a multiple of 4096"));
+    }
+    let node = match node {
+        Some(node) => node,
+        None => nodes::roomiest(client).await?,
+    };
+    let request = CreateVolume { name: name.into(), size_bytes, node };
+    let mut volume: Volume = client.post("/v1/volumes", &request).await?;
+    let begin = std::time::Instant::now();
+    while volume.state == VolumeState::Creating {
+        if begin.elapsed() > READY_DEADLINE {
+            return Err(Failure::new(Exit::Unknown, format!("volume {name} is not ready yet; it goes on by itself"))
+                .hint(format!("drover volume show {name}")));
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        volume = get(client, &volume.id).await?;
+    }
+    Ok(volume)
+}
+
+pub fn show_volumes(volumes: &[Volume]) -> String {
+    let rows = volumes.iter().map(|volume| {
+        [
+            volume.name.clone(),
+            show_bytes(volume.size_bytes),
+            or_dash(volume.used_bytes.map(show_bytes)),
+            volume.holder.clone(),
+            show_state(volume),
+        ]
+    });
+    table(["VOLUME", "SIZE", "USED", "HOLDER", "STATE"], rows)
+}
+
+fn show_state(volume: &Volume) -> String {
+    match (volume.state, volume.poisoned, &volume.migration) {
+        (VolumeState::Creating, ..) => "being made".into(),
+        (VolumeState::Deleting, ..) => "being deleted".into(),
+        (VolumeState::Ready, true, _) => "poisoned".into(),
+        (VolumeState::Ready, false, Some(migration)) => format!("in {migration}"),
+        (VolumeState::Ready, false, None) => "ready".into(),
+    }
+}
+
+fn show_volume(volume: &Volume, exports: &[Export]) -> String {
+    let mut text = format!(
+        "volume   {} ({})\nsize     {}\nused     {}, of it valid {}\nholder   {} under epoch {}\nstate    {}\n",
+        volume.name,
+        volume.id,
+        show_bytes(volume.size_bytes),
+        or_dash(volume.used_bytes.map(show_bytes)),
+        or_dash(volume.valid_bytes.map(show_bytes)),
+        volume.holder,
+        volume.epoch,
+        show_state(volume),
+    );
+    for export in exports {
+        text.push_str(&format!("served   by {} as {}: {}\n", export.node, export.name, export.uris.join(" ")));
+    }
+    text
+}

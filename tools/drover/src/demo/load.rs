@@ -1,0 +1,144 @@
+//! fio writes and verifies in the free area for as long as the demo lasts, through one endpoint.
+//!
+//! The load runs in rounds: each writes its part of the area in random order and reads it back, checking CRC-32C and
+//! the round's own seed, so that data of an earlier round in its place counts as wrong.
+
+use crate::failure::{Context, Failure};
+use serde_json::Value;
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread::JoinHandle;
+
+/// What fio is to do in which part of the volume.
+#[derive(Clone)]
+pub struct Area {
+    pub uri: String,
+    pub offset: u64,
+    pub len: u64,
+    /// Bytes a second at most.
+    pub rate: u64,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Mode {
+    WriteAndVerify,
+    WriteOnly,
+    VerifyOnly,
+}
+
+/// What fio did.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Done {
+    pub written_bytes: u64,
+    pub read_bytes: u64,
+    /// Failed requests and mismatches.
+    pub errors: u64,
+}
+
+/// Runs fio once to its end.
+pub fn run(area: &Area, mode: Mode, seed: u64, log: &Path) -> Result<Done, Failure> {
+    let mut command = Command::new("fio");
+    command.args(["--name=demo", "--ioengine=nbd", "--rw=randwrite", "--bsrange=4k-64k", "--blockalign=4k"]);
+    command.args(["--iodepth=16", "--verify=crc32c", "--verify_fatal=0", "--output-format=json", "--thread=1"]);
+    command.args([format!("--uri={}", area.uri), format!("--offset={}", area.offset), format!("--size={}", area.len)]);
+    command.arg(format!("--randseed={seed}"));
+    // Reads, then writes.
+    command.arg(format!("--rate={},{}", 2 * area.rate, area.rate));
+    match mode {
+        Mode::WriteAndVerify => command.arg("--do_verify=1"),
+        Mode::WriteOnly => command.arg("--do_verify=0"),
+        Mode::VerifyOnly => command.arg("--verify_only"),
+    };
+    crate::daemons::die_with_parent(&mut command);
+    let output =
+        File::options().create(true).append(true).open(log).or_fail(|| format!("cannot write {}", log.display()))?;
+    let output = command.stdin(Stdio::null()).stderr(output).output().or_fail(|| "cannot run fio".into())?;
+    let mut done = read(&output.stdout).unwrap_or_default();
+    if !output.status.success() && done.errors == 0 {
+        done.errors = 1;
+    }
+    if done.errors > 0 {
+        // What fio said about it, for whoever looks at the log.
+        let _ = File::options()
+            .append(true)
+            .open(log)
+            .and_then(|mut file| std::io::Write::write_all(&mut file, &output.stdout));
+    }
+    Ok(done)
+}
+
+fn read(stdout: &[u8]) -> Option<Done> {
+    let start = stdout.iter().position(|byte| *byte == b'{')?;
+    let json: Value = serde_json::from_slice(&stdout[start..]).ok()?;
+    let job = &json["jobs"][0];
+    let number = |value: &Value| value.as_u64().unwrap_or(0);
+    Some(Done {
+        written_bytes: number(&job["write"]["io_bytes"]),
+        read_bytes: number(&job["read"]["io_bytes"]),
+        errors: number(&job["total_err"]).max(u64::from(number(&job["error"]) != 0)),
+    })
+}
+
+/// fio in rounds on a thread of its own.
+pub struct Load {
+    stop: Arc<AtomicBool>,
+    rounds: Arc<AtomicU64>,
+    thread: Option<JoinHandle<Result<Done, Failure>>>,
+}
+
+impl Load {
+    pub fn start(area: Area, log: PathBuf) -> Result<Self, Failure> {
+        let stop = Arc::new(AtomicBool::new(false));
+        let rounds = Arc::new(AtomicU64::new(0));
+        let (flag, count) = (stop.clone(), rounds.clone());
+        let thread = std::thread::Builder::new().name("load".into()).spawn(move || {
+            let mut sum = Done::default();
+            while !flag.load(Ordering::Relaxed) {
+                let round = count.fetch_add(1, Ordering::Relaxed) + 1;
+                let done = run(&area, Mode::WriteAndVerify, round, &log)?;
+                sum.written_bytes += done.written_bytes;
+                sum.read_bytes += done.read_bytes;
+                sum.errors += done.errors;
+            }
+            Ok(sum)
+        });
+        let thread = thread.or_fail(|| "cannot start a thread".into())?;
+        Ok(Self { stop, rounds, thread: Some(thread) })
+    }
+
+    /// Rounds begun.
+    pub fn rounds(&self) -> u64 {
+        self.rounds.load(Ordering::Relaxed)
+    }
+
+    /// Lets the round end, its verification included.
+    pub fn finish(mut self) -> Result<Done, Failure> {
+        self.stop.store(true, Ordering::Relaxed);
+        let thread = self.thread.take().expect("finish takes the load");
+        thread.join().unwrap_or_else(|_| Err(Failure::failed("the load's thread panicked")))
+    }
+}
+
+impl Drop for Load {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn figures_are_read_from_fios_json() {
+        let json = br#"fio: note before
+            {"jobs": [{"error": 0, "total_err": 0, "write": {"io_bytes": 8192}, "read": {"io_bytes": 4096}}]}"#;
+        let done = read(json).unwrap();
+        assert_eq!((done.written_bytes, done.read_bytes, done.errors), (8192, 4096, 0));
+        assert_eq!(read(br#"{"jobs": [{"error": 84}]}"#).unwrap().errors, 1);
+        assert!(read(b"no json").is_none());
+    }
+}
