@@ -28,6 +28,8 @@ mod snapshot;
 mod stack;
 mod store;
 mod tap;
+#[cfg(test)]
+mod testing;
 mod volume;
 
 pub use activity::ActivityPin;

@@ -234,3 +234,6 @@ impl Volume {
         self.flusher.freed(extent.region(), slot);
     }
 }
+
+#[cfg(test)]
+mod tests;

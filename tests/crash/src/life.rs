@@ -115,8 +115,9 @@ async fn run(sim: Sim, setup: Setup, camera: Rc<Camera>, mut planner: Planner, r
         }
     }
     life.volume.merges_done().await;
-    life.check_all().await?;
-    life.check_slots()?;
+    if life.settle().await? {
+        life.check_slots()?;
+    }
     camera.look("at the end");
     Ok(())
 }
@@ -146,7 +147,12 @@ impl Life {
                 }
             }
         }
-        // A merge in the background may meet the fault while the outcome is looked at.
+        self.settle().await
+    }
+
+    /// Reopens what is poisoned and looks everything over. False: the metadata is gone for good.
+    async fn settle(&self) -> Result<bool, Finding> {
+        // A merge in the background may meet a fault while the outcome is looked at.
         loop {
             if self.volume.is_poisoned() && !self.reopen().await? {
                 return Ok(false);

@@ -1,72 +1,9 @@
 use super::*;
 use crate::{
-    TierClass, TierSpec, Unfenced,
-    meta::memory::{MemoryImage, MemoryMeta},
+    Unfenced,
+    testing::{ID, SIZE, bytes, read, run},
 };
 use drover_base::IoError;
-use drover_disk::{
-    Buffer,
-    sim::{SimDevice, SimImage, SoloWorld},
-};
-use std::future::Future;
-
-const SLOTS: u64 = 64;
-const ID: VolumeId = VolumeId(1);
-const SIZE: u64 = 16 << 20;
-
-/// A node of one tier and one shard.
-#[derive(Clone)]
-struct Node {
-    world: World,
-    device: SimDevice,
-    meta: MemoryMeta,
-    tiers: Tiers,
-}
-
-impl Node {
-    fn new(world: World) -> Self {
-        Self::from_images(world, SimImage::new(SLOTS * EXTENT_BYTES), MemoryImage::new())
-    }
-
-    fn from_images(world: World, device: SimImage, meta: MemoryImage) -> Self {
-        let tiers = Tiers::new(vec![TierSpec { name: "a".into(), class: TierClass::Nvme, slots: SLOTS }]);
-        let device = SimDevice::from_image(world.clone(), device);
-        Self { device, meta: MemoryMeta::from_image(world.clone(), meta), world, tiers }
-    }
-
-    async fn open(&self) -> Rc<Store> {
-        Store::scan_slots(&self.meta, &self.tiers).await.unwrap();
-        let devices: Vec<Rc<dyn Device>> = vec![Rc::new(self.device.clone())];
-        let (world, tiers, meta) = (self.world.clone(), self.tiers.clone(), Rc::new(self.meta.clone()));
-        Store::open(StoreConfig::default(), world, devices, tiers, meta).await.unwrap()
-    }
-
-    /// The node after a loss of power.
-    fn crashed(&self) -> Self {
-        let random = &*self.world.random;
-        Self::from_images(self.world.clone(), self.device.crash(random), self.meta.crash(random))
-    }
-
-    fn used(&self) -> u64 {
-        self.tiers.usage()[0].slots_used
-    }
-}
-
-fn run<F: Future<Output = ()> + 'static>(test: impl Fn(Node) -> F) {
-    for seed in 1..=8 {
-        let mut solo = SoloWorld::new(seed);
-        let node = Node::new(solo.world());
-        solo.run(test(node));
-    }
-}
-
-fn bytes(len: usize, byte: u8) -> Buffer {
-    Buffer::from_slice(&vec![byte; len])
-}
-
-async fn read(volume: &Volume, offset: u64, len: u64) -> Vec<u8> {
-    volume.read(&Unfenced, offset, len).await.unwrap().to_vec()
-}
 
 #[test]
 fn what_was_flushed_is_there_after_a_crash() {
@@ -127,5 +64,67 @@ fn a_volume_is_created_once_and_deleted_wholly() {
         let node = node.crashed();
         assert!(node.open().await.volumes().is_empty());
         assert!(node.meta.scan(&[]).await.unwrap().is_empty());
+    });
+}
+
+#[test]
+fn a_shard_has_the_volumes_whose_number_is_its_own() {
+    run(|node| async move {
+        let shard = |shard| StoreConfig { shard, shards: 2, ..StoreConfig::default() };
+        let even = node.open_shard(shard(0)).await.unwrap();
+        let odd = node.open_shard(shard(1)).await.unwrap();
+        assert!(matches!(even.create_volume(ID, "web", SIZE).await, Err(StoreError::OtherShard { .. })));
+        odd.create_volume(ID, "web", SIZE).await.unwrap();
+        even.create_volume(VolumeId(2), "db", SIZE).await.unwrap();
+        let again = node.open_shard(shard(1)).await.unwrap();
+        assert_eq!(again.volumes().iter().map(|volume| volume.id()).collect::<Vec<_>>(), [ID]);
+    });
+}
+
+#[test]
+fn a_failed_commit_poisons_every_volume_until_commits_work() {
+    run(|node| async move {
+        let store = node.open().await;
+        let web = store.create_volume(ID, "web", SIZE).await.unwrap();
+        let other = store.create_volume(VolumeId(2), "db", SIZE).await.unwrap();
+        node.meta.fail_commit_after(0);
+        assert_eq!(web.write(&Unfenced, 0, bytes(4096, 1), true).await, Err(IoError::Poisoned));
+        assert!(store.is_poisoned() && web.is_poisoned() && other.is_poisoned());
+        assert_eq!(other.read(&Unfenced, 0, 1).await, Err(IoError::Poisoned));
+        assert!(store.reopen(ID).await.is_err(), "commits fail still");
+        assert!(web.is_poisoned());
+        assert!(store.create_volume(VolumeId(3), "x", SIZE).await.is_err());
+    });
+}
+
+#[test]
+fn reopening_goes_back_to_what_was_flushed_and_frees_the_rest() {
+    run(|node| async move {
+        let store = node.open().await;
+        let volume = store.create_volume(ID, "web", SIZE).await.unwrap();
+        volume.write(&Unfenced, 0, bytes(65_536, 1), true).await.unwrap();
+        volume.write(&Unfenced, 1 << 20, bytes(65_536, 2), false).await.unwrap();
+        volume.trim(&Unfenced, 0, 65_536, false).await.unwrap();
+        assert_eq!(node.used(), 2);
+        store.reopen(ID).await.unwrap();
+        assert_eq!(read(&volume, 0, 65_536).await, vec![1; 65_536], "the trim was not flushed");
+        assert_eq!(read(&volume, 1 << 20, 65_536).await, vec![0; 65_536], "nor was the second write");
+        assert_eq!(node.used(), 1);
+        volume.write(&Unfenced, 1 << 20, bytes(65_536, 3), true).await.unwrap();
+        assert_eq!(node.used(), 2);
+    });
+}
+
+#[test]
+fn devices_must_match_the_tiers() {
+    run(|node| async move {
+        let opened = Store::open(
+            StoreConfig::default(),
+            node.world.clone(),
+            vec![],
+            node.tiers.clone(),
+            Rc::new(node.meta.clone()),
+        );
+        assert!(matches!(opened.await, Err(StoreError::Devices { .. })));
     });
 }

@@ -1,0 +1,322 @@
+use super::*;
+use crate::{
+    BlockStatus, StoreError, TapChange, Unfenced, ZeroMode,
+    testing::{ID, Node, SIZE, SLOTS, bytes, read, run},
+    zero_block_digest,
+};
+use drover_base::{Epoch, LocalFuture, units::EXTENT_BYTES};
+use futures::{FutureExt, future::join};
+use std::{cell::Cell, time::Duration};
+
+const UNMAP: ZeroMode = ZeroMode { may_unmap: true, fast_only: false };
+const NO_HOLE: ZeroMode = ZeroMode { may_unmap: false, fast_only: false };
+const FAST: ZeroMode = ZeroMode { may_unmap: true, fast_only: true };
+
+#[test]
+fn trims_give_slots_back_when_flushed() {
+    run(|node| async move {
+        let volume = node.volume().await;
+        volume.write(&Unfenced, 0, bytes(3 * 65_536, 1), false).await.unwrap();
+        assert_eq!(volume.usage(), VolumeUsage { used_bytes: 3 * 65_536, valid_bytes: 3 * 65_536 });
+        volume.trim(&Unfenced, 1, 2 * 65_536, false).await.unwrap();
+        assert_eq!(volume.usage(), VolumeUsage { used_bytes: 2 * 65_536, valid_bytes: 17 * 4096 });
+        assert_eq!(node.used(), 3, "the durable map may name it");
+        volume.flush(&Unfenced).await.unwrap();
+        assert_eq!(node.used(), 2);
+        assert_eq!(read(&volume, 0, 4096).await, vec![1; 4096], "a partial block stays");
+        assert_eq!(read(&volume, 4096, 2 * 65_536 - 4096).await, vec![0; 2 * 65_536 - 4096]);
+    });
+}
+
+#[test]
+fn status_tells_data_from_holes() {
+    run(|node| async move {
+        let volume = node.volume().await;
+        volume.write(&Unfenced, 8192, bytes(4096, 1), false).await.unwrap();
+        volume.write(&Unfenced, 5 << 20, bytes(4096, 1), false).await.unwrap();
+        let (data, hole) = (BlockStatus::DATA, BlockStatus::HOLE);
+        let all =
+            [(8192, hole), (4096, data), ((5 << 20) - 12_288, hole), (4096, data), (SIZE - (5 << 20) - 4096, hole)];
+        assert_eq!(volume.block_status(0, SIZE, 100).unwrap(), all);
+        assert_eq!(volume.block_status(0, SIZE, 2).unwrap(), all[..2]);
+        assert_eq!(volume.block_status(8193, 10, 5).unwrap(), [(10, data)]);
+        assert_eq!(volume.block_status(0, 0, 5).unwrap(), []);
+        assert!(volume.block_status(SIZE, 1, 5).is_err());
+        assert!(volume.region_has_data(RegionIndex(1)) && !volume.region_has_data(RegionIndex(2)));
+    });
+}
+
+#[test]
+fn zeroes_without_holes_take_slots_and_fast_ones_write_nothing() {
+    run(|node| async move {
+        let volume = node.volume().await;
+        volume.write_zeroes(&Unfenced, 0, 65_536, NO_HOLE, false).await.unwrap();
+        assert_eq!(volume.usage().used_bytes, 65_536);
+        assert_eq!(volume.block_status(0, 4096, 1).unwrap(), [(4096, BlockStatus::DATA)]);
+        let slow = ZeroMode { may_unmap: false, fast_only: true };
+        assert_eq!(volume.write_zeroes(&Unfenced, 0, 4096, slow, false).await, Err(IoError::NotFast));
+        assert_eq!(volume.write_zeroes(&Unfenced, 1, 4096, FAST, false).await, Err(IoError::NotFast));
+        volume.write_zeroes(&Unfenced, 0, 4096, FAST, false).await.unwrap();
+        volume.snapshot("s").await.unwrap();
+        volume.write(&Unfenced, 8192, bytes(4096, 1), false).await.unwrap();
+        // The extent keeps the write, so what is below must be covered with stored zeros.
+        assert_eq!(volume.write_zeroes(&Unfenced, 4096, 4096, FAST, false).await, Err(IoError::NotFast));
+        volume.write_zeroes(&Unfenced, 4096, 4096, UNMAP, false).await.unwrap();
+        assert_eq!(volume.usage().valid_bytes, (15 + 2) * 4096);
+    });
+}
+
+#[test]
+fn a_write_after_a_snapshot_takes_only_its_blocks() {
+    run(|node| async move {
+        let volume = node.volume().await;
+        volume.write(&Unfenced, 0, bytes(65_536, 1), false).await.unwrap();
+        volume.snapshot("before").await.unwrap();
+        volume.write(&Unfenced, 4000, bytes(200, 2), false).await.unwrap();
+        assert_eq!(volume.usage().valid_bytes, (16 + 2) * 4096);
+        volume.trim(&Unfenced, 8192, 4096, false).await.unwrap();
+        let now = [vec![1; 4000], vec![2; 200], vec![1; 8192 - 4200], vec![0; 4096], vec![1; 100]].concat();
+        assert_eq!(read(&volume, 0, 12_388).await, now);
+        volume.snapshot("after").await.unwrap();
+        volume.rollback("before").await.unwrap();
+        assert_eq!(read(&volume, 0, 65_536).await, vec![1; 65_536]);
+        assert_eq!(volume.snapshots().len(), 2, "newer snapshots stay");
+        volume.rollback("after").await.unwrap();
+        assert_eq!(read(&volume, 0, 12_388).await, now);
+        volume.delete_snapshot("before").await.unwrap();
+        volume.merges_done().await;
+        assert_eq!(read(&volume, 0, 12_388).await, now);
+        volume.delete_snapshot("after").await.unwrap();
+        volume.merges_done().await;
+        assert_eq!(read(&volume, 0, 12_388).await, now);
+        assert_eq!((volume.snapshots().len(), node.used()), (0, 1));
+    });
+}
+
+#[test]
+fn snapshots_are_named_once() {
+    run(|node| async move {
+        let volume = node.volume().await;
+        volume.snapshot("s").await.unwrap();
+        assert_eq!(volume.snapshot("s").await, Err(StoreError::SnapshotExists { name: "s".into() }));
+        assert_eq!(volume.snapshot("S").await, Err(StoreError::BadName { name: "S".into() }));
+        assert_eq!(volume.rollback("t").await, Err(StoreError::NoSnapshot { name: "t".into() }));
+        assert_eq!(volume.delete_snapshot("t").await, Err(StoreError::NoSnapshot { name: "t".into() }));
+        let inside = Rc::new(Cell::new(false));
+        let ran = inside.clone();
+        volume.snapshot_with("u", move || ran.set(true)).await.unwrap();
+        assert!(inside.get());
+    });
+}
+
+/// A full tier refuses what needs space and nothing else.
+#[test]
+fn a_full_node_still_reads_overwrites_and_deletes() {
+    run(|node| async move {
+        let volume = node.volume().await;
+        let all = SLOTS * EXTENT_BYTES;
+        volume.write(&Unfenced, 0, bytes(all as usize, 1), false).await.unwrap();
+        assert_eq!(volume.write(&Unfenced, all, bytes(1, 1), false).await, Err(IoError::NoSpace));
+        assert_eq!(volume.write(&Unfenced, all - 4096, bytes(8192, 2), false).await, Err(IoError::NoSpace));
+        assert_eq!(read(&volume, all - 4096, 4096).await, vec![1; 4096], "refused as a whole");
+        volume.write(&Unfenced, 0, bytes(8192, 2), true).await.unwrap();
+        assert_eq!(read(&volume, 0, 8193).await, [vec![2; 8192], vec![1]].concat());
+        volume.trim(&Unfenced, 0, EXTENT_BYTES, true).await.unwrap();
+        volume.write(&Unfenced, all, bytes(1, 1), false).await.unwrap();
+    });
+}
+
+/// A tap that keeps what it saw; its mirrored writes take a while.
+struct Recorder {
+    node: Node,
+    changes: RefCell<Vec<TapChange>>,
+    failed: RefCell<Vec<ByteRange>>,
+    mirrored: Rc<Cell<u32>>,
+    flushes: Cell<u32>,
+}
+
+impl Recorder {
+    fn new(node: &Node) -> Rc<Self> {
+        Rc::new(Self {
+            node: node.clone(),
+            changes: RefCell::default(),
+            failed: RefCell::default(),
+            mirrored: Rc::default(),
+            flushes: Cell::new(0),
+        })
+    }
+}
+
+impl Tap for Recorder {
+    fn change(&self, change: &TapChange) -> Option<LocalFuture<'static, Result<(), IoError>>> {
+        self.changes.borrow_mut().push(change.clone());
+        let sleep = self.node.world.sleep(Duration::from_millis(50));
+        let mirrored = self.mirrored.clone();
+        Some(Box::pin(async move {
+            sleep.await;
+            mirrored.set(mirrored.get() + 1);
+            Ok(())
+        }))
+    }
+    fn failed(&self, range: ByteRange) {
+        self.failed.borrow_mut().push(range);
+    }
+    fn flush(&self) -> Option<LocalFuture<'static, Result<(), IoError>>> {
+        self.flushes.set(self.flushes.get() + 1);
+        None
+    }
+}
+
+#[test]
+fn the_tap_sees_whole_blocks_and_is_waited_for() {
+    run(|node| async move {
+        let volume = node.volume().await;
+        volume.write(&Unfenced, 0, bytes(4096, 1), false).await.unwrap();
+        let tap = Recorder::new(&node);
+        volume.barrier(|| volume.set_tap(Some(tap.clone()))).await;
+        volume.write(&Unfenced, 4000, bytes(100, 2), true).await.unwrap();
+        let data = [vec![1; 4000], vec![2; 100], vec![0; 4092]].concat();
+        let expected = TapChange::Write { offset: 0, data: data.into() };
+        assert_eq!(tap.changes.take(), [expected]);
+        assert_eq!((tap.mirrored.get(), tap.flushes.get()), (1, 1));
+        volume.trim(&Unfenced, 100, 9000, false).await.unwrap();
+        assert_eq!(tap.changes.take(), [TapChange::Zero { offset: 4096, len: 4096, may_unmap: true }]);
+        volume.set_tap(None);
+        volume.write(&Unfenced, 0, bytes(1, 2), false).await.unwrap();
+        assert!(tap.changes.take().is_empty() && tap.failed.take().is_empty());
+    });
+}
+
+/// The caller of a write goes away while it runs: what was begun ends under its locks, mirrored write and all.
+#[test]
+fn an_abandoned_write_keeps_its_locks_until_it_is_done() {
+    run(|node| async move {
+        let volume = node.volume().await;
+        volume.write(&Unfenced, 0, bytes(65_536, 1), false).await.unwrap();
+        let tap = Recorder::new(&node);
+        volume.set_tap(Some(tap.clone()));
+        let write = volume.write(&Unfenced, 0, bytes(65_536, 2), false);
+        let gave_up = node.world.timeout(Duration::from_micros(700), write).await;
+        assert!(gave_up.is_err());
+        if tap.changes.borrow().is_empty() {
+            return; // It waited for its activation still.
+        }
+        assert_eq!(tap.mirrored.get(), 0);
+        let guard = volume.enqueue(ByteRange { offset: 0, len: 1 }).await;
+        assert_eq!(tap.mirrored.get(), 1);
+        assert_eq!(volume.read_locked(&guard, ByteRange { offset: 0, len: 4096 }).await.unwrap()[0], 2);
+        let quiesced = volume.quiesce().await;
+        drop(quiesced);
+    });
+}
+
+#[test]
+fn a_quiesced_volume_holds_clients_and_lets_receivers_pass() {
+    run(|node| async move {
+        let volume = node.volume().await;
+        let quiesced = volume.quiesce().await;
+        let mut write = Box::pin(volume.write(&Unfenced, 0, bytes(4096, 1), false));
+        let mut reading = Box::pin(volume.read(&Unfenced, 0, 4096));
+        assert!((&mut write).now_or_never().is_none() && (&mut reading).now_or_never().is_none());
+        let range = ByteRange { offset: 0, len: 65_536 };
+        let guard = volume.enqueue(range).await;
+        volume.write_locked(&guard, &Unfenced, 0, bytes(65_536, 9)).await.unwrap();
+        volume.zero_locked(&guard, &Unfenced, 4096, 4096, true).await.unwrap();
+        volume.flush(&Unfenced).await.unwrap();
+        drop(guard);
+        drop(quiesced);
+        assert_eq!(reading.await.unwrap()[0], 9);
+        write.await.unwrap();
+        assert_eq!(read(&volume, 0, 12_288).await, [vec![1; 4096], vec![0; 4096], vec![9; 4096]].concat());
+    });
+}
+
+/// Stream order is the order of asking, whatever each write has to wait for.
+#[test]
+fn tickets_apply_in_the_order_they_were_taken() {
+    run(|node| async move {
+        let volume = node.volume().await;
+        let apply = |byte: u8| {
+            let ticket = volume.enqueue(ByteRange { offset: 0, len: 65_536 });
+            let volume = volume.clone();
+            async move {
+                let guard = ticket.await;
+                volume.write_locked(&guard, &Unfenced, 0, bytes(65_536, byte)).await.unwrap();
+            }
+        };
+        let (first, second) = (apply(1), apply(2));
+        join(second, first).await;
+        assert_eq!(read(&volume, 0, 65_536).await, vec![2; 65_536]);
+    });
+}
+
+struct Closed;
+
+impl Fence for Closed {
+    fn check(&self) -> Result<(), IoError> {
+        Err(IoError::Fenced { epoch: Epoch(3) })
+    }
+}
+
+#[test]
+fn a_closed_fence_lets_nothing_pass() {
+    run(|node| async move {
+        let volume = node.volume().await;
+        let fenced = IoError::Fenced { epoch: Epoch(3) };
+        assert_eq!(volume.write(&Closed, 0, bytes(1, 1), false).await, Err(fenced.clone()));
+        assert_eq!(volume.trim(&Closed, 0, 4096, false).await, Err(fenced.clone()));
+        assert_eq!(volume.flush(&Closed).await, Err(fenced.clone()));
+        assert_eq!(volume.read(&Closed, 0, 1).await, Err(fenced));
+        assert_eq!(volume.usage(), VolumeUsage::default());
+        assert_eq!(node.used(), 0, "what was taken for it is free again");
+    });
+}
+
+#[test]
+fn digests_depend_on_content_alone() {
+    run(|node| async move {
+        let store = node.open().await;
+        let one = store.create_volume(ID, "one", 6 << 20).await.unwrap();
+        let two = store.create_volume(VolumeId(2), "two", 6 << 20).await.unwrap();
+        for volume in [&one, &two] {
+            volume.write(&Unfenced, 5 << 20, bytes(10_000, 3), false).await.unwrap();
+        }
+        // The same content by another way: zeros that are stored, data from two layers.
+        two.write(&Unfenced, 5 << 20, bytes(65_536, 9), false).await.unwrap();
+        two.snapshot("s").await.unwrap();
+        two.write(&Unfenced, 5 << 20, bytes(10_000, 3), false).await.unwrap();
+        two.write_zeroes(&Unfenced, (5 << 20) + 10_000, 55_536, NO_HOLE, false).await.unwrap();
+        for (region, blocks) in [(0, 1024), (1, 512)] {
+            for volume in [&one, &two] {
+                let range = volume.region_range(RegionIndex(region));
+                let guard = volume.enqueue(range).await;
+                let whole = read(volume, range.offset, range.len).await;
+                let found = volume.region_digests_locked(&guard, RegionIndex(region)).await.unwrap();
+                assert_eq!(found.region, *blake3::hash(&whole).as_bytes());
+                assert_eq!(found.blocks.len(), blocks);
+                assert_eq!(found.blocks[100], zero_block_digest());
+                assert_eq!(found.data_blocks > 0, region == 1);
+            }
+        }
+    });
+}
+
+#[test]
+fn pinned_regions_stay_active() {
+    run(|node| async move {
+        let config = crate::StoreConfig { active_regions_max: 1, ..Default::default() };
+        let store = node.open_shard(config).await.unwrap();
+        let volume = store.create_volume(ID, "web", SIZE).await.unwrap();
+        let regions = |volume: &Volume| volume.active_regions().iter().map(|region| region.0).collect::<Vec<_>>();
+        volume.set_activity_pin(Some(Rc::new(|region| region == RegionIndex(0))));
+        for region in [0, 1, 2] {
+            volume.write(&Unfenced, region << 22, bytes(1, 1), false).await.unwrap();
+        }
+        assert_eq!(regions(&volume), [0, 2], "the first is pinned, the last in use");
+        volume.set_activity_pin(None);
+        volume.write(&Unfenced, 3 << 22, bytes(1, 1), false).await.unwrap();
+        assert_eq!(regions(&volume), [3]);
+        let volume = node.crashed().open().await.volume(ID).unwrap();
+        assert_eq!(regions(&volume), [3], "the log is durable");
+    });
+}
