@@ -93,6 +93,7 @@ impl Node {
     }
 
     async fn create_volume(self: &Rc<Self>, volume: VolumeId, name: &str, size_bytes: u64, epoch: Epoch) -> Outcome {
+        let _turn = self.making.lock().await;
         if let Some(seat) = self.seat(volume) {
             let same = seat.volume.name() == name && seat.volume.size_bytes() == size_bytes;
             let reason = || format!("{volume} exists with another name, size or epoch");

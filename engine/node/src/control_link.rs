@@ -136,8 +136,12 @@ impl ControlLink {
                 }
                 true
             }
-            other => {
-                tracing::debug!(target: "drover::control_link", ?other, "not registered");
+            Ok(refused) => {
+                tracing::warn!(target: "drover::control_link", ?refused, "not registered");
+                false
+            }
+            Err(error) => {
+                tracing::debug!(target: "drover::control_link", %error, "not registered");
                 false
             }
         }

@@ -11,9 +11,12 @@
 //! - An answer counts only while the connection it came by is the current one: a mutation whose answer came by an
 //!   older one is sent again, since it is not in what was replayed.
 //! - Mutations that overlap are sent one after the other, so the log's order is the order of application.
+//! - A read waits for mutations under way of what it reads: it never shows what a restart of the holder could still
+//!   take back until the mutation is sent again.
 //! - A mutation that is given up takes its connection with it: the holder fences it before the session goes on.
 //! - The log is bounded; a mutation that has no room waits for a flush. Reads are never kept.
 
+use crate::backoff::Backoff;
 use crate::context::Context;
 use crate::overlap::Changing;
 use crate::peer_client::{ConnectError, Introduction, PeerClient};
@@ -36,6 +39,10 @@ const REPLAY_BATCH: usize = 64;
 
 /// A flush begins by itself when the log is this full, so that writers seldom wait for one.
 const FLUSH_EARLY_BYTES: u64 = REPLAY_LOG_BYTES_MAX / 2;
+
+/// While the log is not empty a lost holder is looked for without a request asking for it: what is in the log is
+/// missing there for other clients too.
+const RECONNECT_PERIOD: (Duration, Duration) = (Duration::from_millis(20), Duration::from_secs(1));
 
 /// How often a silent holder is looked at, and for how long it may be silent before the control plane is asked whether
 /// the volume is elsewhere by now.
@@ -123,7 +130,12 @@ impl Gateway {
         match mutation(operation) {
             Some((mutation, durable)) => self.mutate(operation, mutation, durable).await,
             None if *operation == Operation::Flush => self.flush().await.map(|()| Answer::Done),
-            None => self.exchange(operation).await.map(|(answer, _)| answer),
+            None => {
+                if let Operation::Read { range } = operation {
+                    self.changing.settled(*range).await;
+                }
+                self.exchange(operation).await.map(|(answer, _)| answer)
+            }
         }
     }
 
@@ -211,7 +223,7 @@ impl Gateway {
         self.context.world.spawn(flush).detach();
     }
 
-    async fn flush(&self) -> Result<(), IoError> {
+    async fn flush(self: &Rc<Self>) -> Result<(), IoError> {
         // Taken once the link is up, right before the request is sent: what is in the log then was acknowledged by
         // the instance that is asked to flush.
         let (client, epoch) = self.connected().await?;
@@ -222,7 +234,7 @@ impl Gateway {
         Ok(())
     }
 
-    async fn exchange(&self, operation: &Operation) -> Result<(Answer, Rc<PeerClient>), IoError> {
+    async fn exchange(self: &Rc<Self>, operation: &Operation) -> Result<(Answer, Rc<PeerClient>), IoError> {
         let (client, epoch) = self.connected().await?;
         let answer = self.answered(&client, epoch, operation.clone()).await?;
         if let Answer::Data(data) = &answer
@@ -287,7 +299,7 @@ impl Gateway {
     }
 
     /// The connection to the holder, which has all of the log.
-    async fn connected(&self) -> Result<(Rc<PeerClient>, Epoch), IoError> {
+    async fn connected(self: &Rc<Self>) -> Result<(Rc<PeerClient>, Epoch), IoError> {
         if let Some(link) = self.live_link() {
             return Ok(link);
         }
@@ -367,22 +379,35 @@ impl Gateway {
 
     /// A holder that was stopped or cut off keeps its connections: when it owes answers and is silent, and the volume
     /// is held elsewhere by now, the connection is given up.
-    fn watch(&self, client: &Rc<PeerClient>, epoch: Epoch) {
-        let (context, volume, client) = (self.context.clone(), self.volume, Rc::downgrade(client));
+    fn watch(self: &Rc<Self>, client: &Rc<PeerClient>, epoch: Epoch) {
+        let (gateway, client) = (Rc::downgrade(self), Rc::downgrade(client));
+        let world = self.context.world.clone();
         let look = async move {
             loop {
-                context.world.sleep(LOOK_PERIOD).await;
-                let Some(client) = client.upgrade().filter(|client| !client.is_broken()) else { return };
-                let silent = client.silent_since().map(|since| context.world.now().since(since));
+                world.sleep(LOOK_PERIOD).await;
+                let Some(gateway) = gateway.upgrade() else { return };
+                let Some(client) = client.upgrade().filter(|client| !client.is_broken()) else {
+                    return gateway.reconnect().await;
+                };
+                let silent = client.silent_since().map(|since| world.now().since(since));
                 if silent.is_none_or(|silence| silence < SILENCE_MAX) {
                     continue;
                 }
-                if context.control.lookup(volume).await.is_some_and(|grant| grant.epoch > epoch) {
+                if gateway.context.control.lookup(gateway.volume).await.is_some_and(|grant| grant.epoch > epoch) {
                     client.close();
                 }
             }
         };
         self.context.world.spawn(look).detach();
+    }
+
+    async fn reconnect(self: &Rc<Self>) {
+        let mut backoff = Backoff::new(RECONNECT_PERIOD.0, RECONNECT_PERIOD.1);
+        while self.live_link().is_none() && self.owes_replay() {
+            // A connection that is made watches itself.
+            let _ = self.connected().await;
+            backoff.wait(&self.context.world).await;
+        }
     }
 }
 

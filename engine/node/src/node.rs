@@ -37,7 +37,7 @@ use std::{
     time::Duration,
 };
 
-/// How often tiers are looked at for how full they are.
+/// How often tiers and volumes are looked at for what people should know.
 const WATCH_PERIOD: Duration = Duration::from_secs(5);
 
 /// Who a node is and whom it talks to.
@@ -87,6 +87,8 @@ pub struct Node {
     orphans: RefCell<BTreeMap<VolumeId, SeatRecord>>,
     routes: RefCell<BTreeMap<VolumeId, Rc<Route>>>,
     exports: RefCell<BTreeMap<String, Export>>,
+    /// Volumes are made one after the other: a request that is asked again meanwhile finds what the first has made.
+    pub(crate) making: tokio::sync::Mutex<()>,
     me: Weak<Node>,
 }
 
@@ -120,14 +122,13 @@ impl Node {
             orphans: RefCell::default(),
             routes: RefCell::default(),
             exports: RefCell::default(),
+            making: tokio::sync::Mutex::new(()),
             me: me.clone(),
         });
         node.take_up().await?;
         let leases: Rc<dyn Leases> = node.clone();
         world.spawn(control.run(Rc::downgrade(&leases))).detach();
-        if storage.watches_tiers {
-            world.spawn(watch_tiers(Rc::downgrade(&node))).detach();
-        }
+        world.spawn(watch(Rc::downgrade(&node), storage.watches_tiers)).detach();
         Ok(node)
     }
 
@@ -364,11 +365,30 @@ async fn accept(node: Rc<Node>, mut listener: Box<dyn Listener>, serve: fn(&Rc<N
     }
 }
 
-async fn watch_tiers(node: Weak<Node>) {
-    let mut levels: BTreeMap<String, SpaceLevel> = BTreeMap::new();
+/// What was last told of the tiers and volumes.
+#[derive(Default)]
+struct Told {
+    levels: BTreeMap<String, SpaceLevel>,
+    poisoned: BTreeMap<VolumeId, bool>,
+}
+
+async fn watch(node: Weak<Node>, watches_tiers: bool) {
+    let mut told = Told::default();
     while let Some(node) = node.upgrade() {
+        if watches_tiers {
+            told.tiers(&node);
+        }
+        told.volumes(&node);
+        let pause = node.world().sleep(WATCH_PERIOD);
+        drop(node);
+        pause.await;
+    }
+}
+
+impl Told {
+    fn tiers(&mut self, node: &Node) {
         for tier in node.tiers.usage() {
-            let before = levels.insert(tier.name.clone(), tier.level).unwrap_or(SpaceLevel::Normal);
+            let before = self.levels.insert(tier.name.clone(), tier.level).unwrap_or(SpaceLevel::Normal);
             let text = match tier.level {
                 level if level == before => continue,
                 SpaceLevel::Normal => format!("tier {} is below 80 % again", tier.name),
@@ -378,9 +398,18 @@ async fn watch_tiers(node: Weak<Node>) {
             };
             node.context.control.event("tier-space", None, text);
         }
-        let pause = node.world().sleep(WATCH_PERIOD);
-        drop(node);
-        pause.await;
+    }
+
+    fn volumes(&mut self, node: &Node) {
+        let seats = node.seats();
+        self.poisoned.retain(|id, _| seats.iter().any(|seat| seat.id() == *id));
+        for seat in seats {
+            let is_poisoned = seat.volume.is_poisoned();
+            if !self.poisoned.insert(seat.id(), is_poisoned).unwrap_or(false) && is_poisoned {
+                let text = "a sync or a commit of metadata failed: every request fails until it is reopened";
+                node.context.control.event("poisoned", Some(seat.id()), text);
+            }
+        }
     }
 }
 

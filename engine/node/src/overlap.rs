@@ -20,15 +20,20 @@ pub(crate) struct Change {
 }
 
 impl Changing {
-    /// Waits until no change under way overlaps `range`, then is one itself.
-    pub async fn begin(self: &Rc<Self>, range: ByteRange) -> Change {
+    /// Waits until no change under way overlaps `range`.
+    pub async fn settled(&self, range: ByteRange) {
         loop {
             let left = self.left.notified();
             if !self.ranges.borrow().iter().any(|(_, other)| overlap(*other, range)) {
-                break;
+                return;
             }
             left.await;
         }
+    }
+
+    /// Waits until no change under way overlaps `range`, then is one itself.
+    pub async fn begin(self: &Rc<Self>, range: ByteRange) -> Change {
+        self.settled(range).await;
         let number = self.next.get();
         self.next.set(number + 1);
         self.ranges.borrow_mut().push((number, range));

@@ -103,6 +103,7 @@ impl Node {
     }
 
     async fn prepare_receive(self: &Rc<Self>, of: Receiving) -> Outcome {
+        let _turn = self.making.lock().await;
         if let Some(seat) = self.seat(of.volume) {
             return prepare_again(&seat, &of).await;
         }

@@ -16,6 +16,7 @@ use crate::context::Context;
 use crate::lease::LeaseGuard;
 use crate::migration::Outbound;
 use crate::session::Sessions;
+use drover_base::limits::REQUEST_BYTES_MAX;
 use drover_base::{ByteRange, Epoch, InstanceId, Instant, IoError, MigrationId, RegionIndex, SessionId, VolumeId};
 use drover_disk::Buffer;
 use drover_heat::Heat;
@@ -25,7 +26,7 @@ use drover_transfer::Receiver;
 use drover_wire::admin::{Position, Role, SnapshotStatus, VolumeStatus};
 use drover_wire::nbd::BlockStatus;
 use drover_wire::peer::{Answer, Operation, Payload, STATUS_RUNS_MAX, StatusRun};
-use drover_wire::seat_record::SeatRecord;
+use drover_wire::seat_record::{LegDirection, SeatRecord};
 use std::{
     cell::{Cell, Ref, RefCell},
     rc::Rc,
@@ -37,6 +38,10 @@ use tokio::sync::Notify;
 /// Prefix of the node's own metadata, and of seats and exports within it.
 pub(crate) const SEAT_PREFIX: &[u8] = b"ns";
 pub(crate) const EXPORT_PREFIX: &[u8] = b"ne";
+
+/// Bytes that one block status looks at, at most: 65,536 entries of the map, well under a millisecond. A client asks
+/// on from where the answer ended.
+const STATUS_BYTES_MAX: u64 = 4 << 30;
 
 pub(crate) fn seat_key(volume: VolumeId) -> Vec<u8> {
     [SEAT_PREFIX, &volume.0.to_be_bytes()].concat()
@@ -312,8 +317,39 @@ impl Seat {
     }
 
     pub async fn read(&self, fence: &dyn Fence, offset: u64, len: u64) -> Result<Buffer, IoError> {
-        let buffer = self.volume.read(fence, offset, len).await?;
+        let buffer = match self.mirrors_back() {
+            false => self.volume.read(fence, offset, len).await?,
+            true => self.read_settled(fence, offset, len).await?,
+        };
         self.note_read(offset, len);
+        Ok(buffer)
+    }
+
+    /// Whether the other side may have to take over what is written here.
+    fn mirrors_back(&self) -> bool {
+        self.outbound.borrow().as_ref().is_some_and(|outbound| outbound.direction == LegDirection::Return)
+    }
+
+    /// Under the extents' locks, which a write keeps until the other side has it, too: what is shown here, a takeover
+    /// does not undo. Not through the volume's admission: a flip that has drained waits for nobody's locks.
+    async fn read_settled(&self, fence: &dyn Fence, offset: u64, len: u64) -> Result<Buffer, IoError> {
+        let size = self.volume.size_bytes();
+        let range = ByteRange::new(offset, len).filter(|range| range.end() <= size && len <= REQUEST_BYTES_MAX);
+        let range = range.ok_or(IoError::OutOfRange { offset, len, size })?;
+        let blocks = range.block_aligned();
+        // Whole blocks of an unaligned request of the largest size are two requests.
+        let first = ByteRange { len: blocks.len.min(REQUEST_BYTES_MAX), ..blocks };
+        let rest = ByteRange { offset: first.end(), len: blocks.len - first.len };
+        let guard = self.volume.enqueue(blocks).await;
+        fence.check()?;
+        let mut buffer = self.volume.read_locked(&guard, first).await?;
+        if !rest.is_empty() {
+            buffer = Buffer::join(vec![buffer, self.volume.read_locked(&guard, rest).await?]);
+        }
+        drop(guard);
+        fence.check()?;
+        buffer.advance((offset - blocks.offset) as usize);
+        buffer.truncate(len as usize);
         Ok(buffer)
     }
 
@@ -353,7 +389,8 @@ impl Seat {
         most: usize,
     ) -> Result<Vec<(u64, BlockStatus)>, IoError> {
         fence.check()?;
-        let runs = self.volume.block_status(range.offset, range.len, most)?;
+        let len = range.len.min(STATUS_BYTES_MAX);
+        let runs = self.volume.block_status(range.offset, len, most)?;
         Ok(runs.into_iter().map(|(len, status)| (len, BlockStatus { hole: status.hole, zero: status.zero })).collect())
     }
 
