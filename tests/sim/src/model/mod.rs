@@ -72,7 +72,8 @@
 //!
 //! # Ends
 //! - **T1** Takeover: one transaction, way back open, L3 over: lease (N+2, source, untimed).
-//! - **T2** The source then does L5. Frames not yet answered may be dropped: nobody acknowledged them.
+//! - **T2** The source then does L5 (frames not yet answered may be dropped: nobody acknowledged them) and flushes before it
+//!   serves: what is read after the loss of the destination must not change with a crash of the source.
 //! - **T3** Commit: one transaction, settling, way back open, contents proven equal since it was last opened. Only then is the
 //!   source dropped.
 //! - **T4** A drop is refused by a holder whose epoch is not older than the drop's.
@@ -98,7 +99,8 @@
 //! Checked in every reachable state: never do two nodes serve; a read returns what a disk with a volatile cache may
 //! return, and where the gateway survived no acknowledged write is lost; the source is not dropped while the
 //! destination holds what nobody wrote; an end can be reached without a further fault. For each rule in [`Slip`],
-//! leaving it out breaks one of these.
+//! leaving it out breaks one of these. The test searches two writes and two faults; two writes and three faults hold
+//! too (25 million states, eight minutes).
 
 mod node;
 mod search;

@@ -51,6 +51,8 @@ impl Protocol {
         }
         this.value = value;
         this.after_crash = this.after_crash.with(value);
+        // Written (again) now: an earlier crash has not lost this one.
+        state.ghost.maybe_lost = Values(state.ghost.maybe_lost.0 & !Values::only(value).0);
         Some(())
     }
 
@@ -168,6 +170,10 @@ impl Protocol {
             this.clock = true;
         }
         let mirrors = this.role == Role::Holder && this.timed;
+        if activated {
+            // T2
+            this.after_crash = Values::only(this.value);
+        }
         if activated || !mirrors {
             this.sender = Sender::NONE;
             self.unlink(state);
@@ -228,6 +234,8 @@ impl Protocol {
         if state.client.log.is_none() {
             state.ghost.now = state.ghost.now.and(state.ghost.after_crash);
             state.ghost.unsure = true;
+            let sure = state.ghost.base.and(state.ghost.orphans);
+            state.ghost.maybe_lost = Values(state.ghost.after_crash.0 & !sure.0);
             state.ghost.log_covers_loss = false;
         } else {
             state.ghost.log_covers_loss = true;

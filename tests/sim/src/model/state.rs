@@ -212,6 +212,10 @@ pub struct Ghost {
     pub base: Values,
     /// A crash was, and no read since has told what it left.
     pub unsure: bool,
+    /// Acknowledged writes that this crash may have lost.
+    pub maybe_lost: Values,
+    /// Writes whose gateway died before it was told; a replay may have covered them up for a while.
+    pub orphans: Values,
     /// A crash was, and only the gateway's replay makes good what it lost.
     pub log_covers_loss: bool,
     /// The node lost what it had applied as the other side, and did not get it again.
@@ -297,6 +301,8 @@ impl State {
                 after_crash: Values::only(0),
                 base: Values::only(0),
                 unsure: false,
+                maybe_lost: Values(0),
+                orphans: Values(0),
                 log_covers_loss: false,
                 lost: Pair([false, false]),
                 rotten: false,

@@ -31,9 +31,14 @@ impl Protocol {
         // G1, G2: the log dies with its gateway; what was carried out and not answered stays carried out.
         steps.fault(Action::GatewayCrashes, |s| {
             when(client.log.is_some() || client.operation.is_some())?;
+            if let Some(Operation::Write(value)) = client.operation {
+                s.ghost.orphans = s.ghost.orphans.with(value);
+            }
             s.client = Client { writes: client.writes, ..State::start(0).client };
             if s.ghost.log_covers_loss {
                 self.losses_show(s);
+                // A replay was begun, perhaps: it covers up what the crash left, until the next one.
+                s.ghost.maybe_lost = Values(0);
             }
             Some(())
         });
@@ -126,7 +131,9 @@ impl Protocol {
             }
             s.ghost.unsure = false;
             s.ghost.now = seen;
-            s.ghost.after_crash = s.ghost.base.and(seen);
+            // What it lost does not come back; what was written since may be lost by the next one.
+            s.ghost.after_crash = Values(s.ghost.after_crash.0 & !s.ghost.maybe_lost.0).and(seen);
+            s.ghost.maybe_lost = Values(0);
             Some(())
         });
     }
