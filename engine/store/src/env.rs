@@ -6,7 +6,7 @@ use crate::{
     entry::SlotAddress,
     meta::{Batch, Meta, MetaError},
     record,
-    slots::Tiers,
+    slots::{CheckpointTurn, Tiers},
 };
 use drover_base::{IoError, LayerId, LocalFuture, VolumeId, World};
 use drover_disk::Device;
@@ -97,28 +97,33 @@ impl Env {
         if count == 0 {
             return Ok(Vec::new());
         }
-        // A checkpoint that ran already when this one asked does not release what was freed meanwhile.
-        for _ in 0..2 {
-            match self.tiers.allocate(count) {
-                Ok(slots) => return Ok(slots),
-                Err(room) if room.is_held && self.checkpoint.is_some() => {
-                    self.take_checkpoint().await.map_err(|error| {
-                        tracing::warn!(%error, "no checkpoint, so held slots cannot be used");
-                        IoError::NoSpace
-                    })?
-                }
-                Err(_) => return Err(IoError::NoSpace),
-            }
+        match self.tiers.allocate(count) {
+            Ok(slots) => return Ok(slots),
+            Err(room) if room.is_held && self.checkpoint.is_some() => {}
+            Err(_) => return Err(IoError::NoSpace),
+        }
+        let turn = self.tiers.begin_checkpoint().await;
+        // Another's checkpoint may have given slots back while this one waited for its turn.
+        if let Ok(slots) = self.tiers.allocate(count) {
+            return Ok(slots);
+        }
+        if let Err(error) = self.write_checkpoint(turn).await {
+            tracing::error!(%error, "no checkpoint can be written, so freed slots cannot be used");
+            return Err(IoError::NoSpace);
         }
         self.tiers.allocate(count).map_err(|_| IoError::NoSpace)
     }
 
     /// Writes a checkpoint to the configured place.
     pub async fn take_checkpoint(&self) -> Result<(), StoreError> {
+        let turn = self.tiers.begin_checkpoint().await;
+        self.write_checkpoint(turn).await
+    }
+
+    async fn write_checkpoint(&self, turn: CheckpointTurn) -> Result<(), StoreError> {
         let Some(place) = &self.checkpoint else {
             return Err(StoreError::Checkpoint { what: "no place is configured".into() });
         };
-        let turn = self.tiers.begin_checkpoint().await;
         checkpoint::write(&*self.meta, &**place).await?;
         turn.done();
         Ok(())

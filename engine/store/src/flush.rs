@@ -92,6 +92,11 @@ impl Flusher {
         self.dirty.borrow_mut().entry(region).or_default().freed.push(slot);
     }
 
+    /// Whether no flush runs and none would have anything to commit.
+    fn is_clean(&self) -> bool {
+        !self.running.get() && self.dirty.borrow().is_empty()
+    }
+
     /// Takes every slot that waits for a batch, and forgets what was changed.
     pub fn clear(&self) -> Vec<SlotAddress> {
         let mut slots = self.limbo.take();
@@ -132,6 +137,9 @@ impl Volume {
     pub(crate) async fn make_durable(&self, scope: Scope, structural: Option<Structural>) -> Result<(), IoError> {
         self.health.check()?;
         let flusher = &self.flusher;
+        if structural.is_none() && flusher.is_clean() && !self.health.has_unsynced() {
+            return Ok(());
+        }
         let scope = if structural.is_some() { Scope::All } else { scope };
         let done = flusher.request(scope, structural);
         if !flusher.running.replace(true) {

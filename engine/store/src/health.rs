@@ -106,6 +106,11 @@ impl Health {
         self.check()
     }
 
+    /// Whether any write since the last sync has been submitted.
+    pub fn has_unsynced(&self) -> bool {
+        self.unsynced.get() != 0
+    }
+
     /// Devices with writes since their last sync; they count as being synced from now on.
     pub fn begin_sync(&self) -> Vec<u8> {
         let devices = self.unsynced.take();

@@ -2,7 +2,8 @@
 //!
 //! Invariants
 //! - A slot is free, used, held, or being released; only free ones are handed out.
-//! - Held: freed since the last checkpoint began. It is not handed out before a checkpoint that was begun
+//! - Held: freed since the last checkpoint began, which after a start is unknown: then nothing is handed out
+//!   before the first checkpoint. A held slot is not handed out before a checkpoint that was begun
 //!   later is done, so that a map restored from a checkpoint never names a slot with another volume's bytes.
 //! - A slot is freed once per allocation; a second time is a bug and stops the process.
 //! - Failures only count up; whoever wrote to a device compares counts to learn that a sync failed since.
@@ -90,6 +91,8 @@ struct State {
     meta_failures: u64,
     /// Whether freed slots are held until the next checkpoint.
     is_holding: bool,
+    /// No checkpoint of this start is done yet: the stored one may name slots that are free now.
+    awaits_checkpoint: bool,
     is_checkpointing: bool,
     waiting_for_checkpoint: Vec<Waker>,
 }
@@ -119,6 +122,7 @@ impl Tiers {
             by_speed,
             meta_failures: 0,
             is_holding: false,
+            awaits_checkpoint: false,
             is_checkpointing: false,
             waiting_for_checkpoint: Vec::new(),
         };
@@ -142,6 +146,9 @@ impl Tiers {
     pub fn allocate(&self, count: usize) -> Result<Vec<SlotAddress>, NoRoom> {
         let mut state = self.state();
         let state = &mut *state;
+        if state.awaits_checkpoint {
+            return Err(NoRoom { is_held: true });
+        }
         let usable = || state.by_speed.iter().copied().filter(|&at| !state.tiers[at].poisoned);
         let free: u64 = usable().map(|at| state.tiers[at].free_count()).sum();
         if free < count as u64 {
@@ -199,7 +206,10 @@ impl Tiers {
 
     /// From now on freed slots wait for a checkpoint.
     pub fn hold_until_checkpoint(&self) {
-        self.state().is_holding = true;
+        let mut state = self.state();
+        if !std::mem::replace(&mut state.is_holding, true) {
+            state.awaits_checkpoint = true;
+        }
     }
 
     /// Waits for a running checkpoint, then begins one: what is held now is free once it is done.
@@ -223,6 +233,7 @@ impl Tiers {
     fn end_checkpoint(&self, is_done: bool) {
         let mut state = self.state();
         state.is_checkpointing = false;
+        state.awaits_checkpoint &= !is_done;
         for tier in &mut state.tiers {
             let slots = std::mem::take(&mut tier.releasing);
             if is_done {
@@ -411,6 +422,8 @@ mod tests {
     fn held_slots_come_back_with_a_checkpoint_that_began_later() {
         let tiers = Tiers::new(vec![tier("a", TierClass::Ssd, 2)]);
         tiers.hold_until_checkpoint();
+        assert_eq!(tiers.allocate(1), Err(NoRoom { is_held: true }), "the stored checkpoint may name anything");
+        tiers.begin_checkpoint().now_or_never().unwrap().done();
         let slots = tiers.allocate(2).unwrap();
         tiers.free(&slots[..1]);
         assert_eq!(tiers.allocate(1), Err(NoRoom { is_held: true }));

@@ -13,7 +13,7 @@ use crate::{
     stack::Stack,
 };
 use drover_base::{
-    VolumeId, World,
+    LayerId, VolumeId, World,
     ids::is_name,
     limits::{ACTIVE_REGIONS_MAX, VOLUME_BYTES_MAX},
     units::{BLOCK_BYTES, EXTENT_BYTES},
@@ -114,11 +114,18 @@ impl Store {
             .as_task(async move {
                 let _turn = turns.lock_owned().await;
                 let Some(volume) = env.volumes.borrow().get(&id).cloned() else { return Ok(()) };
-                if volume.is_poisoned() {
-                    // What is durable must be known before its slots are given away.
-                    volume.reopen().await?;
+                // What is durable must be known before its slots are given away. A deletion whose commit failed
+                // may have been applied.
+                let is_there = match volume.health.check() {
+                    Ok(()) => true,
+                    Err(_) => match volume.reopen().await {
+                        Err(StoreError::NoVolume { .. }) => false,
+                        result => result.map(|()| true)?,
+                    },
+                };
+                if is_there {
+                    volume.delete().await?;
                 }
-                volume.delete().await?;
                 env.volumes.borrow_mut().remove(&id);
                 Ok(())
             })
@@ -211,10 +218,23 @@ impl Volume {
         // From here on nothing of the volume is committed any more.
         self.health.set_gone();
         self.env.commit(batch).await?;
+        self.release_all();
+        Ok(())
+    }
+
+    /// Gives every slot back: nothing of the volume is stored any more.
+    fn release_all(&self) {
+        self.inflight.retire(self.take_slots());
+        let nothing = Layer::new(LayerId(0), None, self.size_bytes());
+        let stack = Stack::new(self.id, &self.name(), Rc::new(nothing));
+        *self.stack.borrow_mut() = stack;
+    }
+
+    /// Every slot that memory names, in maps or waiting for a batch.
+    fn take_slots(&self) -> Vec<SlotAddress> {
         let mut slots = self.flusher.clear();
         slots.extend(self.stack.borrow().layers().flat_map(|layer| layer.slot_addresses()));
-        self.inflight.retire(slots);
-        Ok(())
+        slots
     }
 
     /// Loads the volume again from metadata. What is read afterwards is durable.
@@ -229,14 +249,17 @@ impl Volume {
         env.probe_metadata().await?;
         let layers = recovery::layer_records(&*env.meta).await?.remove(&self.id).unwrap_or_default();
         let value = env.meta.get(&record::volume_key(self.id)).await?;
-        let value = value.ok_or(StoreError::NoVolume { volume: self.id })?;
+        let Some(value) = value else {
+            self.health.set_gone();
+            self.release_all();
+            return Err(StoreError::NoVolume { volume: self.id });
+        };
         let record = record::VolumeRecord::decode(&record::volume_key(self.id), &value)?;
         let loaded = recovery::load_volume(&*env.meta, record, &layers, &env.tiers).await?;
         recovery::store_again(env, &loaded.stack, &self.activity.unflushed()).await?;
         // Slots that only the memory of before names were never durable, or are no more.
         let durable: BTreeSet<SlotAddress> = loaded.slots.into_iter().collect();
-        let mut slots = self.flusher.clear();
-        slots.extend(self.stack.borrow().layers().flat_map(|layer| layer.slot_addresses()));
+        let mut slots = self.take_slots();
         slots.retain(|slot| !durable.contains(slot));
         self.inflight.retire(slots);
         *self.stack.borrow_mut() = loaded.stack;

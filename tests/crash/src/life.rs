@@ -182,8 +182,13 @@ impl Life {
             return Ok(false);
         }
         result.map_err(unexpected)?;
+        let contents = match self.contents().await {
+            // By a merge that went on; it will be reopened again.
+            Err(_) if self.is_faulty.get() && self.volume.is_poisoned() => return Ok(true),
+            contents => contents?,
+        };
         self.failed.take();
-        for (block, content) in self.contents().await? {
+        for (block, content) in contents {
             self.model(|model| model.reopened(block, &content))?;
         }
         let names = self.volume.snapshots().into_iter().map(|snapshot| snapshot.name).collect();

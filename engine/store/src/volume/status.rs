@@ -98,6 +98,13 @@ impl Volume {
     fn push_region(&self, range: ByteRange, runs: &mut Vec<(u64, BlockStatus)>, most: usize) -> bool {
         for (extent, part) in range.by_extent() {
             let data = self.data_mask(extent);
+            if data.is_empty() || data.is_full() {
+                let status = if data.is_full() { BlockStatus::DATA } else { BlockStatus::HOLE };
+                if !push(runs, most, part.len, status) {
+                    return false;
+                }
+                continue;
+            }
             let mut at = part.offset;
             while at < part.end() {
                 let block = (at % EXTENT_BYTES / BLOCK_BYTES) as u32;

@@ -229,6 +229,11 @@ impl Volume {
 }
 
 impl Plan {
+    /// Whether carrying it out would change nothing.
+    pub(super) fn is_empty(&self) -> bool {
+        self.data.is_empty() && self.zeros.is_empty() && self.entries.is_empty() && self.released.is_empty()
+    }
+
     /// The entry of an extent that gets its slot now. What was hidden there must read as zero on.
     fn fill_new_slot(&mut self, extent: ExtentIndex, at: SlotAddress, mask: BlockMask, hidden: BlockMask) {
         if is_planted(Bug::HiddenNotZeroed) {

@@ -128,7 +128,6 @@ impl Volume {
         tap: Option<Rc<dyn Tap>>,
     ) -> Result<(), IoError> {
         let mutation = self.mutations.enter().await;
-        let writing = self.activate(range).await?;
         let layer = self.stack.borrow().head().clone();
         let mut plan = Plan::default();
         for (extent, part) in range.by_extent() {
@@ -137,6 +136,11 @@ impl Volume {
         if fast_only && !plan.zeros.is_empty() {
             return Err(IoError::NotFast);
         }
+        if plan.is_empty() {
+            // It reads as zero already: a discard of a whole fresh volume must not make every region active.
+            return self.may_apply(fence);
+        }
+        let writing = self.activate(range).await?;
         self.check_devices(&plan)?;
         self.may_apply(fence)?;
         let mirrored = tap
