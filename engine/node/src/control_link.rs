@@ -60,6 +60,7 @@ pub(crate) struct ControlLink {
     known: RefCell<BTreeMap<VolumeId, Grant>>,
     renew_now: Notify,
     events: RefCell<VecDeque<Event>>,
+    has_events: Notify,
     way_back_changes: Cell<u64>,
 }
 
@@ -73,6 +74,7 @@ impl ControlLink {
             known: RefCell::default(),
             renew_now: Notify::new(),
             events: RefCell::default(),
+            has_events: Notify::new(),
             way_back_changes: Cell::new(0),
         })
     }
@@ -101,16 +103,18 @@ impl ControlLink {
         let mut registered = false;
         while let Some(leases) = leases.upgrade() {
             let sent = self.world.now();
-            let done = if registered { self.renew(&*leases, sent).await } else { self.register(&*leases, sent).await };
-            registered = done;
             let period = leases.shortest_ttl().map_or(PERIOD_MAX, |ttl| PERIOD_MAX.min(ttl / 3));
+            // Not longer than a period: there must be time to ask again before a lease runs out.
+            registered = match registered {
+                true => self.renew(&*leases, sent, period).await,
+                false => self.register(&*leases, sent, period).await,
+            };
             drop(leases);
-            if !done {
+            if !registered {
                 backoff.wait(&self.world).await;
                 continue;
             }
             backoff.reset();
-            self.send_events().await;
             let since = self.world.now().since(sent);
             // Asked for or not, the next renewal follows.
             let _ = self.world.timeout(period.saturating_sub(since), self.renew_now.notified()).await;
@@ -122,9 +126,9 @@ impl ControlLink {
         self.renew_now.notify_one();
     }
 
-    async fn register(&self, leases: &dyn Leases, sent: Instant) -> bool {
+    async fn register(&self, leases: &dyn Leases, sent: Instant, deadline: Duration) -> bool {
         let request = ControlRequest::Register { node: self.registration.clone() };
-        match self.call(&request, CALL_DEADLINE).await {
+        match self.call(&request, deadline).await {
             Ok(ControlReply::Registered { grants }) => {
                 for grant in grants {
                     self.learn(&grant);
@@ -147,11 +151,11 @@ impl ControlLink {
         }
     }
 
-    async fn renew(&self, leases: &dyn Leases, sent: Instant) -> bool {
+    async fn renew(&self, leases: &dyn Leases, sent: Instant, deadline: Duration) -> bool {
         let held = leases.held();
         let epochs: BTreeMap<VolumeId, Epoch> = held.iter().copied().collect();
         let request = ControlRequest::Renew { node: self.node().clone(), instance: self.instance(), leases: held };
-        match self.call(&request, CALL_DEADLINE).await {
+        match self.call(&request, deadline).await {
             Ok(ControlReply::Renewed { renewed, changed }) => {
                 for volume in renewed {
                     if let Some(epoch) = epochs.get(&volume) {
@@ -231,12 +235,18 @@ impl ControlLink {
         }
         events.push_back(Event { kind: kind.into(), volume, text });
         drop(events);
-        self.renew_now();
+        self.has_events.notify_one();
     }
 
-    async fn send_events(&self) {
-        loop {
-            let Some(event) = self.events.borrow_mut().pop_front() else { return };
+    /// Sends events as they come, as long as the node lives.
+    pub async fn send_events(self: Rc<Self>) {
+        let mut backoff = Backoff::new(Duration::from_millis(200), Duration::from_secs(5));
+        while self.client.is_some() {
+            let event = self.events.borrow_mut().pop_front();
+            let Some(event) = event else {
+                self.has_events.notified().await;
+                continue;
+            };
             let node = self.node().clone();
             let request = ControlRequest::Event {
                 node,
@@ -245,11 +255,12 @@ impl ControlLink {
                 text: event.text.clone(),
             };
             if self.call(&request, CALL_DEADLINE).await.is_err() {
-                let mut events = self.events.borrow_mut();
-                if events.len() < EVENTS_MAX {
-                    events.push_front(event);
+                if self.events.borrow().len() < EVENTS_MAX {
+                    self.events.borrow_mut().push_front(event);
                 }
-                return;
+                backoff.wait(&self.world).await;
+            } else {
+                backoff.reset();
             }
         }
     }

@@ -258,6 +258,8 @@ impl Gateway {
                 Err(IoError::Moved { epoch, holder, flushed })
             }
             Err(error) if error.remedy() == Remedy::Retry => {
+                // Its lease may have run out because it is cut off, and another may hold by now: ask who.
+                self.holder.take();
                 self.leave(client);
                 Err(error)
             }

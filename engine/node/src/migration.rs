@@ -10,8 +10,8 @@
 //! Invariants
 //! - After a flip no write is acknowledged that the other side lacks unless the control plane has durably recorded that
 //!   the way back is closed. From the sending of `OpenWayBack` on the way back counts as open, whatever its outcome.
-//! - Changes of the way back are numbered; one is asked for only after the one before it was answered or given up for
-//!   the opposite, and a late copy changes nothing.
+//! - Requests to change the way back are numbered, and what arrives late changes nothing: only the last that was sent
+//!   counts.
 //! - A connection that owes answers and is silent for `SILENCE_MAX` is broken: the other side may be stopped.
 
 use crate::backoff::Backoff;
@@ -252,9 +252,9 @@ impl Outbound {
             return true;
         }
         let control = &self.context.control;
-        let change = control.next_way_back_change();
         let mut backoff = Backoff::of_connections();
         loop {
+            let change = control.next_way_back_change();
             let answer = control.record_way_back(self.volume, self.migration, self.epoch, false, change).await;
             match answer {
                 Ok(None) => {
@@ -284,10 +284,10 @@ impl Outbound {
     /// Until it is recorded as open, or answers wait again: then it has to be closed instead.
     async fn open_way_back(&self) {
         let control = &self.context.control;
-        let change = control.next_way_back_change();
         let record = async {
             let mut backoff = Backoff::of_connections();
             loop {
+                let change = control.next_way_back_change();
                 let answer = control.record_way_back(self.volume, self.migration, self.epoch, true, change).await;
                 if let Ok(None) = answer {
                     control.event("way-back-open", Some(self.volume), format!("{} is whole again", self.other.node));

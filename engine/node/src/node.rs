@@ -127,7 +127,8 @@ impl Node {
         });
         node.take_up().await?;
         let leases: Rc<dyn Leases> = node.clone();
-        world.spawn(control.run(Rc::downgrade(&leases))).detach();
+        world.spawn(control.clone().run(Rc::downgrade(&leases))).detach();
+        world.spawn(control.send_events()).detach();
         world.spawn(watch(Rc::downgrade(&node), storage.watches_tiers)).detach();
         Ok(node)
     }

@@ -318,7 +318,9 @@ impl Node {
             return Err(Refusal::Epoch { asked: epoch, known: record.epoch });
         }
         if !drop_volume {
-            return end_here(&seat, record, migration).await;
+            let ended = end_here(&seat, record, migration).await?;
+            self.reservations.release(volume);
+            return Ok(ended);
         }
         if leg.is_none() {
             // Of an earlier migration: what lies here now was brought by another.
@@ -400,7 +402,6 @@ async fn end_here(seat: &Rc<Seat>, record: SeatRecord, migration: MigrationId) -
             reason: "who does not hold the volume keeps it only for the migration".into(),
         });
     }
-    let base_snapshot = record.base_snapshot.clone();
     let ended = SeatRecord { leg: None, ended: Some(migration), ..record };
     if is_its_leg {
         // Durable before answers that wait for the other side are given.
@@ -411,11 +412,13 @@ async fn end_here(seat: &Rc<Seat>, record: SeatRecord, migration: MigrationId) -
             open_admission(seat);
         }
     }
-    if let Some(name) = base_snapshot {
-        match seat.volume.delete_snapshot(&name).await {
+    if let Some(name) = &ended.base_snapshot {
+        match seat.volume.delete_snapshot(name).await {
             Ok(()) | Err(StoreError::NoSnapshot { .. }) => {}
             Err(error) => return Err(refusal_of(error)),
         }
+    }
+    if ended.base_snapshot.is_some() || ended.reserve_bytes > 0 {
         let last = SeatRecord { base_snapshot: None, reserve_bytes: 0, ..ended };
         seat.persist(last).await.map_err(not_durable)?;
     }

@@ -127,6 +127,11 @@ impl Cluster {
         machine.get_mut(name).expect("it was started").node = None;
     }
 
+    /// The next sync of the machine's device fails.
+    pub fn fail_sync(&self, name: &str) {
+        self.machines.borrow()[name].device.fail_sync_after(0);
+    }
+
     /// Asks as the control plane does, from a process of its own.
     pub async fn request(&self, name: &str, request: NodeRequest) -> NodeReply {
         let process = self.sim.process("admin");

@@ -45,6 +45,29 @@ pub fn acknowledged_writes_survive_the_holder_s_death() {
     });
 }
 
+/// A failed sync poisons the volume: everyone is told. Opened again, it gets from the gateway what it lost.
+#[test]
+fn a_reopened_volume_gets_the_gateway_s_writes_again() {
+    each_seed(0..10, async |cluster| {
+        gateway_and_holder(&cluster).await;
+        let client = cluster.attach("g").await;
+        client.write(1, b'1').await.unwrap();
+        client.flush().await.unwrap();
+        for block in 2..40 {
+            client.write(block, letter(block)).await.unwrap();
+        }
+        cluster.fail_sync("a");
+        assert!(client.flush().await.is_err());
+        assert_eq!(client.read(1).await, Err(drover_base::IoError::Poisoned));
+        cluster.ask("a", drover_wire::admin::NodeRequest::Reopen { volume: super::cluster::VOLUME }).await;
+        assert_eq!(client.read(1).await, Ok(b'1'));
+        for block in 2..40 {
+            assert_eq!(client.read(block).await, Ok(letter(block)), "block {block}");
+        }
+        client.flush().await.unwrap();
+    });
+}
+
 /// A request that waits while the holder is away is carried out when it is back, not failed.
 #[test]
 fn requests_are_held_while_the_holder_is_away() {

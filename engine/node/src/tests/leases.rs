@@ -45,6 +45,36 @@ pub fn a_stopped_holder_serves_nothing_once_its_lease_ran_out() {
     });
 }
 
+/// The holder is cut off from the control plane alone, and another takes over: its clients find the new one, though
+/// the old one still answers them.
+#[test]
+fn a_gateway_leaves_a_holder_whose_lease_ran_out() {
+    each_seed(0..5, async |cluster| {
+        for name in ["a", "b", "g"] {
+            cluster.start(name).await;
+        }
+        cluster.create("a").await;
+        mirror(&cluster).await;
+        flip(&cluster, "a", "b", 1, 1).await;
+        until_phase(&cluster, "b", SendPhase::Synced).await;
+        let (at_b, at_g) = (cluster.attach("b").await, cluster.attach("g").await);
+        at_g.write(1, b'1').await.unwrap();
+        cluster.sim.partition("b", "control");
+        cluster.sim.sleep(Duration::from_secs(12)).await;
+        let taken = grant(3, 0, "a", None);
+        cluster.recorded.borrow_mut().grants.insert(VOLUME, taken.clone());
+        assert_eq!(cluster.set_grant("a", taken).await, NodeReply::Done);
+        at_g.write(2, b'2').await.unwrap();
+        assert_eq!(at_g.read(1).await, Ok(b'1'));
+        // Those attached to the old holder wait until it hears of the new one.
+        let (read, ()) = futures::join!(at_b.read(2), async {
+            cluster.sim.sleep(Duration::from_secs(10)).await;
+            cluster.sim.heal_all();
+        });
+        assert_eq!(read, Ok(b'2'));
+    });
+}
+
 /// A write that reached only the old holder before another took over: its client is not told that it is written
 /// before the new holder has it.
 #[test]
