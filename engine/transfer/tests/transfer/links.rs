@@ -60,7 +60,7 @@ pub async fn mishaps_all_the_way(sim: Sim) -> Result<(), String> {
 
 #[test]
 fn whatever_breaks_both_sides_end_equal() {
-    run_each(0..40, mishaps_all_the_way);
+    run_each(0..25, mishaps_all_the_way);
 }
 
 /// The destination loses what it had acknowledged but not flushed.
@@ -138,7 +138,7 @@ async fn devices_fail(sim: Sim) -> Result<(), String> {
 
 #[test]
 fn single_failures_of_devices_leave_the_sides_equal() {
-    run_each(500..520, devices_fail);
+    run_each(500..512, devices_fail);
 }
 
 /// The source restarts: what it had sent is there, what it lost is not; only a comparison tells.

@@ -255,9 +255,11 @@ pub fn run<T>(seed: u64, scenario: impl AsyncFnOnce(Sim) -> T) -> T {
     sim.clone().block_on(scenario(sim))
 }
 
-/// Runs a scenario that must succeed under each seed.
+/// Runs a scenario that must succeed under each seed; `DROVER_SEEDS_TIMES` makes it that many times as many.
 pub fn run_each(seeds: std::ops::Range<u64>, scenario: impl AsyncFn(Sim) -> Result<(), String>) {
-    for seed in seeds {
+    let times = std::env::var("DROVER_SEEDS_TIMES").ok().and_then(|times| times.parse().ok()).unwrap_or(1);
+    let more = (1..times).map(|time| 1_000_000 * time).flat_map(|from| from + seeds.start..from + seeds.end);
+    for seed in seeds.clone().chain(more) {
         if let Err(difference) = run(seed, &scenario) {
             panic!("seed {seed}: {difference}");
         }
