@@ -11,7 +11,10 @@
 // The machine's side: sockets, signals, time of the runtime.
 #![allow(clippy::disallowed_methods, clippy::disallowed_types)]
 
+mod check;
 mod tiers;
+
+pub use check::{Checked, check, restore};
 
 use crate::config::{Class, NodeConfig};
 use crate::nbd::{self, NbdAddress, NbdListener, ServerSettings};
@@ -51,6 +54,18 @@ pub const CHECKPOINT_FILE: &str = "checkpoint";
 pub enum DaemonError {
     #[error(transparent)]
     Kernel(#[from] KernelError),
+    #[error("a node runs with these settings: {lock} is locked")]
+    Running { lock: PathBuf },
+    #[error("there is no metadata at {meta}")]
+    NoMeta { meta: PathBuf },
+    #[error(
+        "there is a checkpoint but no metadata at {meta}: it was lost, and starting without it would overwrite data"
+    )]
+    Lost { meta: PathBuf },
+    #[error("the settings name no checkpoint to restore from")]
+    NoCheckpoint,
+    #[error("the metadata at {meta} is sound: nothing is restored over it")]
+    Sound { meta: PathBuf },
     #[error("{path}: {error}")]
     Folder { path: PathBuf, error: io::Error },
     #[error("tier {tier}: {error}")]
@@ -71,7 +86,21 @@ pub enum DaemonError {
 
 /// Runs a node until SIGTERM or SIGINT.
 pub fn run(config: NodeConfig) -> Result<(), DaemonError> {
+    let _lock = hold_lock(&config)?;
     drover_disk::run(serve(config))?
+}
+
+/// Keeps a second process from this node's metadata, also where that is lost or damaged.
+fn hold_lock(config: &NodeConfig) -> Result<fs::File, DaemonError> {
+    let mut name = config.meta.as_os_str().to_owned();
+    name.push(".lock");
+    let lock = PathBuf::from(name);
+    let file = fs::File::create(&lock).map_err(|error| DaemonError::Folder { path: lock.clone(), error })?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(fs::TryLockError::WouldBlock) => Err(DaemonError::Running { lock }),
+        Err(fs::TryLockError::Error(error)) => Err(DaemonError::Folder { path: lock, error }),
+    }
 }
 
 async fn serve(config: NodeConfig) -> Result<(), DaemonError> {
@@ -79,6 +108,7 @@ async fn serve(config: NodeConfig) -> Result<(), DaemonError> {
     let mut interrupt = signal(SignalKind::interrupt())?;
     let world = drover_runtime::world(&Workers::start(WORKERS)?);
     let meta = open_meta(&config)?;
+    refuse_lost_meta(&config, &*meta.handle()).await?;
     let bound = Bound::bind(&config, &world).await?;
     let storage = open_storage(&config, &world, meta.handle()).await?;
     let store = storage.store.clone();
@@ -114,6 +144,16 @@ fn make_folder(path: &Path) -> Result<(), DaemonError> {
 fn open_meta(config: &NodeConfig) -> Result<RocksMeta, DaemonError> {
     make_folder(&config.meta)?;
     RocksMeta::open(&config.meta).map_err(|error| DaemonError::Meta { meta: config.meta.clone(), error })
+}
+
+/// A node whose metadata was lost would take the slots of its volumes for free ones.
+async fn refuse_lost_meta(config: &NodeConfig, meta: &dyn Meta) -> Result<(), DaemonError> {
+    let failed = |error| DaemonError::Meta { meta: config.meta.clone(), error };
+    let has_checkpoint = config.checkpoint.as_ref().is_some_and(|folder| folder.join(CHECKPOINT_FILE).exists());
+    if has_checkpoint && meta.scan(&[]).await.map_err(failed)?.is_empty() {
+        return Err(DaemonError::Lost { meta: config.meta.clone() });
+    }
+    Ok(())
 }
 
 async fn open_storage(config: &NodeConfig, world: &World, meta: Rc<dyn Meta>) -> Result<NodeStorage, DaemonError> {

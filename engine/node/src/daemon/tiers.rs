@@ -25,14 +25,34 @@ pub enum TierError {
     Meta(#[from] MetaError),
 }
 
+/// The tiers by device number, new ones last. Changes nothing.
+pub async fn as_recorded(meta: &dyn Meta, tiers: &[TierConfig]) -> Result<Vec<TierConfig>, TierError> {
+    order(&recorded(meta).await?, tiers)
+}
+
 /// The tiers by device number. New ones are given the next numbers, durably.
 pub async fn in_recorded_order(meta: &dyn Meta, tiers: &[TierConfig]) -> Result<Vec<TierConfig>, TierError> {
-    let recorded = match meta.get(KEY).await? {
-        Some(value) => decode(&value)?,
-        None => Vec::new(),
-    };
+    let recorded = recorded(meta).await?;
+    let ordered = order(&recorded, tiers)?;
+    let lines = encode(&ordered);
+    if decode(&lines)? != recorded {
+        let mut batch = Batch::default();
+        batch.put(KEY.to_vec(), lines);
+        meta.commit(batch).await?;
+    }
+    Ok(ordered)
+}
+
+async fn recorded(meta: &dyn Meta) -> Result<Vec<(String, u64)>, TierError> {
+    match meta.get(KEY).await? {
+        Some(value) => decode(&value),
+        None => Ok(Vec::new()),
+    }
+}
+
+fn order(recorded: &[(String, u64)], tiers: &[TierConfig]) -> Result<Vec<TierConfig>, TierError> {
     let mut ordered = Vec::new();
-    for (name, size) in &recorded {
+    for (name, size) in recorded {
         let tier = tiers.iter().find(|tier| tier.name == *name);
         let tier = tier.ok_or_else(|| TierError::Missing { name: name.clone() })?;
         if tier.size_bytes < *size {
@@ -44,12 +64,6 @@ pub async fn in_recorded_order(meta: &dyn Meta, tiers: &[TierConfig]) -> Result<
     ordered.extend(tiers.iter().filter(is_new).cloned());
     if ordered.len() > TIERS_MAX {
         return Err(TierError::TooMany { count: ordered.len() });
-    }
-    let lines = encode(&ordered);
-    if decode(&lines)? != recorded {
-        let mut batch = Batch::default();
-        batch.put(KEY.to_vec(), lines);
-        meta.commit(batch).await?;
     }
     Ok(ordered)
 }

@@ -123,7 +123,8 @@ async fn watch(client: &Client, output: Output, migration: &str) -> Result<(), F
     loop {
         let seen = get(client, migration).await?;
         if phase != Some(seen.phase) {
-            progress.say(&format!("{}  {}", seen.phase, seen.waits_for.as_deref().unwrap_or("")));
+            let reason = seen.waits_for.as_ref().map_or(String::new(), |reason| format!(": waits for {reason}"));
+            progress.say(&format!("{}{reason}", seen.phase));
             if output.is_json() {
                 output.show_line(&seen, |_| String::new())?;
             }

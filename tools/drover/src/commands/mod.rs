@@ -39,7 +39,7 @@ pub fn run(arguments: Arguments) -> Result<(), Failure> {
         Command::Migrate(command) => block_on(migrate::run(&client()?, output, command)),
         Command::Import(import) => block_on(copy::import(&client()?, output, &import)),
         Command::Export(export) => block_on(copy::export(&client()?, output, &export)),
-        Command::Fsck(fsck) => daemons::fsck(&fsck.config, fsck.restore, output),
+        Command::Fsck(fsck) => daemons::fsck(&fsck, output),
         Command::Events(events) => block_on(events::run(&client()?, output, &events)),
         Command::Demo(arguments) => demo::run(&arguments, output),
         Command::Completions { shell } => {

@@ -178,7 +178,12 @@ impl Cluster {
                     }
                 }
                 Err(failure) if failure.exit == Exit::Unreachable => {}
-                Err(failure) => return Err(failure),
+                Err(failure) => {
+                    // Whoever answered may be another control plane, at whose address ours could not listen.
+                    tokio::time::sleep(Duration::from_millis(200)).await;
+                    self.check()?;
+                    return Err(failure);
+                }
             }
             if begin.elapsed() > READY_DEADLINE {
                 let hint = format!("see the logs in {}", plan.dir.display());

@@ -2,16 +2,18 @@
 
 pub mod cluster;
 mod control;
+mod fsck;
 mod process;
 mod up;
 
 pub use control::run as control;
+pub use fsck::run as fsck;
 pub use process::{Signals, die_with_parent};
 pub use up::run as up;
 
 use crate::failure::{Exit, Failure};
-use crate::output::Output;
 use drover_node::config::{ConfigError, NodeConfig};
+use drover_node::daemon::DaemonError;
 use std::path::Path;
 
 impl From<ConfigError> for Failure {
@@ -41,10 +43,11 @@ pub fn node(config: &Path) -> Result<(), Failure> {
     let config = NodeConfig::load(config)?;
     log();
     abort_on_panic();
-    drover_node::daemon::run(config).map_err(|error| Failure::failed("the node cannot run").cause(error))
-}
-
-pub fn fsck(config: &Path, restore: bool, output: Output) -> Result<(), Failure> {
-    let _ = (NodeConfig::load(config)?, restore, output);
-    Ok(())
+    drover_node::daemon::run(config).map_err(|error| {
+        let failure = Failure::failed("the node cannot run").cause(&error);
+        match error {
+            DaemonError::Lost { .. } => failure.hint("drover fsck --restore, with the same settings"),
+            _ => failure,
+        }
+    })
 }

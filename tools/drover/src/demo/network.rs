@@ -33,12 +33,12 @@ impl Network {
         for side in 0..2 {
             let (name, interface) = (&network.names[side], &interfaces[side]);
             ip(&["link", "set", interface, "netns", name])?;
-            ip(&["-n", name, "link", "set", interface, "name", "link"])?;
-            ip(&["-n", name, "address", "add", &format!("{}/30", ADDRESSES[side]), "dev", "link"])?;
+            ip(&["-n", name, "link", "set", interface, "name", "wire"])?;
+            ip(&["-n", name, "address", "add", &format!("{}/30", ADDRESSES[side]), "dev", "wire"])?;
             ip(&["-n", name, "link", "set", "lo", "up"])?;
-            ip(&["-n", name, "link", "set", "link", "up"])?;
+            ip(&["-n", name, "link", "set", "wire", "up"])?;
             let rate = format!("{RATE_BITS}bit");
-            let limit = ["qdisc", "add", "dev", "link", "root", "tbf", "rate", &rate, "burst", BURST, "latency", QUEUE];
+            let limit = ["qdisc", "add", "dev", "wire", "root", "tbf", "rate", &rate, "burst", BURST, "latency", QUEUE];
             run("tc", &[&["-n", name.as_str()], &limit[..]].concat())?;
         }
         Ok(network)
@@ -50,7 +50,7 @@ impl Network {
 
     /// Bytes the interface of `side` has sent, headers included.
     pub fn sent_bytes(&self, side: usize) -> Option<u64> {
-        let args = ["-n", self.name(side), "-s", "-j", "link", "show", "dev", "link"];
+        let args = ["-n", self.name(side), "-s", "-j", "link", "show", "dev", "wire"];
         let output = Command::new("ip").args(args).output().ok()?;
         let json: Value = serde_json::from_slice(&output.stdout).ok()?;
         json[0]["stats64"]["tx"]["bytes"].as_u64()
