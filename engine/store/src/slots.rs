@@ -2,9 +2,9 @@
 //!
 //! Invariants
 //! - A slot is free, used, held, or being released; only free ones are handed out.
-//! - Held: freed since the last checkpoint began, which after a start is unknown: then nothing is handed out
-//!   before the first checkpoint. A held slot is not handed out before a checkpoint that was begun
-//!   later is done, so that a map restored from a checkpoint never names a slot with another volume's bytes.
+//! - Held: freed since the last checkpoint began. It is not handed out before a checkpoint that began later is
+//!   done, so that a map restored from a checkpoint never names a slot with another volume's bytes. After a
+//!   start it is not known what the stored checkpoint names: nothing is handed out before the first new one.
 //! - A slot is freed once per allocation; a second time is a bug and stops the process.
 //! - Failures only count up; whoever wrote to a device compares counts to learn that a sync failed since.
 

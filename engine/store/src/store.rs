@@ -166,6 +166,13 @@ impl Store {
     }
 }
 
+impl Drop for Store {
+    /// The volumes hold what the shard shares, and it holds them.
+    fn drop(&mut self) {
+        self.env.volumes.take();
+    }
+}
+
 fn check_devices(devices: &[Rc<dyn Device>], tiers: &Tiers) -> Result<(), StoreError> {
     let slots = tiers.slots();
     if slots.len() != devices.len() {

@@ -281,8 +281,10 @@ impl Life {
                     model.flushed_range(range);
                 }
             }),
-            Err(IoError::NoSpace | IoError::NotFast) => self.failed.borrow_mut().push(range),
-            Err(error) if self.expected(&error) => self.failed.borrow_mut().push(range),
+            Err(error) if matches!(error, IoError::NoSpace | IoError::NotFast) || self.expected(&error) => {
+                self.model(|model| model.failed(range));
+                self.failed.borrow_mut().push(range);
+            }
             Err(error) => return Err(Finding(format!("unexpected: {error}"))),
         }
         Ok(())

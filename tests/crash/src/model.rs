@@ -22,13 +22,13 @@ pub struct History {
     versions: VecDeque<Content>,
     /// Of the versions, the last so many are in flight.
     in_flight: usize,
-    /// The version in flight is answered only when durable: it may be long done.
-    is_fua: bool,
+    /// The version in flight may be long done: it is answered only when durable, or its request failed.
+    may_be_done: bool,
 }
 
 impl Default for History {
     fn default() -> Self {
-        Self { first: 0, versions: VecDeque::from([Content::zero()]), in_flight: 0, is_fua: false }
+        Self { first: 0, versions: VecDeque::from([Content::zero()]), in_flight: 0, may_be_done: false }
     }
 }
 
@@ -47,7 +47,7 @@ impl History {
 
     /// Whether the block may hold `content` though its region is not active.
     pub fn is_settled(&self, content: &Content) -> bool {
-        content == self.current() || self.is_fua && content == self.latest()
+        content == self.current() || self.may_be_done && content == self.latest()
     }
 
     fn since(&self, number: u64) -> impl Iterator<Item = &Content> {
@@ -113,7 +113,7 @@ impl Model {
             let content = history.latest().overwritten((start % BLOCK_BYTES) as usize, bytes);
             history.versions.push_back(content);
             history.in_flight += 1;
-            history.is_fua = fua;
+            history.may_be_done = fua;
         }
     }
 
@@ -121,6 +121,13 @@ impl Model {
     pub fn end(&mut self, range: ByteRange) {
         for block in blocks(range) {
             self.blocks.entry(block).or_default().in_flight -= 1;
+        }
+    }
+
+    /// A request on the range failed: some of it may have been stored.
+    pub fn failed(&mut self, range: ByteRange) {
+        for block in blocks(range) {
+            self.blocks.entry(block).or_default().may_be_done = true;
         }
     }
 

@@ -19,7 +19,7 @@ pub const VOLUME: VolumeId = VolumeId(7);
 pub const VOLUME_BYTES: u64 = 16 << 20;
 
 /// What survives a crash.
-#[derive(Clone)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Images {
     pub devices: Vec<SimImage>,
     pub meta: MemoryImage,

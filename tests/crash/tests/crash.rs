@@ -1,6 +1,11 @@
 //! Crashes at every sync and every commit, and what is there afterwards.
 
-use drover_crash::{checks::crash_run, life::Conduct};
+use drover_crash::{
+    checks::crash_run,
+    life::{Conduct, lead},
+    model::Model,
+    node::{Images, Setup},
+};
 
 /// Every moment is looked at, in few runs.
 #[test]
@@ -30,4 +35,21 @@ fn a_volume_reads_like_its_model() {
     (1000..1040).for_each(|seed| {
         look(seed, 1, conduct);
     });
+}
+
+/// A life is a function of its seed: the same crash points, byte for byte.
+#[test]
+fn the_same_seed_ends_the_same() {
+    let conduct = Conduct { rounds: 15, looks_percent: 20 };
+    let images = |seed| {
+        let setup = Setup { slots: [20, 20], active_regions_max: 2, has_checkpoint: false };
+        let points = lead(seed, 0, &setup, &Images::new(setup.slots), Model::default(), conduct);
+        let points = points.unwrap_or_else(|finding| panic!("{finding}"));
+        points.into_iter().map(|point| (point.label, point.images)).collect::<Vec<_>>()
+    };
+    for seed in 1..=5 {
+        let (once, again) = (images(seed), images(seed));
+        assert!(!once.is_empty());
+        assert_eq!(once, again, "seed {seed}");
+    }
 }

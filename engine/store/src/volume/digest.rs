@@ -1,7 +1,10 @@
 //! Digests of what a client would read, by region and by block: how two nodes compare a volume.
 
 use crate::{Volume, locks::LockGuard};
-use drover_base::{ByteRange, IoError, RegionIndex, units::BLOCK_BYTES};
+use drover_base::{
+    IoError, RegionIndex,
+    units::{BLOCK_BYTES, REGION_BYTES},
+};
 use std::sync::LazyLock;
 
 /// Digests of one region. Zeros count like data, so they do not depend on where a volume has holes.
@@ -25,14 +28,20 @@ pub fn zero_block_digest() -> [u8; 32] {
 }
 
 impl Volume {
-    /// Digests the region, under a guard that covers what exists of it. Holes are not read.
+    /// Digests the region, under a guard that covers what exists of it. Holes are not read. `OutOfRange` for a
+    /// region past the volume's end.
     pub async fn region_digests_locked(
         &self,
         guard: &LockGuard,
         region: RegionIndex,
     ) -> Result<RegionDigests, IoError> {
         let range = self.region_range(region);
-        self.assert_digestible(guard, range)?;
+        if range.is_empty() {
+            let (offset, size) = (region.0.saturating_mul(REGION_BYTES), self.size_bytes());
+            return Err(IoError::OutOfRange { offset, len: REGION_BYTES, size });
+        }
+        self.assert_locked(guard, range);
+        self.health.check()?;
         let data_blocks = region.extents().map(|extent| u64::from(self.data_mask(extent).count())).sum();
         let slots = self.region_slots(region);
         let block_count = (range.len / BLOCK_BYTES) as usize;
@@ -51,11 +60,6 @@ impl Volume {
             })
             .await;
         Ok(RegionDigests { region, blocks, data_blocks, slots })
-    }
-
-    fn assert_digestible(&self, guard: &LockGuard, range: ByteRange) -> Result<(), IoError> {
-        self.assert_locked(guard, range);
-        self.health.check()
     }
 }
 
