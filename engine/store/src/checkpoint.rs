@@ -178,4 +178,20 @@ mod tests {
             assert!(decode(&bytes[..at]).is_err(), "{at} bytes of it");
         }
     }
+
+    #[test]
+    fn a_file_is_replaced_whole() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("checkpoint");
+        let mut solo = drover_disk::sim::SoloWorld::new(1);
+        let place = CheckpointFile::new(solo.world(), &path);
+        solo.run(async move {
+            assert_eq!(place.load().await.unwrap(), None);
+            for bytes in [vec![1; 100_000], vec![2; 10]] {
+                place.store(bytes.clone()).await.unwrap();
+                assert_eq!(place.load().await.unwrap(), Some(bytes));
+            }
+        });
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1, "nothing is left beside it");
+    }
 }
