@@ -294,9 +294,14 @@ impl Next<'_> {
         recent.then_some(&report.progress)
     }
 
+    /// No attempt is under way: a holder that drained goes on.
     fn resume(&mut self, holder: &NodeId) {
-        if let Some(attempt) = self.record().resume {
-            self.ask(holder, Effect::Resume { attempt });
+        let stray = self.fresh().is_some_and(|progress| progress.phase == SendPhase::Drained);
+        match self.record().resume {
+            Some(attempt) => self.ask(holder, Effect::Resume { attempt }),
+            // A delayed request to drain reached it after its attempt was over.
+            None if stray => self.ask(holder, Effect::Resume { attempt: self.record().attempts }),
+            None => {}
         }
     }
 
@@ -339,11 +344,6 @@ impl Next<'_> {
             _ => {}
         }
         self.resume(&source);
-        let stray = self.fresh().is_some_and(|progress| progress.phase == SendPhase::Drained);
-        if stray && self.record().resume.is_none() {
-            // A delayed request to drain reached it after its attempt was over.
-            self.ask(&source, Effect::Resume { attempt: self.record().attempts });
-        }
         if !mirroring && !self.record().paused {
             self.ask(&source, Effect::BeginMirror);
         }

@@ -1,1 +1,10 @@
+//! The control plane in a simulated cluster.
 
+mod cluster;
+mod commands;
+mod fake_node;
+mod faults;
+mod migrations;
+mod nodes;
+#[cfg(feature = "planted")]
+mod planted;

@@ -1,0 +1,179 @@
+//! What people ask beside migrations.
+
+use super::cluster::{Cluster, node};
+use crate::{Control, Once};
+use drover_types::{
+    ApiError, CreateExport, CreateSnapshot, CreateVolume, Cutover, ErrorCode, MigrationOptions, PlanRequest,
+    StartMigration, Volume, VolumeState,
+};
+use std::{rc::Rc, time::Duration};
+
+fn create(name: &str) -> CreateVolume {
+    CreateVolume { name: name.into(), size_bytes: 1 << 20, node: "a".into() }
+}
+
+fn once(key: &str, what: &str) -> Option<Once> {
+    Some(Once { key: key.into(), fingerprint: what.into() })
+}
+
+async fn made(control: Rc<Control>, request: CreateVolume, once: Option<Once>) -> Result<Volume, ApiError> {
+    control.create_volume(request, once).await.map(|tagged| tagged.value)
+}
+
+#[test]
+fn volumes_are_made_once_and_checked_first() {
+    let cluster = Cluster::new(1);
+    let bad = [
+        (CreateVolume { name: "No".into(), ..create("x") }, ErrorCode::InvalidField),
+        (CreateVolume { size_bytes: 0, ..create("x") }, ErrorCode::InvalidField),
+        (CreateVolume { size_bytes: 4097, ..create("x") }, ErrorCode::InvalidField),
+        (CreateVolume { size_bytes: u64::MAX - 4095, ..create("x") }, ErrorCode::InvalidField),
+        (CreateVolume { node: "z".into(), ..create("x") }, ErrorCode::NodeNotFound),
+        (create("v"), ErrorCode::VolumeExists),
+    ];
+    for (request, code) in bad {
+        let answer = cluster.run(|control| made(control, request, None));
+        assert_eq!(answer.unwrap_err().code, code);
+    }
+    let first = cluster.run(|control| made(control, create("w"), once("k1", "w"))).unwrap();
+    assert_eq!((first.state, first.holder.as_str(), first.epoch), (VolumeState::Ready, "a", 1));
+    let again = cluster.run(|control| made(control, create("w"), once("k1", "w"))).unwrap();
+    assert_eq!(again.id, first.id);
+    cluster.restart_control();
+    cluster.wait("the control plane", Control::is_ready);
+    let again = cluster.run(|control| made(control, create("w"), once("k1", "w"))).unwrap();
+    assert_eq!(again.id, first.id, "also after a restart");
+    let other = cluster.run(|control| made(control, create("u"), once("k1", "u")));
+    assert_eq!(other.unwrap_err().code, ErrorCode::IdempotencyConflict);
+    let bad_key = cluster.run(|control| made(control, create("u"), once("a key", "u")));
+    assert_eq!(bad_key.unwrap_err().code, ErrorCode::InvalidField);
+}
+
+#[test]
+fn a_volume_that_its_node_refuses_is_not_there() {
+    let cluster = Cluster::new(2);
+    cluster.set_habits("a", |habits| habits.free_bytes = 0);
+    let answer = cluster.run(|control| made(control, create("w"), once("k", "w")));
+    assert_eq!(answer.unwrap_err().code, ErrorCode::NoSpace);
+    assert_eq!(cluster.look(|control| control.list_volumes().len()), Some(1));
+    cluster.set_habits("a", |habits| habits.free_bytes = 1 << 30);
+    // What was refused may be tried again under the same key.
+    cluster.run(|control| made(control, create("w"), once("k", "w"))).unwrap();
+}
+
+#[test]
+fn what_was_begun_is_ended_after_a_restart() {
+    for seed in 0..10 {
+        let cluster = Cluster::new(seed);
+        cluster.kill_node("a");
+        let control = cluster.look(|_| ()).map(|()| cluster.clone()).unwrap();
+        cluster.sim.process("caller").spawn(async move {
+            let _ = control.command(|control| made(control, create("w"), None)).await;
+        });
+        cluster.sim.run_for(Duration::from_millis(seed * 20));
+        cluster.restart_control();
+        cluster.start_node("a");
+        cluster.sim.run_for(Duration::from_secs(20));
+        let state = cluster.look(|control| control.show_volume("w").map(|tagged| tagged.value.state)).unwrap();
+        assert!(matches!(&state, Ok(VolumeState::Ready)) || state.is_err(), "seed {seed}: {state:?}");
+        cluster.kill_node("a");
+        let (caller, ready) = (cluster.clone(), state.is_ok());
+        cluster.sim.process("caller").spawn(async move {
+            let _ = caller.command(|control| async move { control.delete_volume("w", None).await }).await;
+        });
+        cluster.sim.run_for(Duration::from_millis(seed * 20 + 10));
+        cluster.restart_control();
+        cluster.start_node("a");
+        if ready {
+            cluster.wait("the volume to be gone", |control| control.show_volume("w").is_err());
+        }
+        assert_eq!(cluster.disk(&node("a")).borrow().len(), 1);
+    }
+}
+
+#[test]
+fn exports_come_back_with_their_node_and_keep_their_volume() {
+    let cluster = Cluster::new(3);
+    let request = CreateExport { volume: "v".into(), node: "b".into(), name: None, workload: Some("db".into()) };
+    let twice = request.clone();
+    let export = cluster.run(|control| async move { control.create_export(request, None).await }).unwrap();
+    assert_eq!(export.value.uris, ["nbd+unix:///v?socket=/run/b.sock"]);
+    let same = cluster.run(|control| async move { control.create_export(twice, None).await }).unwrap();
+    assert_eq!(same, export);
+    let other = CreateExport { volume: "v".into(), node: "b".into(), name: Some("v".into()), workload: None };
+    let answer = cluster.run(|control| async move { control.create_export(other, None).await });
+    assert_eq!(answer.unwrap_err().code, ErrorCode::ExportExists);
+    let in_use = cluster.run(|control| async move { control.delete_volume("v", None).await });
+    assert_eq!(in_use.unwrap_err().code, ErrorCode::VolumeBusy);
+    cluster.restart_node("b");
+    cluster.sim.run_for(Duration::from_secs(2));
+    assert!(cluster.reachable(&node("a"), &node("b")).unwrap().exports.borrow().contains("v"));
+    cluster.run(|control| async move { control.delete_export("b", "v", None).await }).unwrap();
+    cluster.run(|control| async move { control.delete_volume("v", None).await }).unwrap();
+    assert_eq!(cluster.look(|control| control.list_volumes().len()), Some(0));
+    assert!(cluster.disk(&node("a")).borrow().is_empty());
+}
+
+#[test]
+fn snapshots_are_the_holders() {
+    let cluster = Cluster::new(4);
+    let take = |name: &str| {
+        let request = CreateSnapshot { name: name.into() };
+        cluster.run(|control| async move { control.create_snapshot("v", request, None).await })
+    };
+    assert_eq!(take("s1").unwrap().name, "s1");
+    assert_eq!(take("s1").unwrap_err().code, ErrorCode::SnapshotExists);
+    assert_eq!(take("drover-x").unwrap_err().code, ErrorCode::InvalidField);
+    cluster.run(|control| async move { control.rollback_to_snapshot("v", "s1").await }).unwrap();
+    let answer = cluster.run(|control| async move { control.rollback_to_snapshot("v", "s2").await });
+    assert_eq!(answer.unwrap_err().code, ErrorCode::SnapshotNotFound);
+    let options = MigrationOptions { cutover: Cutover::Manual, ..MigrationOptions::default() };
+    cluster.start("b", options);
+    for answer in [
+        take("s3").map(|_| ()),
+        cluster.run(|control| async move { control.rollback_to_snapshot("v", "s1").await }).map(|_| ()),
+        cluster.run(|control| async move { control.delete_snapshot("v", "s1").await }),
+        cluster.run(|control| async move { control.delete_volume("v", None).await }),
+    ] {
+        assert_eq!(answer.unwrap_err().code, ErrorCode::VolumeMigrating);
+    }
+}
+
+#[test]
+fn a_plan_changes_nothing_and_a_start_is_made_once() {
+    let cluster = Cluster::new(5);
+    cluster.start_client();
+    cluster.sim.run_for(Duration::from_secs(5));
+    let asked = PlanRequest {
+        volume: "v".into(),
+        destination: "b".into(),
+        options: MigrationOptions::default(),
+        link_bytes_per_s: Some(1_000_000),
+    };
+    let plan = cluster.run(|control| async move { control.plan_migration(&asked).await }).unwrap();
+    assert!(plan.fits && plan.bytes_to_send > 0 && plan.write_bytes_per_s > 100_000, "{plan:?}");
+    assert_eq!(cluster.look(|control| control.list_migrations(None).unwrap().len()), Some(0));
+    let start = || StartMigration { volume: "v".into(), destination: "b".into(), options: MigrationOptions::default() };
+    let go = |request, once| cluster.run(|control| async move { control.start_migration(request, once).await });
+    let first = go(start(), once("m", "m")).unwrap();
+    let again = go(start(), once("m", "m")).unwrap();
+    assert_eq!(first.value.id, again.value.id);
+    cluster.wait_clean(&first.value.id);
+    assert_eq!(go(start(), once("m", "m")).unwrap().value.id, first.value.id, "also when it is over");
+    let measured = PlanRequest {
+        volume: "v".into(),
+        destination: "a".into(),
+        options: MigrationOptions::default(),
+        link_bytes_per_s: None,
+    };
+    let plan = cluster.run(|control| async move { control.plan_migration(&measured).await }).unwrap();
+    assert_eq!(plan.link_rate, drover_types::RateSource::Assumed, "nothing went this way yet");
+    let metrics = cluster.look(|control| control.metrics()).unwrap();
+    for line in [
+        "drover_node_up{node=\"a\"} 1",
+        "drover_migration_count{phase=\"committed\"} 1",
+        "drover_lease_epoch{volume=\"v\",holder=\"b\"} 2",
+    ] {
+        assert!(metrics.contains(line), "{line} is not in\n{metrics}");
+    }
+}

@@ -1,0 +1,286 @@
+//! Migrations while processes die, stop and do not reach each other.
+
+use super::cluster::{Cluster, TTL};
+use drover_sim::runtime::Generator;
+use drover_types::{Action, CommitPolicy, MigrationOptions, Phase};
+use std::{rc::Rc, time::Duration};
+
+fn options() -> MigrationOptions {
+    MigrationOptions { retention_ms: 300, ..MigrationOptions::default() }
+}
+
+/// Either way it ended, the holder has everything and nothing is left over.
+fn check_ended(cluster: &Cluster, id: &str) {
+    let migration = cluster.wait_clean(id);
+    let holder = match migration.phase {
+        Phase::Committed => "b",
+        Phase::RolledBack => "a",
+        other => panic!("seed {}: it ended {other}", cluster.sim.seed()),
+    };
+    cluster.check_end(holder);
+}
+
+fn one_fault(cluster: &Rc<Cluster>, chance: &mut Generator) {
+    let name = *chance.pick(&["a", "b"]);
+    let other = if name == "a" { "b" } else { "a" };
+    let sim = &cluster.sim;
+    match chance.below(9) {
+        0 => cluster.restart_node(name),
+        1 => {
+            cluster.kill_node(name);
+            sim.run_for(Duration::from_millis(chance.between(10, 14_000)));
+            cluster.start_node(name);
+        }
+        2 => cluster.restart_control(),
+        3 => {
+            cluster.kill_control();
+            sim.run_for(Duration::from_millis(chance.between(10, 12_000)));
+            cluster.start_control();
+        }
+        4 => {
+            sim.partition("control", name);
+            sim.run_for(Duration::from_millis(chance.between(10, 14_000)));
+            sim.heal("control", name);
+        }
+        5 => sim.reset_connections("control", name),
+        6 => {
+            sim.pause(name);
+            sim.run_for(Duration::from_millis(chance.between(10, 14_000)));
+            sim.resume(name);
+        }
+        7 => {
+            cluster.cut.set(true);
+            sim.run_for(Duration::from_millis(chance.between(10, 3_000)));
+            cluster.cut.set(false);
+        }
+        _ => {
+            // Two at once.
+            sim.reset_connections("control", other);
+            cluster.restart_node(name);
+        }
+    }
+}
+
+/// longhorn#3206, #7713, #8669: stuck after a node died; wedged in its confirmation or rollback.
+#[test]
+fn random_faults_lose_nothing_and_stop_nothing() {
+    let rounds = std::env::var("DROVER_SOAK").ok().and_then(|value| value.parse().ok()).unwrap_or(1);
+    let (mut committed, mut rolled_back) = (0, 0);
+    for seed in 0..60 * rounds {
+        let cluster = Cluster::new(seed);
+        let mut chance = cluster.generator("faults");
+        cluster.start_client();
+        cluster.sim.run_for(Duration::from_millis(chance.between(1, 2_000)));
+        for name in ["a", "b"] {
+            cluster.set_habits(name, |habits| habits.refuses_permille = chance.below(100));
+        }
+        let id = cluster.start("b", MigrationOptions { retention_ms: chance.below(3_000), ..options() });
+        for _ in 0..chance.between(2, 8) {
+            cluster.sim.run_for(Duration::from_millis(chance.between(1, 1_500)));
+            one_fault(&cluster, &mut chance);
+        }
+        for name in ["a", "b"] {
+            cluster.set_habits(name, |habits| habits.refuses_permille = 0);
+        }
+        check_ended(&cluster, &id);
+        match cluster.migration(&id).phase {
+            Phase::Committed => committed += 1,
+            _ => rolled_back += 1,
+        }
+    }
+    assert!(committed > 10 && rolled_back > 0, "{committed} committed, {rolled_back} rolled back");
+}
+
+/// The control plane is killed around each step that it stores, again and again until every step was hit.
+#[test]
+fn the_control_plane_dies_around_each_step() {
+    let mut steps_hit = 0;
+    for step in 1.. {
+        let cluster = Cluster::new(step);
+        cluster.start_client();
+        cluster.sim.run_for(Duration::from_millis(500));
+        let id = cluster.start("b", options());
+        let mut chance = cluster.generator("moment");
+        let events = || cluster.look(|control| control.events(0, 1_000, Some(&id)).len() as u64).unwrap_or(0);
+        let mut hit = false;
+        for _ in 0..40_000 {
+            cluster.sim.run_for(Duration::from_micros(500));
+            if events() >= step {
+                hit = true;
+                break;
+            }
+            if cluster.migration(&id).phase.is_final() {
+                break;
+            }
+        }
+        if !hit {
+            break;
+        }
+        steps_hit += 1;
+        cluster.sim.run_for(Duration::from_micros(chance.below(4_000)));
+        cluster.kill_control();
+        cluster.sim.run_for(Duration::from_millis(chance.below(12_000)));
+        cluster.start_control();
+        cluster.wait("the nodes to return", |control| control.is_ready());
+        check_ended(&cluster, &id);
+    }
+    assert!(steps_hit >= 9, "{steps_hit}");
+}
+
+/// Each side is killed around each step, and returns or returns late.
+#[test]
+fn each_side_dies_around_each_step() {
+    for (name, away_ms) in [("a", 50), ("a", 12_000), ("b", 50), ("b", 12_000)] {
+        for step in 1..12 {
+            let cluster = Cluster::new(step * 100 + away_ms);
+            cluster.start_client();
+            cluster.sim.run_for(Duration::from_millis(500));
+            let id = cluster.start("b", options());
+            let mut chance = cluster.generator("moment");
+            for _ in 0..40_000 {
+                cluster.sim.run_for(Duration::from_micros(500));
+                let events = cluster.look(|control| control.events(0, 1_000, Some(&id)).len() as u64).unwrap_or(0);
+                if events >= step || cluster.migration(&id).phase.is_final() {
+                    break;
+                }
+            }
+            cluster.sim.run_for(Duration::from_micros(chance.below(4_000)));
+            cluster.kill_node(name);
+            cluster.sim.run_for(Duration::from_millis(away_ms));
+            cluster.start_node(name);
+            check_ended(&cluster, &id);
+        }
+    }
+}
+
+fn settle(cluster: &Rc<Cluster>) -> String {
+    cluster.start_client();
+    cluster.sim.run_for(Duration::from_secs(1));
+    let id = cluster.start("b", MigrationOptions { commit: CommitPolicy::Manual, ..options() });
+    cluster.wait_phase(&id, &[Phase::Settling]);
+    cluster.sim.run_for(Duration::from_secs(2));
+    id
+}
+
+#[test]
+fn the_source_takes_over_once_the_lease_has_run_out_and_not_before() {
+    let cluster = Cluster::new(7);
+    let id = settle(&cluster);
+    cluster.kill_node("b");
+    let died = cluster.sim.now();
+    cluster.wait("the takeover", |control| control.show_lease("v").unwrap().holder == "a");
+    let took = cluster.sim.now() - died;
+    assert!(took >= TTL - Duration::from_secs(1) && took < TTL + Duration::from_secs(5), "{took:?}");
+    cluster
+        .wait("the source to serve", |control| control.show_migration(&id).unwrap().value.phase == Phase::RolledBack);
+    let migration = cluster.migration(&id);
+    assert_eq!(migration.cleanup_pending, ["b"]);
+    let before = cluster.written.get();
+    cluster.sim.run_for(Duration::from_secs(1));
+    assert!(cluster.written.get() > before);
+    // It returns with a copy that is no longer wanted, and thinks that it holds the lease.
+    cluster.start_node("b");
+    cluster.wait_clean(&id);
+    cluster.check_end("a");
+}
+
+/// longhorn#6642: two active engines.
+#[test]
+fn a_holder_that_was_stopped_finds_its_lease_gone() {
+    for seed in 0..10 {
+        let cluster = Cluster::new(seed);
+        let id = settle(&cluster);
+        cluster.sim.pause("b");
+        cluster.sim.run_for(TTL + Duration::from_secs(4));
+        cluster.sim.resume("b");
+        cluster.wait_clean(&id);
+        cluster.check_end("a");
+        assert!(cluster.kinds().contains(&"migration.taken_over".to_owned()));
+    }
+}
+
+/// Stopped after the lease moved and before it heard of it: the grant that waits unread must not start a lease.
+#[test]
+fn a_destination_stopped_between_the_lease_and_its_grant() {
+    for seed in 0..20 {
+        let cluster = Cluster::new(seed);
+        cluster.start_client();
+        cluster.sim.run_for(Duration::from_secs(1));
+        let id = cluster.start("b", MigrationOptions { commit: CommitPolicy::Manual, ..options() });
+        while cluster.look(|control| control.show_lease("v").unwrap().epoch) == Some(1) {
+            cluster.sim.run_for(Duration::from_micros(100));
+        }
+        cluster.sim.pause("b");
+        cluster.sim.run_for(TTL + Duration::from_secs(5));
+        cluster.sim.resume("b");
+        cluster.sim.run_for(Duration::from_secs(5));
+        if !cluster.migration(&id).phase.is_final() {
+            let of = id.clone();
+            let rolled = cluster.run(|control| async move { control.act(&of, Action::Rollback, None, None).await });
+            rolled.unwrap();
+        }
+        cluster.wait_clean(&id);
+        cluster.check_end("a");
+    }
+}
+
+#[test]
+fn while_the_way_back_is_closed_nobody_takes_over() {
+    let cluster = Cluster::new(3);
+    let id = settle(&cluster);
+    cluster.cut.set(true);
+    cluster.wait("the way back to close", |control| {
+        control.show_migration(&id).unwrap().value.way_back == drover_types::WayBack::Closed
+    });
+    let before = cluster.written.get();
+    cluster.sim.run_for(Duration::from_secs(2));
+    assert!(cluster.written.get() > before, "it goes on alone");
+    let of = id.clone();
+    let refused = cluster.run(|control| async move { control.act(&of, Action::Rollback, None, None).await });
+    assert_eq!(refused.unwrap_err().code, drover_types::ErrorCode::WayBackClosed);
+    cluster.kill_node("b");
+    cluster.sim.run_for(TTL * 4);
+    assert_eq!(cluster.look(|control| control.show_lease("v").unwrap().holder), Some("b".into()));
+    cluster.start_node("b");
+    cluster.cut.set(false);
+    cluster.wait("the way back to open", |control| {
+        control.show_migration(&id).unwrap().value.way_back == drover_types::WayBack::Open
+    });
+    let of = id.clone();
+    cluster.run(|control| async move { control.act(&of, Action::Rollback, None, None).await }).unwrap();
+    cluster.wait_phase(&id, &[Phase::RolledBack]);
+    cluster.wait_clean(&id);
+    cluster.check_end("a");
+}
+
+/// kubevirt#14367, longhorn#6034: cancelled and retried for ever, or all work thrown away. Here the deadline is the
+/// user's, and the end is an end.
+#[test]
+fn a_destination_that_stays_away_ends_the_migration() {
+    let cluster = Cluster::new(4);
+    cluster.start_client();
+    cluster.sim.run_for(Duration::from_secs(1));
+    let id = cluster
+        .start("b", MigrationOptions { peer_deadline_ms: 20_000, cutover: drover_types::Cutover::Manual, ..options() });
+    cluster.wait_phase(&id, &[Phase::Mirroring]);
+    cluster.kill_node("b");
+    let migration = cluster.wait_phase(&id, &[Phase::RolledBack]);
+    assert!(migration.error.unwrap().message.contains("away"));
+    cluster.start_node("b");
+    cluster.wait_clean(&id);
+    cluster.check_end("a");
+}
+
+#[test]
+fn a_store_that_fails_is_read_again_before_anything_is_decided() {
+    for (seed, applied) in [(0, true), (1, false), (2, true), (3, false)] {
+        let cluster = Cluster::new(seed);
+        cluster.start_client();
+        let id = cluster.start("b", options());
+        for _ in 0..6 {
+            cluster.sim.run_for(Duration::from_millis(150));
+            cluster.store.fail_next_commit(applied);
+        }
+        check_ended(&cluster, &id);
+    }
+}

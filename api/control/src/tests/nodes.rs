@@ -1,0 +1,120 @@
+//! What nodes ask of the control plane.
+
+use super::cluster::{Cluster, node};
+use super::fake_node::address;
+use drover_base::{Epoch, InstanceId, MigrationId, VolumeId};
+use drover_types::Health;
+use drover_wire::admin::{ControlReply, ControlRequest, NodeRegistration, Refusal};
+use drover_wire::rpc::RpcClient;
+use std::time::Duration;
+
+fn ask(cluster: &Cluster, request: ControlRequest) -> ControlReply {
+    let process = cluster.sim.process("stranger");
+    let client = RpcClient::<ControlRequest, ControlReply>::new(process.world(), "control:1");
+    let call = process.run(async move { client.call(&request, Duration::from_secs(5)).await });
+    cluster.sim.block_on(call).unwrap().unwrap()
+}
+
+fn registration(name: &str, secret: [u8; 32], instance: u64) -> ControlRequest {
+    let node = NodeRegistration {
+        address: address(&node(name)),
+        admin: format!("{name}:1"),
+        instance: InstanceId(instance),
+        nbd_unix: None,
+        nbd_tcp: None,
+        secret,
+    };
+    ControlRequest::Register { node }
+}
+
+/// longhorn#13326: anyone could speak to the control plane.
+#[test]
+fn a_node_shows_the_secret() {
+    let cluster = Cluster::new(1);
+    let refused = ask(&cluster, registration("x", [8; 32], 1));
+    assert!(matches!(refused, ControlReply::Refused(Refusal::Invalid { .. })), "{refused:?}");
+    assert_eq!(cluster.look(|control| control.list_nodes().len()), Some(2));
+    assert_eq!(ask(&cluster, registration("x", [7; 32], 1)), ControlReply::Registered { grants: vec![] });
+    assert_eq!(cluster.look(|control| control.show_node("x").unwrap().value.health), Some(Health::Up));
+    cluster.sim.run_for(Duration::from_secs(15));
+    assert_eq!(cluster.look(|control| control.show_node("x").unwrap().value.health), Some(Health::Down));
+    cluster.run(|control| async move { control.delete_node("x", None).await }).unwrap();
+    let busy = cluster.run(|control| async move { control.delete_node("a", None).await });
+    assert_eq!(busy.unwrap_err().code, drover_types::ErrorCode::NodeBusy);
+}
+
+/// What a lease's renewal needs: the holder, its epoch, its registered start.
+#[test]
+fn only_the_holder_renews_and_only_its_epoch() {
+    let cluster = Cluster::new(2);
+    let volume = cluster.volume.get();
+    let instance = cluster.look(|control| control.show_node("a").unwrap().value.instance.parse().unwrap()).unwrap();
+    let renew = |name: &str, instance, epoch| ControlRequest::Renew {
+        node: node(name),
+        instance,
+        leases: vec![(volume, Epoch(epoch)), (VolumeId(9), Epoch(1))],
+    };
+    match ask(&cluster, renew("a", instance, 1)) {
+        ControlReply::Renewed { renewed, changed } => assert_eq!((renewed, changed), (vec![volume], vec![])),
+        other => panic!("{other:?}"),
+    }
+    match ask(&cluster, renew("a", instance, 0)) {
+        ControlReply::Renewed { renewed, changed } => {
+            assert_eq!((renewed, changed.len(), changed[0].epoch), (vec![], 1, Epoch(1)));
+        }
+        other => panic!("{other:?}"),
+    }
+    let stale = ask(&cluster, renew("a", InstanceId(5), 1));
+    assert!(matches!(stale, ControlReply::Refused(Refusal::Conflict { .. })), "{stale:?}");
+    let stranger = ask(&cluster, renew("z", instance, 1));
+    assert!(matches!(stranger, ControlReply::Refused(Refusal::Conflict { .. })), "{stranger:?}");
+    assert!(
+        matches!(ask(&cluster, ControlRequest::Lookup { volume }), ControlReply::Grant(grant) if grant.holder.node == node("a"))
+    );
+    let nothing = ask(&cluster, ControlRequest::Lookup { volume: VolumeId(9) });
+    assert!(matches!(nothing, ControlReply::Refused(Refusal::NotFound { .. })), "{nothing:?}");
+}
+
+/// A word about the way back that is late, of another epoch, or of no migration changes nothing.
+#[test]
+fn late_words_about_the_way_back_are_refused() {
+    let cluster = Cluster::new(3);
+    cluster.start_client();
+    cluster.sim.run_for(Duration::from_secs(1));
+    let options = drover_types::MigrationOptions { commit: drover_types::CommitPolicy::Manual, ..Default::default() };
+    let id = cluster.start("b", options);
+    cluster.wait_phase(&id, &[drover_types::Phase::Settling]);
+    cluster.sim.run_for(Duration::from_secs(2));
+    let volume = cluster.volume.get();
+    let migration: MigrationId = id.parse().unwrap();
+    let holder = cluster.look(|control| control.show_node("b").unwrap().value.instance.parse().unwrap()).unwrap();
+    let close = |epoch, instance, change| ControlRequest::CloseWayBack {
+        volume,
+        migration,
+        epoch: Epoch(epoch),
+        instance,
+        change,
+    };
+    let open = |epoch, instance, change| ControlRequest::OpenWayBack {
+        volume,
+        migration,
+        epoch: Epoch(epoch),
+        instance,
+        change,
+    };
+    let way_back = || cluster.migration(&id).way_back;
+    use drover_types::WayBack::{Closed, Open};
+
+    assert!(matches!(ask(&cluster, close(1, holder, 100)), ControlReply::Refused(Refusal::Epoch { .. })));
+    assert!(matches!(ask(&cluster, close(2, InstanceId(1), 100)), ControlReply::Refused(Refusal::Conflict { .. })));
+    assert_eq!(way_back(), Open);
+    assert_eq!(ask(&cluster, close(2, holder, 100)), ControlReply::Done);
+    assert_eq!(way_back(), Closed);
+    assert_eq!(ask(&cluster, close(2, holder, 100)), ControlReply::Done, "the same word again");
+    // An open that was sent before the close and arrives after it.
+    assert!(matches!(ask(&cluster, open(2, holder, 99)), ControlReply::Refused(Refusal::Conflict { .. })));
+    assert!(matches!(ask(&cluster, open(2, holder, 100)), ControlReply::Refused(Refusal::Conflict { .. })));
+    assert_eq!(way_back(), Closed);
+    assert_eq!(ask(&cluster, open(2, holder, 101)), ControlReply::Done);
+    assert_eq!(way_back(), Open);
+}

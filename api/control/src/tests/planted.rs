@@ -1,0 +1,1 @@
+//! Bugs, planted one by one.
