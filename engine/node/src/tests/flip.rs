@@ -71,7 +71,7 @@ pub async fn mirror(cluster: &Cluster) {
     while !progress(cluster, "a").await.ready_to_mirror {
         cluster.sim.sleep(Duration::from_millis(20)).await;
     }
-    cluster.recorded.borrow_mut().grants.insert(VOLUME, grant(1, 1, "a", Some(TTL_MS)));
+    cluster.recorded.borrow_mut().grants.insert(VOLUME, Grant { revision: 1, ..flipped(1, "a", "b") });
     cluster.ask("a", NodeRequest::BeginMirror { migration, generation, ttl_ms: TTL_MS }).await;
     until_phase(cluster, "a", SendPhase::Synced).await;
 }

@@ -2,6 +2,7 @@
 //! run out.
 
 mod cluster;
+mod faults;
 mod flip;
 mod gateway;
 mod leases;
