@@ -14,6 +14,8 @@
 //! - A read waits for mutations under way of what it reads: it never shows what a restart of the holder could still
 //!   take back until the mutation is sent again.
 //! - A mutation that is given up takes its connection with it: the holder fences it before the session goes on.
+//! - What one gateway replays may lie over what another has written since: clients of several nodes that write the same
+//!   blocks have to flush before they hand over, as every cluster file system and every migrating VM does.
 //! - The log is bounded; a mutation that has no room waits for a flush. Reads are never kept.
 
 use crate::backoff::Backoff;

@@ -1,4 +1,18 @@
-//! The daemon of a storage node.
+//! A storage node: volumes under their leases, exports of any volume, both sides of a migration.
+//!
+//! | to change | go to |
+//! |---|---|
+//! | where a client's request goes, how long it is held | `router`, `gateway` (with `replay_log`, `overlap`) |
+//! | who may apply writes, and until when | `lease`, `seat` |
+//! | what becomes of a grant: holder, mirror, fenced | `grants` |
+//! | what the control plane asks | `admin` (volumes, exports), `requests` (migrations), `space` |
+//! | the link of a migration, the way back | `migration`, `peer_client` |
+//! | what other nodes may do here | `peer_server`, `session` |
+//! | registration, renewals, look-ups, events | `control_link` |
+//! | NBD | `nbd` |
+//! | the process: settings, devices, sockets | `daemon`, `config` |
+//!
+//! All but `daemon`, `config` and the sockets of `nbd` see only the world's traits, and run in the simulator as they are.
 
 mod admin;
 mod backoff;
