@@ -148,7 +148,7 @@ async fn register(control: &Rc<Control>, node: NodeRegistration) -> Result<Contr
 }
 
 /// Records the node where it is new or changed. A new start of a node voids what rested on the one before.
-fn note_registration(state: &State, changes: &mut Changes, record: NodeRecord) {
+pub(crate) fn note_registration(state: &State, changes: &mut Changes, record: NodeRecord) {
     let known = state.node(&record.node);
     if known == Some(&record) {
         return;

@@ -5,7 +5,7 @@
 //! - one executor a migration, doing one thing at a time: nothing that it asks is under way while it stores;
 //! - a control plane that restarts starts an executor for every migration that is not over or has clean-up left.
 
-use super::knowledge::{Answer, Asked, Effect, Knowledge};
+use super::knowledge::{Answer, Asked, Effect, Knowledge, ProofKey};
 use super::machine::{self, NodeView, Step, View};
 use super::transition::{Facts, Stale, Transition};
 use super::view;
@@ -248,6 +248,7 @@ impl Executor {
             revision: lease.revision,
             throttle: record.options.throttle_bytes_per_s,
             paused: record.paused,
+            proof: ProofKey::new(record, |node| state.node(node).map(|node| node.instance)),
             at: self.control.world.now(),
         };
         let request = self.request(&state, record, &asked)?;

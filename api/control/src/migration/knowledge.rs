@@ -69,7 +69,33 @@ pub struct Asked {
     pub revision: u64,
     pub throttle: Option<u64>,
     pub paused: bool,
+    /// What a proof that is begun now would be about.
+    pub proof: ProofKey,
     pub at: Instant,
+}
+
+/// What a proof is about: both sides as they are, and no word about the way back since. Whatever changes of it makes the
+/// proof say nothing.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ProofKey {
+    pub holder: Option<InstanceId>,
+    pub other: Option<InstanceId>,
+    pub generation: Generation,
+    pub way_back_change: Option<(InstanceId, u64)>,
+    pub way_back_open: bool,
+}
+
+impl ProofKey {
+    pub fn new(record: &MigrationRecord, instance: impl Fn(&NodeId) -> Option<InstanceId>) -> Self {
+        let (holder, other) = record.sides();
+        Self {
+            holder: instance(holder),
+            other: instance(other),
+            generation: record.generation,
+            way_back_change: record.way_back_change,
+            way_back_open: record.way_back_open,
+        }
+    }
 }
 
 /// A sender's report.
@@ -102,7 +128,8 @@ pub struct Knowledge {
     /// Tracking began under this generation in an earlier life of the control plane: what came of it is unknown.
     pub unsure: Option<Generation>,
     pub mirroring: Done,
-    pub proof_begun: Done,
+    /// What was begun to be proven, and when that was answered.
+    pub proof_begun: Option<(ProofKey, Instant)>,
     pub tuned: Option<(InstanceId, Generation, Option<u64>, bool)>,
     /// The sender said that it knows nothing of this migration.
     pub sender_lost: Option<(NodeId, InstanceId, Generation)>,
@@ -230,7 +257,7 @@ impl Knowledge {
             Effect::Prepare => self.prepared = done,
             Effect::BeginSend => self.begun = done,
             Effect::BeginMirror => self.mirroring = done,
-            Effect::BeginProof => self.proof_begun = done,
+            Effect::BeginProof => self.proof_begun = Some((asked.proof.clone(), now)),
             Effect::Tune => self.tuned = Some((asked.instance, asked.generation, asked.throttle, asked.paused)),
             Effect::Confirm { attempt, position } => self.confirmed = Some((*attempt, *position)),
             Effect::Grant => {

@@ -17,7 +17,7 @@
 //! - **cleaning up**: both are told that it is over → rolled back. One that is away is told later, after the end.
 //! - **committed**, **rolled back**, **failed**: what is left of the clean-up, then nothing.
 
-use super::knowledge::{Effect, Knowledge};
+use super::knowledge::{Effect, Knowledge, ProofKey};
 use super::transition::{Handover, Transition};
 use crate::config::{
     CLEANUP_PATIENCE, DIRTY_AT_FLIP_MAX, FLUSH_AGE_AT_FLIP_MAX, GATE_DEADLINE, PROGRESS_AGE_MAX, PROGRESS_EVERY,
@@ -524,10 +524,14 @@ impl Next<'_> {
             self.wake_at(until);
             return None;
         }
-        let begun =
-            self.known().proof_begun == self.node(&holder).instance.map(|instance| (instance, record.generation));
-        if !begun {
+        let about = ProofKey::new(record, |node| self.node(node).instance);
+        let begun = self.known().proof_begun.as_ref().filter(|(begun, _)| *begun == about).map(|(_, at)| *at);
+        let Some(begun) = begun else {
             self.ask(&holder, Effect::BeginProof);
+            return None;
+        };
+        if self.known().report.as_ref().is_none_or(|report| report.at <= begun) {
+            // It may tell of an earlier proof.
             return None;
         }
         match progress.proof {

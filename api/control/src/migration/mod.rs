@@ -7,4 +7,4 @@ pub mod transition;
 pub mod view;
 
 #[cfg(test)]
-mod tests;
+pub mod tests;

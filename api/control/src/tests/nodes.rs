@@ -58,6 +58,7 @@ fn only_the_holder_renews_and_only_its_epoch() {
         ControlReply::Renewed { renewed, changed } => assert_eq!((renewed, changed), (vec![volume], vec![])),
         other => panic!("{other:?}"),
     }
+    assert_eq!(renewed_under_another_epoch(&cluster), 0);
     match ask(&cluster, renew("a", instance, 0)) {
         ControlReply::Renewed { renewed, changed } => {
             assert_eq!((renewed, changed.len(), changed[0].epoch), (vec![], 1, Epoch(1)));
@@ -117,4 +118,14 @@ fn late_words_about_the_way_back_are_refused() {
     assert_eq!(way_back(), Closed);
     assert_eq!(ask(&cluster, open(2, holder, 101)), ControlReply::Done);
     assert_eq!(way_back(), Open);
+}
+
+/// How many leases are renewed though the epoch that is named is not theirs.
+pub fn renewed_under_another_epoch(cluster: &Cluster) -> usize {
+    let instance = cluster.look(|control| control.show_node("a").unwrap().value.instance.parse().unwrap()).unwrap();
+    let leases = vec![(cluster.volume.get(), Epoch(7))];
+    match ask(cluster, ControlRequest::Renew { node: node("a"), instance, leases }) {
+        ControlReply::Renewed { renewed, .. } => renewed.len(),
+        other => panic!("{other:?}"),
+    }
 }
