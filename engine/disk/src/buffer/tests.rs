@@ -2,7 +2,7 @@ use super::*;
 use proptest::prelude::*;
 
 fn numbered(len: usize) -> Buffer {
-    let bytes: Vec<u8> = (0..len).map(|at| ((at * 31) >> 3) as u8).collect();
+    let bytes: Vec<u8> = (0..len).map(|at| ((at * 31) >> 3) as u8 ^ (at >> 11) as u8).collect();
     Buffer::from_slice(&bytes)
 }
 
