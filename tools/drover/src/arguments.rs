@@ -378,7 +378,7 @@ pub struct Demo {
     #[arg(long, value_name = "DIR")]
     pub dir: Option<PathBuf>,
     /// Most bytes of real data in the image
-    #[arg(long, default_value = "3GiB", value_parser = drover_base::text::parse_bytes)]
+    #[arg(long, default_value = "2.5GiB", value_parser = drover_base::text::parse_bytes)]
     pub data_max: u64,
     /// Leave its files and logs behind
     #[arg(long)]

@@ -6,6 +6,7 @@ use crate::failure::{Exit, Failure};
 use crate::output::{Output, or_dash, show_ms, table};
 use drover_base::text::show_bytes;
 use drover_types::{Health, Node, Tier};
+use std::time::{Duration, Instant};
 
 pub async fn run(client: &Client, output: Output, query: NodeQuery) -> Result<(), Failure> {
     match query {
@@ -27,14 +28,27 @@ pub fn free_bytes(node: &Node) -> u64 {
     node.tiers.iter().filter(|tier| !tier.poisoned).map(|tier| tier.total_bytes.saturating_sub(taken(tier))).sum()
 }
 
+/// How long a node that has just registered may take until its tiers are known.
+const REPORT_DEADLINE: Duration = Duration::from_secs(10);
+
 /// The node that is up and has the most room.
 pub async fn roomiest(client: &Client) -> Result<String, Failure> {
-    let nodes = list(client).await?;
-    let usable = nodes.iter().filter(|node| node.health == Health::Up && !node.tiers.is_empty());
-    // Of equals, the first by name.
-    let best = usable.max_by(|a, b| free_bytes(a).cmp(&free_bytes(b)).then_with(|| b.name.cmp(&a.name)));
-    best.map(|node| node.name.clone())
-        .ok_or_else(|| Failure::new(Exit::Conflict, "no node with tiers is up").hint("see `drover node list`"))
+    let begin = Instant::now();
+    loop {
+        let mut nodes = list(client).await?;
+        nodes.retain(|node| node.health == Health::Up);
+        let all_reported = nodes.iter().all(|node| node.status_ms_ago.is_some());
+        if !all_reported && begin.elapsed() < REPORT_DEADLINE {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+            continue;
+        }
+        nodes.retain(|node| !node.tiers.is_empty());
+        // Of equals, the first by name.
+        let best = nodes.iter().max_by(|a, b| free_bytes(a).cmp(&free_bytes(b)).then_with(|| b.name.cmp(&a.name)));
+        return best
+            .map(|node| node.name.clone())
+            .ok_or_else(|| Failure::new(Exit::Conflict, "no node with tiers is up").hint("see `drover node list`"));
+    }
 }
 
 pub fn show_health(health: Health) -> &'static str {

@@ -35,6 +35,9 @@ pub fn make(dir: &Path, size: u64, data_max: u64) -> Result<Image, Failure> {
         return Err(Failure::failed("mke2fs failed").cause(String::from_utf8_lossy(&output.stderr)));
     }
     std::fs::remove_dir_all(&stage).or_fail(|| format!("cannot remove {}", stage.display()))?;
+    // Now, so that its writing does not disturb what is measured later.
+    let synced = File::open(&path).and_then(|file| file.sync_all());
+    synced.or_fail(|| format!("cannot write {}", path.display()))?;
     let digest = digest(&path, size)?;
     Ok(Image { path, files, data_bytes, digest })
 }

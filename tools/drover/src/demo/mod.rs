@@ -231,7 +231,7 @@ struct Acted {
     second: Migration,
     load: load::Done,
     probe: probe::Seen,
-    flips: Vec<(&'static str, Duration)>,
+    waits: Vec<(String, Duration)>,
     link_bytes: Option<u64>,
     checks: Checks,
 }
@@ -243,7 +243,7 @@ impl Acted {
             second: self.second,
             load: self.load,
             probe: self.probe,
-            flips: self.flips,
+            waits: self.waits,
             link_bytes: self.link_bytes,
             checks,
         }
@@ -255,26 +255,20 @@ async fn act(stage: &Stage<'_>, cluster: &mut Cluster) -> Result<Acted, Failure>
     let area = |(offset, len)| Area { uri: stage.uri.to_string(), offset, len, rate: LOAD_BYTES_PER_S };
     let probe = Probe::start(stage.uri.clone(), PROBE_OFFSET)?;
     let load = Load::start(area(LOAD_AREA), log.clone())?;
-    let mut flips = Vec::new();
-    let mut note = |name: &'static str, probe: &Probe| {
-        let longest = probe.take_longest();
-        stage.output.say(&format!("longest wait of the prober until then: {:.1} ms", longest.as_secs_f64() * 1e3));
-        flips.push((name, longest));
-    };
+    let mut watch = Watch { stage, cluster, probe: &probe, waits: Vec::new() };
     tokio::time::sleep(Duration::from_secs(1)).await;
-    note("before", &probe);
+    watch.note("before");
 
     let first = start(stage, CommitPolicy::Manual).await?;
-    reach(stage, cluster, &first.id, |seen| seen.phase == Phase::Settling && seen.way_back == WayBack::Open).await?;
-    note("there", &probe);
+    let is_mirrored_back = |seen: &Migration| seen.phase == Phase::Settling && seen.way_back == WayBack::Open;
+    watch.reach("there", &first.id, is_mirrored_back).await?;
     let flip_area = area(FLIP_AREA);
     let (area, path) = (flip_area.clone(), log.clone());
     stage.output.say("fio writes after the flip ...");
     let written = blocking(move || load::run(&area, Mode::WriteOnly, 77, &path)).await?;
     stage.output.say("... and the volume goes back");
     ask(&stage.client, &first.id, Action::Rollback).await?;
-    let first = reach(stage, cluster, &first.id, |seen| seen.phase == Phase::RolledBack).await?;
-    note("back", &probe);
+    let first = watch.reach("back", &first.id, |seen| seen.phase == Phase::RolledBack).await?;
     let verified = blocking(move || load::run(&flip_area, Mode::VerifyOnly, 77, &log)).await?;
     stage.output.say(&format!(
         "{} written after the flip verified after the rollback: {} errors",
@@ -285,10 +279,10 @@ async fn act(stage: &Stage<'_>, cluster: &mut Cluster) -> Result<Acted, Failure>
     let sent = |side: usize| stage.network.as_ref().and_then(|network| network.sent_bytes(side));
     let before = sent(0);
     let second = start(stage, CommitPolicy::Auto).await?;
-    reach(stage, cluster, &second.id, |seen| seen.phase == Phase::Settling || seen.phase.is_final()).await?;
+    watch.reach("again", &second.id, |seen| seen.phase == Phase::Settling || seen.phase.is_final()).await?;
     let link_bytes = sent(0).zip(before).map(|(after, before)| after - before);
-    let second = reach(stage, cluster, &second.id, |seen| seen.phase == Phase::Committed).await?;
-    note("again", &probe);
+    let second = watch.reach("again", &second.id, |seen| seen.phase == Phase::Committed).await?;
+    let waits = watch.waits;
     stage.output.say("committed; fio ends its round and verifies ...");
     let rounds = load.rounds();
     let mut load = blocking(move || load.finish()).await?;
@@ -303,7 +297,7 @@ async fn act(stage: &Stage<'_>, cluster: &mut Cluster) -> Result<Acted, Failure>
         prober: probe.errors == 0,
         ..Checks::default()
     };
-    Ok(Acted { first, second, load, probe, flips, link_bytes, checks })
+    Ok(Acted { first, second, load, probe, waits, link_bytes, checks })
 }
 
 async fn start(stage: &Stage<'_>, commit: CommitPolicy) -> Result<Migration, Failure> {
@@ -315,36 +309,57 @@ async fn start(stage: &Stage<'_>, commit: CommitPolicy) -> Result<Migration, Fai
     stage.client.post("/v1/migrations", &request).await
 }
 
-/// Follows a migration until it is where it should be.
-async fn reach(
-    stage: &Stage<'_>,
-    cluster: &mut Cluster,
-    id: &str,
-    is_there: impl Fn(&Migration) -> bool,
-) -> Result<Migration, Failure> {
-    let begin = Instant::now();
-    let mut progress = Progress::new(stage.output, "migrate");
-    let mut phase = None;
-    loop {
-        cluster.check()?;
-        let seen = get_migration(&stage.client, id).await?;
-        if phase != Some(seen.phase) {
-            progress.say(&format!("{:>8}  {}", since(begin), seen.phase));
-            phase = Some(seen.phase);
+/// Follows migrations, and tells how long the prober waited in each of their phases.
+struct Watch<'a> {
+    stage: &'a Stage<'a>,
+    cluster: &'a mut Cluster,
+    probe: &'a Probe,
+    /// The prober's longest wait in each part, in order.
+    waits: Vec<(String, Duration)>,
+}
+
+impl Watch<'_> {
+    /// What the prober waited since the last note was in this part.
+    fn note(&mut self, part: &str) {
+        let longest = self.probe.take_longest();
+        match self.waits.last_mut() {
+            Some((last, before)) if last == part => *before = longest.max(*before),
+            _ => self.waits.push((part.into(), longest)),
         }
-        progress.set(seen.bytes_done, seen.bytes_total, &format!("{}/s", show_bytes(seen.rate_bytes_per_s)));
-        if is_there(&seen) {
-            progress.finish();
-            return Ok(seen);
+    }
+
+    /// Follows a migration until it is where it should be.
+    async fn reach(
+        &mut self,
+        way: &str,
+        id: &str,
+        is_there: impl Fn(&Migration) -> bool,
+    ) -> Result<Migration, Failure> {
+        let begin = Instant::now();
+        let mut progress = Progress::new(self.stage.output, "migrate");
+        let mut phase: Option<Phase> = None;
+        loop {
+            self.cluster.check()?;
+            let seen = get_migration(&self.stage.client, id).await?;
+            self.note(&format!("{way}, {}", phase.unwrap_or(seen.phase)));
+            if phase != Some(seen.phase) {
+                progress.say(&format!("{:>8}  {}", since(begin), seen.phase));
+                phase = Some(seen.phase);
+            }
+            progress.set(seen.bytes_done, seen.bytes_total, &format!("{}/s", show_bytes(seen.rate_bytes_per_s)));
+            if is_there(&seen) {
+                progress.finish();
+                return Ok(seen);
+            }
+            let failed = || Failure::failed(format!("the migration is {}", seen.phase));
+            if let Some(error) = &seen.error {
+                return Err(failed().cause(error.cause.clone().unwrap_or(error.message.clone())));
+            }
+            if seen.phase.is_final() || begin.elapsed() > PHASE_DEADLINE {
+                return Err(failed().cause(seen.waits_for.unwrap_or_else(|| "it does not go on".into())));
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
         }
-        let failed = || Failure::failed(format!("the migration is {}", seen.phase));
-        if let Some(error) = &seen.error {
-            return Err(failed().cause(error.cause.clone().unwrap_or(error.message.clone())));
-        }
-        if seen.phase.is_final() || begin.elapsed() > PHASE_DEADLINE {
-            return Err(failed().cause(seen.waits_for.unwrap_or_else(|| "it does not go on".into())));
-        }
-        tokio::time::sleep(Duration::from_millis(20)).await;
     }
 }
 

@@ -5,7 +5,6 @@ use crate::output::show_ms;
 use drover_base::text::show_bytes;
 use drover_types::{Migration, Phase, ProofResult};
 use serde::Serialize;
-use std::collections::BTreeMap;
 use std::time::Duration;
 
 /// What was compared, and whether it was as it should be.
@@ -34,8 +33,8 @@ pub struct Story {
     pub second: Migration,
     pub load: load::Done,
     pub probe: probe::Seen,
-    /// The prober's longest wait until each part was over.
-    pub flips: Vec<(&'static str, Duration)>,
+    /// The prober's longest wait in each part, in order.
+    pub waits: Vec<(String, Duration)>,
     pub link_bytes: Option<u64>,
     pub checks: Checks,
 }
@@ -49,8 +48,8 @@ pub struct Receipt {
     pub committed: bool,
     /// Longest wait of a request of the prober, at any time from the first migration to the end.
     pub pause_ms_max: f64,
-    /// The same by parts: before the first move, there, back, again.
-    pub pause_ms_by_part: BTreeMap<&'static str, f64>,
+    /// The same by parts: before the first move, and the phases of the ways there, back and there again.
+    pub pause_ms_by_part: Vec<Part>,
     /// From the start to the flip, and to the commit.
     pub flip_ms: u64,
     pub commit_ms: u64,
@@ -71,13 +70,19 @@ pub struct Receipt {
     pub took_ms: u64,
 }
 
+#[derive(Serialize)]
+pub struct Part {
+    pub part: String,
+    pub pause_ms: f64,
+}
+
 fn ms(duration: Duration) -> f64 {
     (duration.as_secs_f64() * 1e5).round() / 1e2
 }
 
 impl Receipt {
     pub fn new(story: Story, link: &'static str, sabotage: bool, took: Duration) -> Self {
-        let Story { first, second, load, probe, flips, link_bytes, checks } = story;
+        let Story { first, second, load, probe, waits, link_bytes, checks } = story;
         let rolled_back = first.phase == Phase::RolledBack;
         let committed = second.phase == Phase::Committed;
         let proof = second.receipt.proof;
@@ -88,7 +93,7 @@ impl Receipt {
             rolled_back,
             committed,
             pause_ms_max: ms(probe.longest),
-            pause_ms_by_part: flips.into_iter().map(|(name, longest)| (name, ms(longest))).collect(),
+            pause_ms_by_part: waits.into_iter().map(|(part, longest)| Part { part, pause_ms: ms(longest) }).collect(),
             flip_ms: second.receipt.flip_ms.unwrap_or(0),
             commit_ms: second.receipt.commit_ms.unwrap_or(0),
             held_bytes: second.receipt.held_bytes,
@@ -109,8 +114,9 @@ impl Receipt {
 
 pub fn show(receipt: &Receipt) -> String {
     let yes = |is: bool| if is { "yes" } else { "NO" };
-    let parts = receipt.pause_ms_by_part.iter().map(|(name, ms)| format!("{name} {ms} ms"));
-    let parts: Vec<String> = parts.collect();
+    let parts = receipt.pause_ms_by_part.iter();
+    let parts: Vec<String> =
+        parts.map(|part| format!("\n                {:>8.1} ms  {}", part.pause_ms, part.part)).collect();
     let proof = receipt.proof.as_ref().map_or("none".into(), |proof| {
         format!("{} of {} regions equal, {} thicker", proof.regions_equal, proof.regions_total, proof.regions_thicker)
     });
@@ -121,7 +127,7 @@ pub fn show(receipt: &Receipt) -> String {
          link          {}{}\n\
          flip          after {}\n\
          commit        after {}; proof: {proof}\n\
-         longest pause {} ms of {} requests of a 1 ms prober ({})\n\
+         longest pause {} ms of {} requests of a 1 ms prober{}\n\
          clients       {} I/O errors; fio wrote {} and verified {}\n\
          rolled back   {}, then moved again and committed: {}\n\
          data          fio {}, after the rollback {}, prober {}, image's digest {}, e2fsck {}\n\
@@ -136,7 +142,7 @@ pub fn show(receipt: &Receipt) -> String {
         show_ms(receipt.commit_ms),
         receipt.pause_ms_max,
         receipt.probe_requests,
-        parts.join(", "),
+        parts.concat(),
         receipt.io_errors,
         show_bytes(receipt.written_bytes),
         show_bytes(receipt.verified_bytes),
