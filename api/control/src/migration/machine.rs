@@ -149,7 +149,9 @@ impl Next<'_> {
         }
     }
 
+    /// `at` lies in the future: what is due is done, not waited for.
     fn wake_at(&mut self, at: Instant) {
+        debug_assert!(at > self.view.now, "a wait that has passed would spin");
         self.wake = self.wake.min(at);
     }
 
@@ -517,11 +519,13 @@ impl Next<'_> {
         if record.proven {
             let proven_at = self.known().proven_at.unwrap_or(self.known().since);
             let until = proven_at + Duration::from_millis(record.options.retention_ms);
-            let due = record.options.commit == CommitPolicy::Auto && until <= self.view.now;
-            if due || record.commit_requested {
+            let by_itself = record.options.commit == CommitPolicy::Auto;
+            if (by_itself && until <= self.view.now) || record.commit_requested {
                 return Some(Transition::Commit);
             }
-            self.wake_at(until);
+            if by_itself {
+                self.wake_at(until);
+            }
             return None;
         }
         let about = ProofKey::new(record, |node| self.node(node).instance);

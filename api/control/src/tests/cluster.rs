@@ -255,8 +255,12 @@ impl Cluster {
     }
 
     async fn write(&self, number: u64) -> bool {
-        let nodes: Vec<(NodeId, Rc<FakeNode>)> =
+        let mut nodes: Vec<(NodeId, Rc<FakeNode>)> =
             self.nodes.borrow().iter().map(|(name, node)| (name.clone(), node.clone())).collect();
+        // Clients are attached to either node.
+        if number.is_multiple_of(2) {
+            nodes.reverse();
+        }
         for (name, node) in nodes {
             let attempt = Box::pin(self.sim.process(name.as_str()).run(node.write(self.volume.get(), number)));
             let patience = Box::pin(self.sim.sleep(Duration::from_millis(200)));

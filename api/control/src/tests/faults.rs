@@ -66,7 +66,7 @@ fn one_fault(cluster: &Rc<Cluster>, chance: &mut Generator) {
 fn random_faults_lose_nothing_and_stop_nothing() {
     let rounds = std::env::var("DROVER_SOAK").ok().and_then(|value| value.parse().ok()).unwrap_or(1);
     let (mut committed, mut rolled_back) = (0, 0);
-    for seed in 0..60 * rounds {
+    for seed in 0..400 * rounds {
         let cluster = Cluster::new(seed);
         let mut chance = cluster.generator("faults");
         cluster.start_client();

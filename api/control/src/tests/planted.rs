@@ -45,7 +45,7 @@ fn violations(cluster: &Cluster) -> usize {
 fn flip_without_drain() {
     is_caught(Bug::FlipWithoutDrain, |seed| {
         let (cluster, _) = started(seed, CommitPolicy::Manual, |_| {});
-        cluster.sim.run_for(Duration::from_secs(20));
+        cluster.sim.run_for(Duration::from_secs(5));
         violations(&cluster)
     });
 }
