@@ -1,6 +1,6 @@
 //! Free memory of a thread, by size, so that a request costs no trip to the allocator.
 //!
-//! Bound: `CLASS_BYTES_MAX` for each of the sizes 4 KiB, 8 KiB … 256 KiB, so 28 MiB a thread at most.
+//! Bound: `CLASS_BYTES_MAX` for each of the sizes 4 KiB, 8 KiB … 4 MiB, so 88 MiB a thread at most.
 //! Larger memory goes straight to the allocator.
 
 use super::ALIGN;
@@ -10,10 +10,10 @@ use std::{
     ptr::{self, NonNull},
 };
 
-/// Largest size that is kept: four extents.
-const POOLED_BYTES_MAX: usize = 256 << 10;
-/// Memory kept of each size: what 16 requests of 256 KiB, or 1,024 of 4 KiB, hold at once.
-const CLASS_BYTES_MAX: usize = 4 << 20;
+/// Largest size that is kept: a large sequential request of a copy. Fresh memory of that size costs more than its I/O.
+const POOLED_BYTES_MAX: usize = 4 << 20;
+/// Memory kept of each size: what 2 requests of 4 MiB, or 2,048 of 4 KiB, hold at once.
+const CLASS_BYTES_MAX: usize = 8 << 20;
 const CLASSES: usize = (POOLED_BYTES_MAX / ALIGN).trailing_zeros() as usize + 1;
 
 const _: () = assert!(CLASS_BYTES_MAX >= POOLED_BYTES_MAX && ALIGN << (CLASSES - 1) == POOLED_BYTES_MAX);
