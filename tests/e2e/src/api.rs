@@ -74,11 +74,20 @@ impl Api {
 
     /// Starts a migration and returns its id.
     pub fn migrate(&self, volume: &str, destination: &str, options: Value) -> String {
-        let mut body = json!({ "volume": volume, "destination": destination });
-        for (key, value) in options.as_object().into_iter().flatten() {
-            body[key] = value.clone();
-        }
+        let body = json!({ "volume": volume, "destination": destination, "options": options });
         self.post("/v1/migrations", body)["id"].as_str().expect("a migration has an id").into()
+    }
+
+    /// Asks until it is granted, through times when nobody answers or it cannot be yet.
+    pub fn insist(&self, method: &str, path: &str, body: &Value, within: Duration) -> Value {
+        let deadline = Instant::now() + within;
+        loop {
+            match self.request(method, path, Some(body)) {
+                Ok(value) => return value,
+                Err(error) => assert!(Instant::now() < deadline, "{method} {path} {body}: {error:?}"),
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
     }
 
     /// Waits until the migration is in one of `phases`.

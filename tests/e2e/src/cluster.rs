@@ -84,8 +84,8 @@ impl Cluster {
     pub fn wait_for_nodes(&self) {
         let count = self.nodes.len();
         self.api.wait_for("/v1/nodes", Duration::from_secs(20), |nodes| {
-            let healthy = |node: &&Value| node["health"] == "healthy";
-            nodes["items"].as_array().is_some_and(|items| items.iter().filter(healthy).count() == count)
+            let is_up = |node: &&Value| node["health"] == "up";
+            nodes["items"].as_array().is_some_and(|items| items.iter().filter(is_up).count() == count)
         });
     }
 
@@ -99,7 +99,12 @@ impl Cluster {
 
     /// The volume on a node's unix socket.
     pub fn uri(&self, node: usize, export: &str) -> String {
-        format!("nbd+unix:///{export}?socket={}", self.folder.join(format!("{}.sock", node_name(node))).display())
+        format!("nbd+unix:///{export}?socket={}", self.socket(node).display())
+    }
+
+    /// A node's unix socket.
+    pub fn socket(&self, node: usize) -> PathBuf {
+        self.folder.join(format!("{}.sock", node_name(node)))
     }
 
     /// The device file of a node's tier.

@@ -1,11 +1,10 @@
 //! A client that writes a block and reads it back every millisecond, and remembers how long each took.
 //!
-//! Speaks just enough NBD by itself (export name handshake, simple replies), so that what it sees does not depend on
-//! the code under test. Over a unix socket, since that endpoint never changes while a volume moves.
+//! Over a unix socket, since that endpoint never changes while a volume moves.
 
+use crate::client::{BLOCK, Client};
 use std::{
-    io::{self, Read, Write},
-    os::unix::net::UnixStream,
+    io,
     path::Path,
     sync::{
         Arc,
@@ -14,10 +13,6 @@ use std::{
     thread::{self, JoinHandle},
     time::{Duration, Instant},
 };
-
-const BLOCK: usize = 4096;
-const READ: u16 = 0;
-const WRITE: u16 = 1;
 
 /// One write and the read of it.
 #[derive(Clone, Copy, Debug)]
@@ -55,7 +50,7 @@ pub struct Prober {
 impl Prober {
     /// Probes the block at `offset` of an export; nobody else may write there.
     pub fn start(socket: &Path, export: &str, offset: u64) -> io::Result<Self> {
-        let mut stream = connect(socket, export)?;
+        let mut client = Client::connect(socket, export)?;
         let stop = Arc::new(AtomicBool::new(false));
         let stopped = stop.clone();
         let thread = thread::spawn(move || {
@@ -64,7 +59,7 @@ impl Prober {
             while !stopped.load(Ordering::Relaxed) {
                 sequence += 1;
                 let at = Instant::now();
-                if let Err(error) = probe(&mut stream, offset, sequence, &mut seen) {
+                if let Err(error) = probe(&mut client, offset, sequence, &mut seen) {
                     seen.broken = Some(error.to_string());
                     break;
                 }
@@ -84,65 +79,18 @@ impl Prober {
     }
 }
 
-fn probe(stream: &mut UnixStream, offset: u64, sequence: u64, seen: &mut Seen) -> io::Result<()> {
+fn probe(client: &mut Client, offset: u64, sequence: u64, seen: &mut Seen) -> io::Result<()> {
     let mut block = [0u8; BLOCK];
     for word in block.chunks_exact_mut(8) {
         word.copy_from_slice(&sequence.to_le_bytes());
     }
-    let request = [&request(WRITE, sequence * 2, offset)[..], &block].concat();
-    stream.write_all(&request)?;
-    if answer(stream, sequence * 2)? != 0 {
+    if client.write(offset, &block)? != 0 {
         seen.io_errors += 1;
         return Ok(());
     }
-    stream.write_all(&self::request(READ, sequence * 2 + 1, offset))?;
-    if answer(stream, sequence * 2 + 1)? != 0 {
-        seen.io_errors += 1;
-        return Ok(());
+    match client.read(offset)? {
+        Ok(read) => seen.mismatches += u64::from(read != block),
+        Err(_) => seen.io_errors += 1,
     }
-    let mut read = [0u8; BLOCK];
-    stream.read_exact(&mut read)?;
-    seen.mismatches += u64::from(read != block);
     Ok(())
-}
-
-fn request(command: u16, cookie: u64, offset: u64) -> [u8; 28] {
-    let mut bytes = [0; 28];
-    bytes[0..4].copy_from_slice(&0x2560_9513u32.to_be_bytes());
-    bytes[6..8].copy_from_slice(&command.to_be_bytes());
-    bytes[8..16].copy_from_slice(&cookie.to_be_bytes());
-    bytes[16..24].copy_from_slice(&offset.to_be_bytes());
-    bytes[24..28].copy_from_slice(&(BLOCK as u32).to_be_bytes());
-    bytes
-}
-
-/// The error number of a simple reply.
-fn answer(stream: &mut UnixStream, cookie: u64) -> io::Result<u32> {
-    let mut reply = [0; 16];
-    stream.read_exact(&mut reply)?;
-    let field = |at: usize| u32::from_be_bytes(reply[at..at + 4].try_into().expect("four bytes"));
-    let got = u64::from_be_bytes(reply[8..16].try_into().expect("eight bytes"));
-    if field(0) != 0x6744_6698 || got != cookie {
-        return Err(io::Error::other("what came is not the reply"));
-    }
-    Ok(field(4))
-}
-
-fn connect(socket: &Path, export: &str) -> io::Result<UnixStream> {
-    let mut stream = UnixStream::connect(socket)?;
-    let mut greeting = [0; 18];
-    stream.read_exact(&mut greeting)?;
-    if &greeting[..16] != b"NBDMAGICIHAVEOPT" {
-        return Err(io::Error::other("the server is not a newstyle NBD server"));
-    }
-    // Client flags: fixed newstyle, no zeroes.
-    stream.write_all(&3u32.to_be_bytes())?;
-    let mut option = b"IHAVEOPT".to_vec();
-    option.extend(1u32.to_be_bytes());
-    option.extend((export.len() as u32).to_be_bytes());
-    option.extend(export.as_bytes());
-    stream.write_all(&option)?;
-    let mut terms = [0; 10];
-    stream.read_exact(&mut terms)?;
-    Ok(stream)
 }
