@@ -1,0 +1,79 @@
+//! The whole cluster in one simulation: the real node and control plane, a client, and faults by chance.
+//!
+//! Each seed is a world of its own: a migration of a small volume from `a` to `b` under load, with at least five faults,
+//! which has to end; every read is judged by the history of what the client was told.
+//!
+//! `scripts/sim.sh SEED` runs one seed again and tells what happened in it. `DROVER_SIM_SEEDS` sets how many run.
+
+mod client;
+mod faults;
+mod migration;
+mod run;
+mod world;
+
+use run::{Ended, run};
+use std::{
+    panic::{AssertUnwindSafe, catch_unwind, resume_unwind},
+    sync::{
+        Mutex,
+        atomic::{AtomicU64, Ordering},
+    },
+};
+
+const SEEDS: u64 = 50;
+
+fn number(variable: &str) -> Option<u64> {
+    std::env::var(variable).ok().map(|value| value.parse().unwrap_or_else(|_| panic!("{variable}={value}: no number")))
+}
+
+/// Runs the seed; where it fails, tells how to run it again.
+fn run_seed(seed: u64, tells: bool) -> Ended {
+    catch_unwind(AssertUnwindSafe(|| run(seed, tells))).unwrap_or_else(|panic| {
+        eprintln!("seed {seed} failed; to run it again: scripts/sim.sh {seed}");
+        resume_unwind(panic)
+    })
+}
+
+#[test]
+fn migrations_lose_nothing_and_end() {
+    let seeds = number("DROVER_SIM_SEEDS").unwrap_or_else(|| SEEDS * number("DROVER_SOAK").unwrap_or(1));
+    let next = AtomicU64::new(1);
+    let ended = Mutex::new(Vec::new());
+    let threads = std::thread::available_parallelism().map_or(1, usize::from);
+    std::thread::scope(|scope| {
+        for _ in 0..threads {
+            scope.spawn(|| {
+                loop {
+                    let seed = next.fetch_add(1, Ordering::Relaxed);
+                    if seed > seeds {
+                        break;
+                    }
+                    let end = run_seed(seed, false);
+                    ended.lock().expect("no thread panics here").push(end);
+                }
+            });
+        }
+    });
+    let ended = ended.into_inner().expect("no thread panics here");
+    let count = |wanted: fn(&Ended) -> bool| ended.iter().filter(|end| wanted(end)).count();
+    let (committed, flipped_back) = (count(|end| end.committed), count(|end| !end.committed && end.flips > 0));
+    println!("{seeds} seeds: {committed} committed, {flipped_back} rolled back after a flip");
+    assert_eq!(ended.len() as u64, seeds);
+    if seeds >= SEEDS {
+        assert!(committed >= 10 && flipped_back >= 3, "the seeds no longer reach both ends");
+    }
+}
+
+#[test]
+fn a_seed_gives_the_same_run_again() {
+    for seed in [1, 2] {
+        assert_eq!(run_seed(seed, false), run_seed(seed, false), "seed {seed}");
+    }
+}
+
+/// The seed that `SEED` names, and what happened in it.
+#[test]
+fn one_seed() {
+    let seed = number("SEED").unwrap_or(1);
+    println!("{:#?}", run_seed(seed, true));
+}

@@ -1,0 +1,92 @@
+//! The migration and the one who asks for it.
+
+use crate::world::{Cluster, VOLUME_NAME};
+use drover_sim::runtime::Generator;
+use drover_types::{Action, CommitPolicy, Cutover, Migration, MigrationOptions, Phase, StartMigration};
+use std::time::Duration;
+
+/// Virtual time within which it has to end once nothing fails any more: past every deadline of the control plane,
+/// several times.
+const END_WITHIN: Duration = Duration::from_secs(1_200);
+const LOOK_PERIOD: Duration = Duration::from_millis(200);
+
+/// What is asked for on the way.
+pub struct Wishes {
+    options: MigrationOptions,
+    /// Go back once it settles.
+    rolls_back: bool,
+    /// Cancel before the flip, at the first look past this phase.
+    cancels: bool,
+}
+
+impl Wishes {
+    pub fn draw(mut random: Generator) -> Self {
+        let rolls_back = random.below(3) == 0;
+        let cutover = if random.below(4) == 0 { Cutover::Manual } else { Cutover::Auto };
+        let options = MigrationOptions {
+            throttle_bytes_per_s: (random.below(2) == 0).then(|| random.between(1 << 20, 16 << 20)),
+            mirror_at_once: random.below(3) == 0,
+            cutover,
+            retention_ms: random.below(6_000),
+            // Whoever means to go back does not let it commit by itself.
+            commit: if rolls_back { CommitPolicy::Manual } else { CommitPolicy::Auto },
+            peer_deadline_ms: if random.below(6) == 0 { 5_000 } else { 600_000 },
+            ..MigrationOptions::default()
+        };
+        Self { options, rolls_back, cancels: random.below(12) == 0 }
+    }
+
+    fn action(&self, migration: &Migration) -> Option<Action> {
+        match migration.phase {
+            Phase::Converging | Phase::Mirroring if self.cancels => Some(Action::Cancel),
+            Phase::Mirroring if self.options.cutover == Cutover::Manual => Some(Action::Cutover),
+            Phase::Settling if self.rolls_back => Some(Action::Rollback),
+            _ => None,
+        }
+    }
+}
+
+pub async fn start(cluster: &Cluster, wishes: &Wishes) -> String {
+    let options = wishes.options.clone();
+    let request = StartMigration { volume: VOLUME_NAME.into(), destination: "b".into(), options };
+    let started = cluster.command(|control| async move { control.start_migration(request, None).await }).await;
+    started.expect("the control plane lives").expect("b has room").value.id
+}
+
+async fn look(cluster: &Cluster, id: &str) -> Option<Migration> {
+    let id = id.to_owned();
+    let found = cluster.command(|control| async move { control.show_migration(&id) }).await?;
+    Some(found.expect("what was started is remembered").value)
+}
+
+/// Asks for what is wished until the migration is over and nothing of it is left anywhere; `calm_since` tells when the
+/// faults ended.
+pub async fn see_through(
+    cluster: &Cluster,
+    id: &str,
+    wishes: &Wishes,
+    calm_since: impl Fn() -> Option<Duration>,
+) -> Migration {
+    let mut phase = None;
+    loop {
+        let seen = look(cluster, id).await;
+        if let Some(migration) = &seen {
+            if phase.replace(migration.phase) != Some(migration.phase) {
+                cluster.tell(&format!("the migration is {}", migration.phase));
+            }
+            if migration.phase.is_final() && migration.cleanup_pending.is_empty() {
+                return migration.clone();
+            }
+            if let Some(action) = wishes.action(migration) {
+                let id = id.to_owned();
+                // It may have moved on, or die while it is asked: the next look tells.
+                let _ = cluster.command(|control| async move { control.act(&id, action, None, None).await }).await;
+            }
+        }
+        cluster.sim.sleep(LOOK_PERIOD).await;
+        if let Some(since) = calm_since() {
+            let in_time = cluster.sim.now() < since + END_WITHIN;
+            assert!(in_time, "seed {}: the migration does not end\n{}", cluster.sim.seed(), cluster.told());
+        }
+    }
+}

@@ -1,0 +1,120 @@
+//! One seed from its start to its end.
+
+use crate::client::Client;
+use crate::faults;
+use crate::migration::{self, Wishes};
+use crate::world::Cluster;
+use drover_sim::runtime::Sim;
+use drover_sim::storage::End;
+use drover_types::Phase;
+use std::{cell::Cell, collections::BTreeMap, rc::Rc, time::Duration};
+
+const REQUESTS_MIN: u64 = 2_000;
+const FAULTS_MIN: u64 = 5;
+
+/// What a seed came to; equal for two runs of it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Ended {
+    pub trace: u64,
+    pub committed: bool,
+    pub flips: u32,
+    pub faults: u64,
+    pub requests: u64,
+    /// Of the requests: held past their deadline.
+    pub timed_out: u64,
+    pub virtual_time: Duration,
+}
+
+pub fn run(seed: u64, tells: bool) -> Ended {
+    let sim = Sim::new(seed);
+    sim.set_time_limit(Duration::from_secs(4 * 3600));
+    sim.clone().block_on(async move {
+        let cluster = Cluster::start(sim.clone(), tells).await;
+        let client = Client::new();
+        client.attach(&cluster, 4).await;
+        let mut random = sim.generator("run");
+        sim.sleep(Duration::from_millis(random.between(100, 3_000))).await;
+        let wishes = Wishes::draw(sim.generator("wishes"));
+        let id = migration::start(&cluster, &wishes).await;
+        cluster.tell("the migration is started");
+        let (faults_done, calm_since) = (Cell::new(0), Cell::new(None));
+        let (first, second) = (random.between(FAULTS_MIN, FAULTS_MIN + 5), random.below(5));
+        let rage = async {
+            futures::join!(
+                faults::lane(&cluster, sim.generator("faults"), first, &faults_done),
+                faults::lane(&cluster, sim.generator("more faults"), second, &faults_done),
+            );
+            sim.heal_all();
+            cluster.tell("nothing fails any more");
+            calm_since.set(Some(sim.now()));
+        };
+        let over = Cell::new(false);
+        let see_through = async {
+            let ended = migration::see_through(&cluster, &id, &wishes, || calm_since.get()).await;
+            over.set(true);
+            ended
+        };
+        let (ended, (), ()) = futures::join!(see_through, rage, one_holder(&cluster, &over));
+        while client.answered.get() < REQUESTS_MIN {
+            sim.sleep(Duration::from_millis(50)).await;
+        }
+        client.stop.set(true);
+        while client.is_running() {
+            sim.sleep(Duration::from_millis(50)).await;
+        }
+        client.check_all(&cluster).await;
+        lose_power(&cluster, &client).await;
+        let committed = match ended.phase {
+            Phase::Committed => true,
+            Phase::RolledBack => false,
+            other => panic!("seed {seed}: it ended {other}\n{}", cluster.told()),
+        };
+        check_lease(&cluster, if committed { "b" } else { "a" }).await;
+        Ended {
+            trace: sim.trace_digest(),
+            committed,
+            flips: ended.receipt.flips,
+            faults: faults_done.get(),
+            requests: client.answered.get(),
+            timed_out: client.failed.get(),
+            virtual_time: sim.now(),
+        }
+    })
+}
+
+/// What was flushed is there after everything lost power at once, the gateway's log included.
+async fn lose_power(cluster: &Rc<Cluster>, client: &Client) {
+    client.flush(cluster).await;
+    for name in ["a", "b", "gateway"] {
+        cluster.kill_node(name, End::PowerLost);
+    }
+    client.history.borrow_mut().crash(|_| true);
+    for name in ["a", "b", "gateway"] {
+        cluster.start_node(name).await;
+    }
+    client.check_all(cluster).await;
+}
+
+/// No two nodes ever hold the volume under one epoch.
+async fn one_holder(cluster: &Cluster, over: &Cell<bool>) {
+    let mut seen = BTreeMap::new();
+    while !over.get() {
+        for (name, volume, epoch) in cluster.holders() {
+            let first = seen.entry((volume, epoch)).or_insert_with(|| name.clone());
+            assert_eq!(*first, name, "seed {}: two nodes hold {volume} under epoch {epoch}", cluster.sim.seed());
+        }
+        cluster.sim.sleep(Duration::from_millis(25)).await;
+    }
+}
+
+/// The lease is where the migration ended, for ever, and the other node has nothing of the volume any more.
+async fn check_lease(cluster: &Cluster, holder: &str) {
+    let holders: Vec<String> = cluster.holders().into_iter().map(|(name, ..)| name).collect();
+    assert_eq!(holders, [holder], "seed {}\n{}", cluster.sim.seed(), cluster.told());
+    let lease = cluster.command(|control| async move { control.show_lease(crate::world::VOLUME_NAME) }).await;
+    let lease = lease.expect("it lives").expect("the volume has one");
+    assert_eq!((lease.holder.as_str(), lease.ttl_ms, lease.migration), (holder, None, None));
+    let other = if holder == "a" { "b" } else { "a" };
+    let left = cluster.node(other).expect("it runs").status().volumes;
+    assert!(left.is_empty(), "seed {}: {other} still has {left:?}", cluster.sim.seed());
+}

@@ -1,0 +1,186 @@
+//! The processes: nodes `a` and `b`, the client's node `gateway` without tiers, and the control plane.
+//!
+//! Invariants: a node's storage outlives its process; a process that is `busy` is down or paused by a fault, and is left
+//! to that fault until it has brought it back.
+
+use drover_base::units::EXTENT_BYTES;
+use drover_base::{InstanceId, NodeId, VolumeId, World};
+use drover_control::{Control, ControlConfig};
+use drover_meta::{MemoryDisk, MemoryMetaStore};
+use drover_node::{Node, NodeSettings, NodeStorage, Reservations};
+use drover_sim::runtime::Sim;
+use drover_sim::storage::{End, Opened, Storage};
+use drover_store::{Store, StoreConfig, TierClass, TierSpec, Tiers};
+use drover_types::{CreateExport, CreateVolume};
+use drover_wire::admin::{NodeAddress, Role};
+use std::{
+    cell::{Cell, RefCell},
+    collections::{BTreeMap, BTreeSet},
+    future::Future,
+    rc::Rc,
+    time::Duration,
+};
+
+pub const SIZE: u64 = 16 << 20;
+pub const EXPORT: &str = "vol";
+pub const VOLUME_NAME: &str = "v";
+const CONTROL: &str = "control:1";
+const SECRET: [u8; 32] = [5; 32];
+const SLOTS: u64 = 1024;
+
+struct Machine {
+    storage: Storage,
+    slots: u64,
+    node: Option<Rc<Node>>,
+}
+
+pub struct Cluster {
+    pub sim: Sim,
+    machines: RefCell<BTreeMap<String, Machine>>,
+    disk: MemoryDisk,
+    control: RefCell<Option<Rc<Control>>>,
+    starts: Cell<u64>,
+    pub busy: RefCell<BTreeSet<String>>,
+    tells: bool,
+}
+
+impl Cluster {
+    /// All processes run, and the volume is at `a`, exported at `gateway`.
+    pub async fn start(sim: Sim, tells: bool) -> Rc<Self> {
+        let machine = |name: &str, slots: u64| {
+            let sizes: &[u64] = if slots > 0 { &[slots * EXTENT_BYTES] } else { &[] };
+            (name.to_owned(), Machine { storage: Storage::new(&sim.process(name), sizes), slots, node: None })
+        };
+        let machines = [machine("a", SLOTS), machine("b", SLOTS), machine("gateway", 0)];
+        let cluster = Rc::new(Self {
+            sim: sim.clone(),
+            machines: RefCell::new(machines.into_iter().collect()),
+            disk: MemoryDisk::default(),
+            control: RefCell::default(),
+            starts: Cell::default(),
+            busy: RefCell::default(),
+            tells,
+        });
+        cluster.start_control().await;
+        for name in ["a", "b", "gateway"] {
+            cluster.start_node(name).await;
+        }
+        while cluster.command(|control| async move { control.list_nodes().len() }).await != Some(3) {
+            sim.sleep(Duration::from_millis(10)).await;
+        }
+        let volume = CreateVolume { name: VOLUME_NAME.into(), size_bytes: SIZE, node: "a".into() };
+        let made = cluster.command(|control| async move { control.create_volume(volume, None).await }).await;
+        let volume = made.expect("it lives").expect("there is room").value.id;
+        let export =
+            CreateExport { volume: volume.clone(), node: "gateway".into(), name: Some(EXPORT.into()), workload: None };
+        let made = cluster.command(|control| async move { control.create_export(export, None).await }).await;
+        made.expect("it lives").expect("the name is free");
+        cluster
+    }
+
+    /// Tells the reader of a single seed's run.
+    pub fn tell(&self, text: &str) {
+        if self.tells {
+            println!("{:>12.6} {text}", self.sim.now().as_secs_f64());
+        }
+    }
+
+    pub async fn start_node(&self, name: &str) {
+        let process = self.sim.process(name);
+        self.starts.set(self.starts.get() + 1);
+        let settings = NodeSettings {
+            address: NodeAddress {
+                node: NodeId::new(name).expect("a name"),
+                peer: format!("{name}:peer"),
+                migration: format!("{name}:migration"),
+            },
+            admin: format!("{name}:admin"),
+            instance: InstanceId(self.starts.get()),
+            secret: SECRET,
+            control: Some(CONTROL.into()),
+            nbd_unix: None,
+            nbd_tcp: None,
+        };
+        let (opened, slots) = {
+            let machine = &self.machines.borrow()[name];
+            (machine.storage.open(), machine.slots)
+        };
+        let node = process.run(boot(settings, process.world(), opened, slots)).await.expect("nobody kills it yet");
+        self.machines.borrow_mut().get_mut(name).expect("it is one of the three").node = Some(node);
+    }
+
+    pub fn kill_node(&self, name: &str, end: End) {
+        let mut machines = self.machines.borrow_mut();
+        let machine = machines.get_mut(name).expect("it is one of the three");
+        machine.storage.kill(end);
+        machine.node = None;
+    }
+
+    pub fn node(&self, name: &str) -> Option<Rc<Node>> {
+        self.machines.borrow()[name].node.clone()
+    }
+
+    pub async fn start_control(&self) {
+        let process = self.sim.process("control");
+        let (world, disk) = (process.world(), self.disk.clone());
+        let start = async move {
+            let config = ControlConfig { secret: SECRET, ..ControlConfig::default() };
+            let store = Rc::new(MemoryMetaStore::open(world.clone(), disk));
+            let control = Control::start(config, world, store).await.expect("the store is sound");
+            control.serve(CONTROL).await.expect("the address is free");
+            control
+        };
+        let control = process.run(start).await.expect("nobody kills it yet");
+        self.control.replace(Some(control));
+    }
+
+    pub fn kill_control(&self) {
+        self.control.replace(None);
+        self.sim.kill("control");
+    }
+
+    /// Runs a command in the control plane's process; `None`: it is down, or died meanwhile.
+    pub async fn command<T: 'static, F: Future<Output = T> + 'static>(
+        &self,
+        command: impl FnOnce(Rc<Control>) -> F,
+    ) -> Option<T> {
+        let control = self.control.borrow().clone()?;
+        self.sim.process("control").run(command(control)).await.ok()
+    }
+
+    /// Who says of itself that it holds the volume, and under which epoch.
+    pub fn holders(&self) -> Vec<(String, VolumeId, u64)> {
+        let machines = self.machines.borrow();
+        let running = machines.iter().filter_map(|(name, machine)| Some((name, machine.node.as_ref()?)));
+        running
+            .flat_map(|(name, node)| node.status().volumes.into_iter().map(move |volume| (name.clone(), volume)))
+            .filter(|(_, volume)| volume.role == Role::Holder)
+            .map(|(name, volume)| (name, volume.volume, volume.epoch.0))
+            .collect()
+    }
+
+    /// What the control plane says happened.
+    pub fn told(&self) -> String {
+        let control = self.control.borrow();
+        let Some(control) = control.as_ref() else { return "the control plane is down".into() };
+        let events = control.events(0, 10_000, None);
+        let last = events.iter().rev().take(40).rev();
+        let lines: Vec<String> = last.map(|event| format!("{} {} {}", event.at_ms, event.kind, event.text)).collect();
+        let migrations = control.list_migrations(None).unwrap_or_default();
+        let migrations: Vec<_> = migrations.into_iter().map(|tagged| tagged.value).collect();
+        format!("{}\n{migrations:#?}", lines.join("\n"))
+    }
+}
+
+async fn boot(settings: NodeSettings, world: World, opened: Opened, slots: u64) -> Rc<Node> {
+    let tier = (slots > 0).then(|| TierSpec { name: "t".into(), class: TierClass::Nvme, slots });
+    let tiers = Tiers::new(tier.into_iter().collect());
+    let (devices, meta) = (opened.devices, opened.meta);
+    Store::scan_slots(&*meta, &tiers).await.expect("records are whole");
+    let config = StoreConfig::default();
+    let store = Store::open(config, world.clone(), devices, tiers.clone(), meta.clone()).await.expect("it opens");
+    let storage = NodeStorage { store, meta, tiers, reservations: Reservations::default(), watches_tiers: true };
+    let node = Node::start(settings, world, storage).await.expect("it starts");
+    node.serve().await.expect("its addresses are free");
+    node
+}
