@@ -235,10 +235,12 @@ impl State {
 
     /// While mirrored writes go on, some blocks are always in flight or unflushed; once synced those do not count.
     pub fn dirty_bytes(&self) -> u64 {
-        let sending = self.ledger.pending().bytes() + self.copy.bytes_in_flight;
-        let waiting = if self.synced { 0 } else { self.ledger.unflushed_bytes().max(self.ledger.in_flight_bytes()) };
+        let pending = self.ledger.pending().bytes();
+        if self.synced {
+            return pending + self.copy.bytes_in_flight;
+        }
         let uncompared = if self.compare.is_running() { self.ledger.initial_left_bytes() } else { 0 };
-        (sending + waiting).max(uncompared)
+        (pending + self.ledger.in_flight_bytes() + self.ledger.unflushed_bytes()).max(uncompared)
     }
 
     pub fn progress(&self, config: &SenderConfig, now: Instant) -> SendProgress {

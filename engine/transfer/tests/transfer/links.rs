@@ -184,3 +184,22 @@ fn after_a_restart_of_the_source_only_what_differs_is_sent() {
         pair.drain_and_compare().await.unwrap();
     });
 }
+
+/// What a former sender had sent is found equal, but the destination had not flushed it: then it crashes.
+async fn equal_but_not_flushed(sim: Sim) -> Result<(), String> {
+    let mut pair = Pair::new(&sim, options()).await;
+    pair.connect();
+    pair.until(|progress| progress.rounds > 0 && progress.logical_bytes > 0).await;
+    pair.from.volume.flush(&drover_store::Unfenced).await.unwrap();
+    pair.sending_side_crashes(OnLinkLoss::FallBack).await;
+    pair.connect();
+    pair.until(|progress| progress.phase > SendPhase::Comparing).await;
+    pair.receiving_side_crashes().await;
+    pair.connect();
+    pair.drain_and_compare().await
+}
+
+#[test]
+fn what_is_found_equal_is_durable() {
+    run_each(600..610, equal_but_not_flushed);
+}

@@ -1,22 +1,20 @@
 //! A node of one volume: its device, metadata and store; a crash takes what was not flushed, by chance.
 
 use drover_base::units::{BLOCK_BYTES, EXTENT_BYTES};
-use drover_base::{InstanceId, LocalFuture, VolumeId, World};
+use drover_base::{InstanceId, VolumeId, World};
+use drover_disk::Device;
 use drover_disk::fault::FailNth;
 use drover_disk::sim::{SimDevice, SimImage};
-use drover_disk::{Buffer, Device, DeviceError};
 use drover_sim::runtime::Sim;
 use drover_store::meta::memory::{MemoryImage, MemoryMeta};
 use drover_store::{Store, StoreConfig, TierClass, TierSpec, Tiers, Volume};
-use std::{cell::RefCell, rc::Rc};
+use std::rc::Rc;
 
 /// Two regions, then some extents of one and a bit of an extent.
 pub const VOLUME_BYTES: u64 = 8 * (1 << 20) + 5 * EXTENT_BYTES + 2 * BLOCK_BYTES;
 pub const VOLUME_BLOCKS: u64 = VOLUME_BYTES / BLOCK_BYTES;
 
 const VOLUME: VolumeId = VolumeId(7);
-/// No such device.
-const ENODEV: i32 = 19;
 const DEVICE_BYTES: u64 = 40 << 20;
 
 pub struct Side {
@@ -27,7 +25,6 @@ pub struct Side {
     pub volume: Rc<Volume>,
     pub device: SimDevice,
     pub faults: Rc<FailNth>,
-    socket: Rc<Socket>,
     meta: MemoryMeta,
     _store: Rc<Store>,
 }
@@ -36,47 +33,6 @@ impl Drop for Side {
     fn drop(&mut self) {
         // Volume and sender hold each other.
         self.volume.set_tap(None);
-        // What a store of one test keeps is no load on the next.
-        self.socket.0.take();
-    }
-}
-
-/// Where the device is plugged in.
-struct Socket(RefCell<Option<SimDevice>>);
-
-impl Socket {
-    fn device(&self) -> Result<SimDevice, DeviceError> {
-        self.0.borrow().clone().ok_or(DeviceError::Io { errno: ENODEV, offset: 0, len: 0 })
-    }
-}
-
-impl Device for Socket {
-    fn size_bytes(&self) -> u64 {
-        DEVICE_BYTES
-    }
-    fn read(&self, offset: u64, buffer: Buffer) -> LocalFuture<'_, (Result<(), DeviceError>, Buffer)> {
-        match self.device() {
-            Ok(device) => Box::pin(async move { device.read(offset, buffer).await }),
-            Err(error) => Box::pin(async move { (Err(error), buffer) }),
-        }
-    }
-    fn write(&self, offset: u64, buffer: Buffer) -> LocalFuture<'_, (Result<(), DeviceError>, Buffer)> {
-        match self.device() {
-            Ok(device) => Box::pin(async move { device.write(offset, buffer).await }),
-            Err(error) => Box::pin(async move { (Err(error), buffer) }),
-        }
-    }
-    fn sync(&self) -> LocalFuture<'_, Result<(), DeviceError>> {
-        match self.device() {
-            Ok(device) => Box::pin(async move { device.sync().await }),
-            Err(error) => Box::pin(async move { Err(error) }),
-        }
-    }
-    fn discard(&self, offset: u64, len: u64) -> LocalFuture<'_, Result<(), DeviceError>> {
-        match self.device() {
-            Ok(device) => Box::pin(async move { device.discard(offset, len).await }),
-            Err(error) => Box::pin(async move { Err(error) }),
-        }
     }
 }
 
@@ -89,8 +45,7 @@ impl Side {
         let world = sim.process(name).world();
         let device = SimDevice::from_image(world.clone(), image);
         let meta = MemoryMeta::from_image(world.clone(), meta);
-        let socket = Rc::new(Socket(RefCell::new(Some(device.clone()))));
-        let faults = Rc::new(FailNth::new(socket.clone()));
+        let faults = Rc::new(FailNth::new(Rc::new(device.clone())));
         let slots = DEVICE_BYTES / EXTENT_BYTES;
         let tiers = Tiers::new(vec![TierSpec { name: "fast".into(), class: TierClass::Nvme, slots }]);
         Store::scan_slots(&meta, &tiers).await.unwrap();
@@ -106,7 +61,6 @@ impl Side {
             volume,
             device,
             faults,
-            socket,
             meta,
             _store: store,
         }
