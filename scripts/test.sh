@@ -61,6 +61,7 @@ build() { # NAME BUDGET_S CARGO-ARGS...
 run_programs() { # LIST FILTER only|except FOLDER...
     local list="$1" filter="$2" mode="$3" status=0 package folder program listed
     shift 3
+    [ -s "$list" ] || { echo "error: nothing was built"; return 1; }
     while IFS=$'\t' read -r package folder program; do
         listed=except
         [[ " $* " != *" $package "* ]] || listed=only
