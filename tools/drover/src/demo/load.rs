@@ -42,7 +42,8 @@ pub struct Done {
 pub fn run(area: &Area, mode: Mode, seed: u64, log: &Path) -> Result<Done, Failure> {
     let mut command = Command::new("fio");
     command.args(["--name=demo", "--ioengine=nbd", "--rw=randwrite", "--bsrange=4k-64k", "--blockalign=4k"]);
-    command.args(["--iodepth=16", "--verify=crc32c", "--verify_fatal=0", "--verify_state_save=0", "--output-format=json", "--thread=1"]);
+    command.args(["--iodepth=16", "--output-format=json", "--thread=1"]);
+    command.args(["--verify=crc32c", "--verify_fatal=0", "--verify_state_save=0"]);
     command.args([format!("--uri={}", area.uri), format!("--offset={}", area.offset), format!("--size={}", area.len)]);
     command.arg(format!("--randseed={seed}"));
     // Reads, then writes.
