@@ -10,10 +10,9 @@ use crate::queries::{Tagged, check_version, find_migration, find_node, find_volu
 use crate::table::{Changes, NewEvent, State};
 use crate::volumes::find_idle;
 use drover_base::{Generation, MigrationId, NodeId, VolumeId};
-use drover_types::record::{MigrationRecord, Stage};
+use drover_types::record::{MigrationRecord, Stage, VolumeRecord};
 use drover_types::{
-    Action, ApiError, ErrorCode, Migration, MigrationOptions, MigrationPlan, PlanRequest, RateSource, Receipt,
-    StartMigration, TuneMigration,
+    Action, ApiError, ErrorCode, Migration, MigrationPlan, PlanRequest, RateSource, StartMigration, TuneMigration,
 };
 use std::{rc::Rc, time::Duration};
 
@@ -257,39 +256,26 @@ fn new_record(
         let event = NewEvent::warning("migration.warning", warning.text.clone());
         changes.event(event.volume(volume.volume).migration(migration));
     }
-    Ok(record(
-        migration,
-        volume.volume,
-        lease.holder.clone(),
-        destination,
-        asked.options.clone(),
-        plan,
-        changes.wall_ms(),
-        volume,
-    ))
+    let mut record = blank(migration, volume, lease.holder.clone(), destination);
+    record.receipt.held_bytes = plan.bytes_to_send;
+    record.plan = plan;
+    record.options = asked.options.clone();
+    record.created_ms = changes.wall_ms();
+    Ok(record)
 }
 
-#[allow(clippy::too_many_arguments)]
-fn record(
-    migration: MigrationId,
-    volume: VolumeId,
-    source: NodeId,
-    destination: NodeId,
-    options: MigrationOptions,
-    plan: MigrationPlan,
-    created_ms: u64,
-    of: &drover_types::record::VolumeRecord,
-) -> MigrationRecord {
+/// A migration of which nothing has begun.
+pub(crate) fn blank(migration: MigrationId, of: &VolumeRecord, source: NodeId, destination: NodeId) -> MigrationRecord {
     MigrationRecord {
         migration,
-        volume,
+        volume: of.volume,
         volume_name: of.name.clone(),
         size_bytes: of.size_bytes,
         source,
         destination,
         stage: Stage::Planned,
         generation: Generation(0),
-        options,
+        options: Default::default(),
         paused: false,
         cutover_requested: false,
         commit_requested: false,
@@ -302,12 +288,12 @@ fn record(
         attempt_began_ms: 0,
         pause_pending: false,
         resume: None,
-        receipt: Receipt { held_bytes: plan.bytes_to_send, ..Receipt::default() },
-        plan,
+        plan: Default::default(),
+        receipt: Default::default(),
         earlier: Default::default(),
         shown: Default::default(),
         error: None,
-        created_ms,
+        created_ms: 0,
         ended_ms: None,
         cleanup: Vec::new(),
     }

@@ -194,7 +194,7 @@ impl Control {
         Ok(Tagged { version: kept.version.0, value: crate::exports::export(&state, &kept.record) })
     }
 
-    /// Newest first by their start.
+    /// Of one volume, where one is named; in the order of their ids.
     pub fn list_migrations(&self, volume: Option<&str>) -> Result<Vec<Tagged<Migration>>, ApiError> {
         let state = self.ledger.state();
         let volume = volume.map(|name| find_volume(&state, name).map(|record| record.volume)).transpose()?;

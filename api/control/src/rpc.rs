@@ -176,6 +176,7 @@ fn distrust(state: &State, changes: &mut Changes, migration: &MigrationRecord, n
     migration.proven = false;
     let holds = state.lease(migration.volume).is_some_and(|lease| lease.holder == *node);
     if holds {
+        migration.receipt.compared_after_flip |= migration.destination == *node;
         migration.way_back_change = None;
         if std::mem::replace(&mut migration.way_back_open, false) {
             let text = format!("{node} restarted: the way back is closed until both sides were compared");

@@ -295,17 +295,18 @@ pub struct Warning {
 }
 
 /// Where a plan's link rate comes from.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum RateSource {
     Given,
     /// By earlier migrations between the two nodes.
     Measured,
+    #[default]
     Assumed,
 }
 
 /// What a migration is expected to bring and cost.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct MigrationPlan {
     pub volume: String,
     pub source: String,
@@ -381,6 +382,9 @@ pub struct Receipt {
     pub rolled_back: bool,
     /// Starts over after a restart of a side.
     pub restarts: u32,
+    /// After the flip the destination restarted, and the source was made equal to it by comparison: the proof then says
+    /// that both are equal, no longer that the copy was what the source had before the flip.
+    pub compared_after_flip: bool,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub proof: Option<ProofResult>,
 }

@@ -8,8 +8,8 @@ use crate::table::{Changes, Kept, State};
 use drover_base::{Epoch, Generation, InstanceId, Instant, MigrationId, NodeId, VolumeId};
 use drover_meta::Version;
 use drover_sim::runtime::Generator;
-use drover_types::record::{CleanupTask, LeaseRecord, MigrationRecord, NodeRecord, Stage};
-use drover_types::{MigrationOptions, MigrationPlan, RateSource, Receipt};
+use drover_types::VolumeState;
+use drover_types::record::{CleanupTask, LeaseRecord, MigrationRecord, NodeRecord, Stage, VolumeRecord};
 use drover_wire::admin::{Position, Proof, Refusal, SendPhase, SendProgress};
 use std::time::Duration;
 
@@ -34,52 +34,17 @@ fn registered(name: &str, instance: u64) -> NodeRecord {
     }
 }
 
-pub fn record() -> MigrationRecord {
-    MigrationRecord {
-        migration: MIGRATION,
+fn record() -> MigrationRecord {
+    let volume = VolumeRecord {
         volume: VOLUME,
-        volume_name: "v".into(),
+        name: "v".into(),
         size_bytes: 1 << 30,
-        source: node("a"),
-        destination: node("b"),
-        stage: Stage::Planned,
-        generation: Generation(0),
-        options: MigrationOptions { retention_ms: 1000, ..MigrationOptions::default() },
-        paused: false,
-        cutover_requested: false,
-        commit_requested: false,
-        way_back_open: false,
-        way_back_change: None,
-        proven: false,
-        proof_failed: false,
-        attempts: 0,
-        attempt: None,
-        attempt_began_ms: 0,
-        pause_pending: false,
-        resume: None,
-        plan: MigrationPlan {
-            volume: "v".into(),
-            source: "a".into(),
-            destination: "b".into(),
-            bytes_to_send: 1,
-            link_bytes_per_s: 1,
-            link_rate: RateSource::Assumed,
-            write_bytes_per_s: 0,
-            duration_ms_expected: 1,
-            pause_ms_expected: 1,
-            destination_free_bytes: 1,
-            space_needed_bytes: 1,
-            fits: true,
-            warnings: vec![],
-        },
-        receipt: Receipt::default(),
-        earlier: Default::default(),
-        shown: Default::default(),
-        error: None,
+        state: VolumeState::Ready,
         created_ms: 0,
-        ended_ms: None,
-        cleanup: vec![],
-    }
+    };
+    let mut record = crate::migrations::blank(MIGRATION, &volume, node("a"), node("b"));
+    record.options.retention_ms = 1000;
+    record
 }
 
 /// The control plane's state with one migration, nodes that answer anything, and what the answers entitle to.

@@ -447,7 +447,10 @@ impl Draft<'_> {
     fn proven(&mut self, proof: ProofResult) -> Result<(), Stale> {
         ensure(self.record.stage == Stage::Settling && self.record.way_back_open, "the way back closed meanwhile")?;
         self.record.proven = true;
-        let text = format!("both sides are equal in all {} regions; the retention time begins", proof.regions_total);
+        let since =
+            if self.record.receipt.compared_after_flip { " since they were compared after a restart" } else { "" };
+        let text =
+            format!("both sides are equal in all {} regions{since}; the retention time begins", proof.regions_total);
         self.record.receipt.proof = Some(proof);
         self.tell("migration.proven", text);
         Ok(())

@@ -284,3 +284,24 @@ fn a_store_that_fails_is_read_again_before_anything_is_decided() {
         check_ended(&cluster, &id);
     }
 }
+
+/// The control plane reads no clock and no chance but the world's: one seed, one course.
+#[test]
+fn the_same_seed_takes_the_same_course() {
+    let course = |seed| {
+        let cluster = Cluster::new(seed);
+        let mut chance = cluster.generator("faults");
+        cluster.start_client();
+        let id = cluster.start("b", options());
+        for _ in 0..4 {
+            cluster.sim.run_for(Duration::from_millis(chance.between(1, 800)));
+            one_fault(&cluster, &mut chance);
+        }
+        check_ended(&cluster, &id);
+        (cluster.sim.trace_digest(), cluster.kinds())
+    };
+    for seed in 0..5 {
+        assert_eq!(course(seed), course(seed), "seed {seed}");
+    }
+    assert_ne!(course(1).0, course(2).0);
+}
