@@ -6,6 +6,7 @@ use std::{
     fs,
     net::TcpListener,
     path::{Path, PathBuf},
+    sync::atomic::{AtomicU16, Ordering},
     time::Duration,
 };
 
@@ -157,8 +158,12 @@ fn node_config(layout: &Layout, index: usize, rpc: u16) -> String {
     )
 }
 
-/// Ports that were free a moment ago, all different.
+/// Ports that were free a moment ago, all different, also from those of other clusters of this process. They lie below
+/// those that the kernel gives to outgoing connections, so that none of these takes one before its daemon listens.
 fn free_ports(count: usize) -> Vec<u16> {
-    let held: Vec<_> = (0..count).map(|_| TcpListener::bind("127.0.0.1:0").expect("a free port")).collect();
-    held.iter().map(|listener| listener.local_addr().expect("its address").port()).collect()
+    static NEXT: AtomicU16 = AtomicU16::new(0);
+    let start = 10_000 + (std::process::id() % 400) as u16 * 50;
+    let mut candidates = std::iter::repeat_with(|| start + NEXT.fetch_add(1, Ordering::Relaxed) % 2_000);
+    let is_free = |port: &u16| TcpListener::bind(("127.0.0.1", *port)).is_ok();
+    candidates.by_ref().filter(is_free).take(count).collect()
 }
