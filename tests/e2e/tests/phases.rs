@@ -101,10 +101,9 @@ fn run_case(cluster: &mut Cluster, victim: Victim, case: &Case) -> String {
     // Refused only once it has ended by itself, as after a takeover.
     let ends = ["committed", "rolled_back"];
     let now = cluster.api.wait_for(&path, SOON, |_| true);
-    if !ends.map(Value::from).contains(&now["phase"]) {
-        if let Err(failure) = cluster.api.request("PATCH", &path, Some(&released())) {
-            println!("{victim:?} {}: not released: {failure:?}", case.phase);
-        }
+    let has_ended = ends.map(Value::from).contains(&now["phase"]);
+    if !has_ended && let Err(failure) = cluster.api.request("PATCH", &path, Some(&released())) {
+        println!("{victim:?} {}: not released: {failure:?}", case.phase);
     }
     let ended = cluster.api.wait_phase(&migration, &ends, END);
     writer.wait_flushes(3);
