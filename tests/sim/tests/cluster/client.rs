@@ -18,6 +18,8 @@ const BLOCKS: u64 = SIZE / BLOCK;
 /// Half of all requests go here, so that they meet.
 const HOT_BLOCKS: u64 = 96;
 const REQUEST_BLOCKS_MAX: u64 = 16;
+/// What is read or written at once where all of the volume is.
+const PIECE_BLOCKS: u64 = (1 << 20) / BLOCK;
 const CLIENT: u32 = 1;
 
 /// What the client was told so far; shared by its workers.
@@ -58,6 +60,18 @@ impl Client {
         }
     }
 
+    /// Writes all of the volume, so that there is something to move.
+    pub async fn fill(&self, cluster: &Cluster) {
+        let export = open(cluster).await;
+        for begin in (0..BLOCKS).step_by(PIECE_BLOCKS as usize) {
+            let cells = begin..begin + PIECE_BLOCKS;
+            let (id, bytes) = self.history.borrow_mut().begin_write(CLIENT, cells, false);
+            let request = export.clone().write(begin * BLOCK, Buffer::from_slice(&bytes), false);
+            cluster.sim.process("gateway").run(request).await.expect("it lives").expect("nothing fails yet");
+            self.history.borrow_mut().end_write(id, Outcome::Acknowledged);
+        }
+    }
+
     pub fn is_running(&self) -> bool {
         self.running.get() > 0
     }
@@ -65,11 +79,10 @@ impl Client {
     /// Reads all of the volume, as the only one who does anything with it.
     pub async fn check_all(&self, cluster: &Cluster) {
         let export = open(cluster).await;
-        let piece = (1 << 20) / BLOCK;
-        for begin in (0..BLOCKS).step_by(piece as usize) {
-            let cells = begin..begin + piece;
+        for begin in (0..BLOCKS).step_by(PIECE_BLOCKS as usize) {
+            let cells = begin..begin + PIECE_BLOCKS;
             let read = self.history.borrow_mut().begin_read(cells.clone());
-            let request = export.clone().read(cells.start * BLOCK, piece * BLOCK);
+            let request = export.clone().read(cells.start * BLOCK, PIECE_BLOCKS * BLOCK);
             let result = cluster.sim.process("gateway").run(request).await.expect("it lives");
             let bytes = result.unwrap_or_else(|error| panic!("blocks {cells:?} cannot be read in the end: {error}"));
             let judged = self.history.borrow_mut().end_read(read, bytes.as_slice());

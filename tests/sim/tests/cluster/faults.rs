@@ -13,7 +13,7 @@ const PAST_LEASE_MS: (u64, u64) = (9_600, 14_000);
 /// `count` faults, each undone before the next begins.
 pub async fn lane(cluster: &Cluster, mut random: Generator, count: u64, done: &Cell<u64>) {
     for _ in 0..count {
-        cluster.sim.sleep(Duration::from_millis(random.between(1, 2_000))).await;
+        cluster.sim.sleep(Duration::from_millis(random.between(1, 1_500))).await;
         fault(cluster, &mut random).await;
         done.set(done.get() + 1);
     }

@@ -8,6 +8,8 @@
 mod client;
 mod faults;
 mod migration;
+#[cfg(feature = "planted")]
+mod planted;
 mod run;
 mod world;
 
@@ -57,10 +59,14 @@ fn migrations_lose_nothing_and_end() {
     let ended = ended.into_inner().expect("no thread panics here");
     let count = |wanted: fn(&Ended) -> bool| ended.iter().filter(|end| wanted(end)).count();
     let (committed, flipped_back) = (count(|end| end.committed), count(|end| !end.committed && end.flips > 0));
-    println!("{seeds} seeds: {committed} committed, {flipped_back} rolled back after a flip");
+    let in_time: u64 = ended.iter().map(|end| end.faults_in_time).sum();
+    let timed_out: u64 = ended.iter().map(|end| end.timed_out).sum();
+    println!("{seeds} seeds: {committed} committed, {flipped_back} rolled back after a flip; {in_time} faults hit");
+    println!("{timed_out} requests passed their deadline");
     assert_eq!(ended.len() as u64, seeds);
     if seeds >= SEEDS {
         assert!(committed >= 10 && flipped_back >= 3, "the seeds no longer reach both ends");
+        assert!(in_time >= 5 * seeds, "most faults come when the migration is over");
     }
 }
 

@@ -15,6 +15,8 @@ pub struct Wishes {
     options: MigrationOptions,
     /// Go back once it settles.
     rolls_back: bool,
+    /// Looks at a migration in one phase before anything is asked of it.
+    patience: u64,
     /// Cancel before the flip, at the first look past this phase.
     cancels: bool,
 }
@@ -24,16 +26,17 @@ impl Wishes {
         let rolls_back = random.below(3) == 0;
         let cutover = if random.below(4) == 0 { Cutover::Manual } else { Cutover::Auto };
         let options = MigrationOptions {
-            throttle_bytes_per_s: (random.below(2) == 0).then(|| random.between(1 << 20, 16 << 20)),
+            throttle_bytes_per_s: (random.below(4) > 0).then(|| random.between(1 << 16, 1 << 20)),
             mirror_at_once: random.below(3) == 0,
             cutover,
-            retention_ms: random.below(6_000),
+            retention_ms: random.below(20_000),
             // Whoever means to go back does not let it commit by itself.
             commit: if rolls_back { CommitPolicy::Manual } else { CommitPolicy::Auto },
             peer_deadline_ms: if random.below(6) == 0 { 5_000 } else { 600_000 },
             ..MigrationOptions::default()
         };
-        Self { options, rolls_back, cancels: random.below(12) == 0 }
+        let (patience, cancels) = (random.below(40), random.below(12) == 0);
+        Self { options, rolls_back, patience, cancels }
     }
 
     fn action(&self, migration: &Migration) -> Option<Action> {
@@ -67,17 +70,19 @@ pub async fn see_through(
     wishes: &Wishes,
     calm_since: impl Fn() -> Option<Duration>,
 ) -> Migration {
-    let mut phase = None;
+    let (mut phase, mut looks) = (None, 0);
     loop {
         let seen = look(cluster, id).await;
         if let Some(migration) = &seen {
             if phase.replace(migration.phase) != Some(migration.phase) {
                 cluster.tell(&format!("the migration is {}", migration.phase));
+                looks = 0;
             }
+            looks += 1;
             if migration.phase.is_final() && migration.cleanup_pending.is_empty() {
                 return migration.clone();
             }
-            if let Some(action) = wishes.action(migration) {
+            if let Some(action) = wishes.action(migration).filter(|_| looks > wishes.patience) {
                 let id = id.to_owned();
                 // It may have moved on, or die while it is asked: the next look tells.
                 let _ = cluster.command(|control| async move { control.act(&id, action, None, None).await }).await;

@@ -19,6 +19,8 @@ pub struct Ended {
     pub committed: bool,
     pub flips: u32,
     pub faults: u64,
+    /// Of the faults: before the migration was over.
+    pub faults_in_time: u64,
     pub requests: u64,
     /// Of the requests: held past their deadline.
     pub timed_out: u64,
@@ -31,8 +33,11 @@ pub fn run(seed: u64, tells: bool) -> Ended {
     sim.clone().block_on(async move {
         let cluster = Cluster::start(sim.clone(), tells).await;
         let client = Client::new();
-        client.attach(&cluster, 4).await;
         let mut random = sim.generator("run");
+        if random.below(4) > 0 {
+            client.fill(&cluster).await;
+        }
+        client.attach(&cluster, 4).await;
         sim.sleep(Duration::from_millis(random.between(100, 3_000))).await;
         let wishes = Wishes::draw(sim.generator("wishes"));
         let id = migration::start(&cluster, &wishes).await;
@@ -52,9 +57,9 @@ pub fn run(seed: u64, tells: bool) -> Ended {
         let see_through = async {
             let ended = migration::see_through(&cluster, &id, &wishes, || calm_since.get()).await;
             over.set(true);
-            ended
+            (ended, faults_done.get())
         };
-        let (ended, (), ()) = futures::join!(see_through, rage, one_holder(&cluster, &over));
+        let ((ended, faults_in_time), (), ()) = futures::join!(see_through, rage, one_holder(&cluster, &over));
         while client.answered.get() < REQUESTS_MIN {
             sim.sleep(Duration::from_millis(50)).await;
         }
@@ -75,6 +80,7 @@ pub fn run(seed: u64, tells: bool) -> Ended {
             committed,
             flips: ended.receipt.flips,
             faults: faults_done.get(),
+            faults_in_time,
             requests: client.answered.get(),
             timed_out: client.failed.get(),
             virtual_time: sim.now(),
