@@ -16,19 +16,24 @@ fn read_toml(path: &Path) -> toml::Table {
 fn edges() -> BTreeMap<String, BTreeSet<String>> {
     let top = read_toml(&root().join("Cargo.toml"));
     let shared = top["workspace"]["dependencies"].as_table().unwrap();
-    let folder_of = |name: &str| shared[name].get("path").map(|path| path.as_str().unwrap().to_owned());
     let members = top["workspace"]["members"].as_array().unwrap();
-    members
-        .iter()
-        .map(|member| {
-            let folder = member.as_str().unwrap().to_owned();
-            let manifest = read_toml(&root().join(&folder).join("Cargo.toml"));
-            let dependencies = manifest.get("dependencies").and_then(|table| table.as_table());
-            let names = dependencies.into_iter().flat_map(|table| table.keys());
-            let ours = names.filter(|name| name.starts_with("drover-")).filter_map(|name| folder_of(name)).collect();
-            (folder, ours)
-        })
-        .collect()
+    let edges = members.iter().map(|member| {
+        let folder = member.as_str().unwrap().to_owned();
+        let manifest = read_toml(&root().join(&folder).join("Cargo.toml"));
+        let dependencies = manifest.get("dependencies").and_then(|table| table.as_table());
+        let ours = dependencies.into_iter().flatten().filter(|(name, _)| name.starts_with("drover-"));
+        let folders = ours.map(|(name, dependency)| {
+            // Its own path, else that of the workspace.
+            let (base, dependency) = match dependency.get("path") {
+                Some(_) => (root().join(&folder), dependency),
+                None => (root(), shared.get(name).unwrap_or_else(|| panic!("{folder} uses the unknown {name}"))),
+            };
+            let path = base.join(dependency["path"].as_str().unwrap()).canonicalize().unwrap();
+            path.strip_prefix(root()).unwrap().display().to_string()
+        });
+        (folder.clone(), folders.collect())
+    });
+    edges.collect()
 }
 
 /// Ours that each crate may use directly. Whoever is not named here may use all that lies below it.
