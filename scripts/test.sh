@@ -87,7 +87,7 @@ programs() { # NAME BUDGET_S LIST FILTER only|except FOLDER...
 planted=(drover-transfer drover-node drover-control drover-sim drover-crash)
 
 suite format 60 cargo fmt --all --check
-suite shell 60 bash -n scripts/*.sh .ci/run
+suite shell 60 bash -c 'for script in scripts/*.sh .ci/run; do bash -n "$script" || exit 1; done'
 suite clippy 1200 cargo clippy --release --locked --workspace --all-targets -- -D warnings
 build build 2400 --workspace
 programs unit 900 build "" except sim crash interop e2e

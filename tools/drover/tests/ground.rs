@@ -45,7 +45,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("engine/store", &["engine/base", "engine/disk", "engine/wire"]),
     ("engine/transfer", &["engine/base", "engine/disk", "engine/wire", "engine/store", "tiers/heat"]),
     ("tiers/heat", &["engine/base"]),
-    ("api/types", &[]),
+    ("api/types", &["engine/base"]),
     ("api/meta", &["engine/base"]),
     ("api/control", &["engine/base", "engine/wire", "api/types", "api/meta"]),
     ("api/server", &["engine/base", "engine/wire", "api/types", "api/meta", "api/control"]),
