@@ -118,9 +118,12 @@ mod tests {
 
     #[test]
     fn sizes_round_up() {
-        for (len, expected) in [(0, 0), (1, 4096), (4096, 4096), (4097, 8192), (131_073, 262_144), (262_145, 266_240)] {
+        for (len, expected) in [(0, 0), (1, 4096), (4096, 4096), (4097, 8192), (131_073, 262_144), (262_145, 524_288)] {
             assert_eq!(capacity(len), expected, "{len}");
         }
+        // Beyond the largest pooled size memory is not doubled.
+        assert_eq!(capacity(POOLED_BYTES_MAX), POOLED_BYTES_MAX);
+        assert_eq!(capacity(POOLED_BYTES_MAX + 1), POOLED_BYTES_MAX + ALIGN);
         assert_eq!(class(4096), Some(0));
         assert_eq!(class(POOLED_BYTES_MAX), Some(CLASSES - 1));
         assert_eq!(class(POOLED_BYTES_MAX + ALIGN), None);
