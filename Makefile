@@ -18,9 +18,11 @@ demo: build
 test: setup
 	@scripts/test.sh
 
-# CASE=nbd or CASE=migrate for one of them; results also as JSON lines in $DROVER_BENCH_OUT.
+# CASE=nbd or CASE=migrate for one of them; results also as JSON lines in $DROVER_BENCH_OUT. BENCH_ARGS='--rounds 1' for
+# a short look, BENCH_ARGS='--part live' for a part of a case (tmpfs, disk, snapshot; cold, live, flips).
 bench: build
-	@scripts/bench.sh $(CASE)
+	@scripts/setup.sh bench >&2
+	@scripts/bench.sh $(CASE) $(BENCH_ARGS)
 
 # The long versions of the randomised suites; hours.
 soak: setup

@@ -6,4 +6,8 @@ cd "$(dirname "$0")/.."
 export DROVER_BIN="$CARGO_TARGET_DIR/release/drover"
 export DROVER_BENCH_OUT="${DROVER_BENCH_OUT:-$DROVER_CACHE/bench}"
 mkdir -p "$DROVER_BENCH_OUT"
+if [ "$(id -u)" -ne 0 ] && [ "${1:-}" != nbd ]; then
+    echo "CASE=migrate needs root for its limited link (network namespaces); CASE=nbd does not." >&2
+    exit 1
+fi
 exec cargo run --release --locked -q -p drover-benches -- "$@"

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Installs the Debian packages that building, the demo and the tests need. Does nothing where they are there.
+# Installs the Debian packages that building, the demo and the tests need; with the word `bench` also what only the
+# benchmarks need. Does nothing where they are there.
 set -euo pipefail
 
 packages=(
@@ -7,6 +8,9 @@ packages=(
     iproute2 e2fsprogs fio libnbd-bin    # the demo
     nbdkit qemu-utils jq                 # tests and benchmarks: other people's NBD clients and servers
 )
+if [ "${1:-}" = bench ] && ! command -v qemu-storage-daemon > /dev/null; then
+    packages+=(qemu-system-common) # Debian 12 has qemu-storage-daemon in it; later releases in qemu-utils
+fi
 
 if ! command -v cargo > /dev/null; then
     echo "Rust is missing: install it from https://rustup.rs, then run this again." >&2

@@ -1,4 +1,4 @@
-//! Other people's servers, started as their users would, each on one processor.
+//! Other people's servers, started as their users would.
 
 use std::{
     error::Error,
@@ -39,25 +39,37 @@ impl Drop for Server {
     }
 }
 
-/// `qemu-nbd` over io_uring; `direct` bypasses the page cache.
-pub fn qemu_nbd(image: &Path, direct: bool, cpu: usize) -> Result<Server, Box<dyn Error>> {
+/// `qemu-nbd` of a raw image over io_uring; `direct` bypasses the page cache.
+pub fn qemu_nbd(image: &Path, direct: bool, cpu: Option<usize>) -> Result<Server, Box<dyn Error>> {
+    serve_by_qemu(image, "raw", direct, cpu)
+}
+
+/// The same of a qcow2 image, past the page cache.
+pub fn qemu_nbd_qcow2(image: &Path, cpu: Option<usize>) -> Result<Server, Box<dyn Error>> {
+    serve_by_qemu(image, "qcow2", true, cpu)
+}
+
+fn serve_by_qemu(image: &Path, format: &str, direct: bool, cpu: Option<usize>) -> Result<Server, Box<dyn Error>> {
     let socket = image.with_extension("qemu-nbd.sock");
+    // Left by the server before.
+    let _ = std::fs::remove_file(&socket);
     let mut command = pinned("qemu-nbd", cpu);
-    command.args(["--persistent", "--shared=8", "--format=raw", "--aio=io_uring", "--discard=unmap"]);
+    command.args(["--persistent", "--shared=8", "--format", format, "--aio=io_uring", "--discard=unmap"]);
     command.arg(if direct { "--cache=none" } else { "--cache=writeback" });
     command.arg("--socket").arg(&socket).arg(image);
     start(command, "qemu-nbd", socket)
 }
 
 /// `nbdkit file`.
-pub fn nbdkit_file(image: &Path, cpu: usize) -> Result<Server, Box<dyn Error>> {
+pub fn nbdkit_file(image: &Path, cpu: Option<usize>) -> Result<Server, Box<dyn Error>> {
     let socket = image.with_extension("nbdkit.sock");
     let mut command = pinned("nbdkit", cpu);
     command.args(["--foreground", "--exit-with-parent", "--unix"]).arg(&socket).arg("file").arg(image);
     start(command, "nbdkit file", socket)
 }
 
-fn pinned(program: &str, cpu: usize) -> Command {
+fn pinned(program: &str, cpu: Option<usize>) -> Command {
+    let Some(cpu) = cpu else { return Command::new(program) };
     let mut command = Command::new("taskset");
     command.args(["-c", &cpu.to_string(), program]);
     command

@@ -9,6 +9,9 @@ use std::{
     time::{Duration, Instant},
 };
 
+/// How long a command may take.
+const ANSWER_DEADLINE: Duration = Duration::from_secs(30);
+
 pub struct Qmp {
     write: UnixStream,
     read: BufReader<UnixStream>,
@@ -26,7 +29,7 @@ impl Qmp {
                 Err(_) => std::thread::sleep(Duration::from_millis(20)),
             }
         };
-        write.set_read_timeout(Some(Duration::from_secs(120)))?;
+        write.set_read_timeout(Some(ANSWER_DEADLINE))?;
         let read = BufReader::new(write.try_clone()?);
         let mut qmp = Self { write, read, events: Vec::new() };
         qmp.line()?;
@@ -50,18 +53,24 @@ impl Qmp {
         }
     }
 
-    /// The next event of this name, those before it forgotten.
-    pub fn wait(&mut self, name: &str) -> Result<Value, Box<dyn Error>> {
+    /// The next event of this name, those before it forgotten. `None`: it did not come before the deadline.
+    pub fn wait(&mut self, name: &str, deadline: Instant) -> Result<Option<Value>, Box<dyn Error>> {
         while !self.events.is_empty() {
             let event = self.events.remove(0);
             if event["event"] == name {
-                return Ok(event);
+                return Ok(Some(event));
             }
         }
         loop {
-            let event = self.line()?;
+            let left = deadline.saturating_duration_since(Instant::now());
+            self.read.get_ref().set_read_timeout(Some(left.max(Duration::from_millis(1))))?;
+            let event = match self.line() {
+                Err(_) if Instant::now() >= deadline => return Ok(None),
+                line => line?,
+            };
             if event["event"] == name {
-                return Ok(event);
+                self.read.get_ref().set_read_timeout(Some(ANSWER_DEADLINE))?;
+                return Ok(Some(event));
             }
         }
     }
