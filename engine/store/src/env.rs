@@ -97,7 +97,7 @@ impl Env {
     }
 
     /// Takes `count` slots, after a checkpoint where only that gives some back.
-    pub async fn allocate(&self, count: usize) -> Result<Vec<SlotAddress>, IoError> {
+    pub async fn allocate(self: &Rc<Self>, count: usize) -> Result<Vec<SlotAddress>, IoError> {
         if count == 0 {
             return Ok(Vec::new());
         }
@@ -111,7 +111,9 @@ impl Env {
         if let Ok(slots) = self.tiers.allocate(count) {
             return Ok(slots);
         }
-        if let Err(error) = self.write_checkpoint(turn).await {
+        // A task of its own: what is being stored cannot be stopped, and must have ended before the next begins.
+        let env = self.clone();
+        if let Err(error) = self.as_task(async move { env.write_checkpoint(turn).await }).await {
             tracing::error!(%error, "no checkpoint can be written, so freed slots cannot be used");
             return Err(IoError::NoSpace);
         }

@@ -118,7 +118,7 @@ impl Store {
                 // may have been applied.
                 let is_there = match volume.health.check() {
                     Ok(()) => true,
-                    Err(_) => match volume.reopen().await {
+                    Err(_) => match volume.reopen(|| ()).await {
                         Err(StoreError::NoVolume { .. }) => false,
                         result => result.map(|()| true)?,
                     },
@@ -144,12 +144,18 @@ impl Store {
     /// Opens a volume again from metadata, after poisoning: what was not flushed may be lost. The same
     /// [`Volume`] goes on. Stays poisoned when this fails.
     pub async fn reopen(&self, id: VolumeId) -> Result<(), StoreError> {
+        self.reopen_with(id, || ()).await
+    }
+
+    /// The same, and runs `inside` in the moment before requests succeed again: whoever relies on what was not
+    /// flushed is told by it, and nobody gets an answer in between.
+    pub async fn reopen_with(&self, id: VolumeId, inside: impl FnOnce() + 'static) -> Result<(), StoreError> {
         let (env, turns) = (self.env.clone(), self.turns.clone());
         self.env
             .as_task(async move {
                 let _turn = turns.lock_owned().await;
                 let volume = env.volumes.borrow().get(&id).cloned();
-                volume.ok_or(StoreError::NoVolume { volume: id })?.reopen().await
+                volume.ok_or(StoreError::NoVolume { volume: id })?.reopen(inside).await
             })
             .await
     }
@@ -245,7 +251,7 @@ impl Volume {
     }
 
     /// Loads the volume again from metadata. What is read afterwards is durable.
-    async fn reopen(&self) -> Result<(), StoreError> {
+    async fn reopen(&self, inside: impl FnOnce()) -> Result<(), StoreError> {
         self.health.poison();
         let _clients = self.clients.close().await;
         let _turn = self.tree.lock().await;
@@ -271,6 +277,7 @@ impl Volume {
         self.inflight.retire(slots);
         *self.stack.borrow_mut() = loaded.stack;
         self.activity.load(loaded.active);
+        inside();
         self.health.reset();
         drop((_clients, _turn, _mutations));
         self.start_merging();

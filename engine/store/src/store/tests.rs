@@ -3,7 +3,9 @@ use crate::{
     Unfenced,
     testing::{ID, SIZE, bytes, read, run},
 };
-use drover_base::IoError;
+use drover_base::{IoError, LocalFuture};
+use futures::{FutureExt, channel::oneshot};
+use std::{cell::RefCell, io};
 
 #[test]
 fn what_was_flushed_is_there_after_a_crash() {
@@ -126,5 +128,49 @@ fn devices_must_match_the_tiers() {
             Rc::new(node.meta.clone()),
         );
         assert!(matches!(opened.await, Err(StoreError::Devices { .. })));
+    });
+}
+
+/// Where each storing waits to be let go.
+#[derive(Default)]
+struct SlowPlace(RefCell<Vec<oneshot::Sender<()>>>);
+
+impl CheckpointPlace for SlowPlace {
+    fn store(&self, _bytes: Vec<u8>) -> LocalFuture<'_, io::Result<()>> {
+        let (go, going) = oneshot::channel();
+        self.0.borrow_mut().push(go);
+        Box::pin(async move { going.await.map_err(|_| io::Error::other("given up")) })
+    }
+    fn load(&self) -> LocalFuture<'_, io::Result<Option<Vec<u8>>>> {
+        Box::pin(std::future::ready(Ok(None)))
+    }
+}
+
+/// A write that needed a checkpoint for its slots was given up while that was being stored, and the next one began to
+/// store a newer one beside it. The older could end last and lie in the newer one's place: after a restore from it maps
+/// would name slots that hold other volumes' bytes by then.
+#[test]
+fn a_checkpoint_whose_writer_went_away_is_ended_before_the_next_begins() {
+    run(|node| async move {
+        let place = Rc::new(SlowPlace::default());
+        let config = StoreConfig { checkpoint: Some(place.clone()), ..StoreConfig::default() };
+        Store::scan_slots(&node.meta, &node.tiers).await.unwrap();
+        let store = node.open_shard(config).await.unwrap();
+        let volume = store.create_volume(ID, "web", SIZE).await.unwrap();
+        let is_storing = async {
+            while place.0.borrow().is_empty() {
+                node.world.sleep(std::time::Duration::from_millis(1)).await;
+            }
+        };
+        let write = volume.write(&Unfenced, 0, bytes(4096, 1), false).boxed_local();
+        futures::future::select(write, is_storing.boxed_local()).await;
+        let mut next = volume.write(&Unfenced, 65_536, bytes(4096, 2), false).boxed_local();
+        let soon = node.world.sleep(std::time::Duration::from_millis(50)).boxed_local();
+        futures::future::select(&mut next, soon).await;
+        assert_eq!(place.0.borrow().len(), 1, "two are being stored at once");
+        let go = place.0.borrow_mut().remove(0);
+        go.send(()).unwrap();
+        next.await.unwrap();
+        assert!(place.0.borrow().is_empty(), "the first one gave all slots back");
     });
 }
