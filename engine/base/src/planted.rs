@@ -57,6 +57,8 @@ bugs! {
     SessionNotFenced,
     /// A gateway forgets its unflushed writes when the holder restarts.
     ReplayForgotten,
+    /// A volume is opened again and nobody learns that unflushed writes may be lost.
+    LossNotTold,
     /// The lease moves before the source has drained.
     FlipWithoutDrain,
     /// A forced takeover does not wait for the lease to run out.

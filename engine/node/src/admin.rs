@@ -192,10 +192,15 @@ impl Node {
         Ok(NodeReply::Done)
     }
 
-    /// Opens a poisoned volume through recovery. Whoever is connected learns that the instance changed.
+    /// Opens a poisoned volume through recovery. Whoever is connected learns that unflushed writes may be lost: other
+    /// nodes by the instance, in the moment before anything is answered again; own clients by the next flush.
     async fn reopen(self: &Rc<Self>, volume: VolumeId) -> Outcome {
         let seat = self.seat(volume).ok_or_else(|| not_here(volume))?;
         let _turn = seat.changing.lock().await;
+        if seat.stopped.borrow().is_some() {
+            // It admits nobody, so nothing of it can end; all that it had is durable at the other side.
+            return Err(Refusal::Conflict { reason: "the holder has drained for a flip".into() });
+        }
         let outbound = seat.outbound.borrow().clone();
         if let Some(outbound) = &outbound
             && outbound.direction == LegDirection::Return
@@ -208,8 +213,19 @@ impl Node {
         seat.sessions.drained(all).await;
         // While the volume is poisoned every answer is an error: those that waited for the other side, too.
         crate::grants::stop_sending(&seat);
-        self.context.store.reopen(volume).await.map_err(refusal_of)?;
-        seat.new_instance();
+        let (reopened, route) = (seat.clone(), self.known_route(volume).filter(|_| seat.is_holder()));
+        let lose = move || {
+            if is_planted(Bug::LossNotTold) {
+                return;
+            }
+            reopened.new_instance();
+            // Those that came meanwhile were told the instance of before.
+            reopened.sessions.close(all);
+            if let Some(route) = route {
+                route.lost_unflushed();
+            }
+        };
+        self.context.store.reopen_with(volume, lose).await.map_err(refusal_of)?;
         self.resume_return_mirror(&seat);
         self.context.control.event("reopened", Some(volume), "opened through recovery; unflushed writes may be lost");
         Ok(NodeReply::Done)

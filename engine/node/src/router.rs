@@ -7,6 +7,7 @@
 //! Invariants
 //! - A request is answered by an error only if its remedy is not to try again, or after `HOLD_DEADLINE`.
 //! - A write's data is kept until it is answered, unless nothing can fence it: an untimed lease without a leg.
+//! - After a loss of what was acknowledged and not flushed, the next flush of each connection fails.
 //! - Before this node's own volume serves an export, it has what the export's gateway still had to replay.
 
 use crate::backoff::Backoff;
@@ -24,7 +25,7 @@ use drover_store::ZeroMode;
 use drover_wire::peer::{Answer, Operation, Payload};
 use futures::future::select;
 use std::{
-    cell::{OnceCell, RefCell},
+    cell::{Cell, OnceCell, RefCell},
     pin::pin,
     rc::Rc,
 };
@@ -35,16 +36,23 @@ pub(crate) struct Route {
     volume: VolumeId,
     seat: RefCell<Option<Rc<Seat>>>,
     gateway: OnceCell<Rc<Gateway>>,
+    /// How often what clients here had not flushed may have been lost while they stayed connected.
+    losses: Cell<u64>,
 }
 
 impl Route {
     pub fn new(context: Rc<Context>, volume: VolumeId, seat: Option<Rc<Seat>>) -> Rc<Self> {
-        Rc::new(Self { context, volume, seat: RefCell::new(seat), gateway: OnceCell::new() })
+        Rc::new(Self { context, volume, seat: RefCell::new(seat), gateway: OnceCell::new(), losses: Cell::new(0) })
     }
 
     /// The volume came to this node, or left it.
     pub fn set_seat(&self, seat: Option<Rc<Seat>>) {
         *self.seat.borrow_mut() = seat;
+    }
+
+    /// This node's own volume is being opened again: what was not flushed may be lost.
+    pub fn lost_unflushed(&self) {
+        self.losses.set(self.losses.get() + 1);
     }
 
     /// This node holds the volume from now on.
@@ -115,11 +123,21 @@ impl Route {
 pub struct RoutedExport {
     route: Rc<Route>,
     facts: ExportFacts,
+    /// Losses that this connection has been told of, or that were before it.
+    told_losses: Cell<u64>,
 }
 
 impl RoutedExport {
     pub(crate) fn new(route: Rc<Route>, facts: ExportFacts) -> Rc<Self> {
-        Rc::new(Self { route, facts })
+        let told_losses = Cell::new(route.losses.get());
+        Rc::new(Self { route, facts, told_losses })
+    }
+
+    /// Asked before a flush is answered. The volume's own I/O goes on once it was opened again, and whoever asked for
+    /// nothing meanwhile has seen no error: so each connection gets one.
+    fn nothing_lost(&self) -> Result<(), IoError> {
+        let losses = self.route.losses.get();
+        if self.told_losses.replace(losses) == losses { Ok(()) } else { Err(IoError::Poisoned) }
     }
 
     async fn change(&self, operation: Operation) -> Result<(), IoError> {
@@ -201,10 +219,11 @@ impl BlockExport for RoutedExport {
             if let Some((seat, lease)) = self.route.local() {
                 let flushed = seat.flush(&*lease).await;
                 if is_final(&flushed) {
-                    return flushed;
+                    return flushed.and_then(|()| self.nothing_lost());
                 }
             }
-            self.change(Operation::Flush).await
+            self.change(Operation::Flush).await?;
+            self.nothing_lost()
         })
     }
 

@@ -185,7 +185,7 @@ impl Seat {
         self.instance.get()
     }
 
-    /// The volume was opened again: what was not flushed may be lost, as after a restart.
+    /// The volume is being opened again: what was not flushed may be lost, as after a restart.
     pub fn new_instance(&self) {
         self.instance.set(InstanceId(self.context.world.random.next_u64()));
         self.confirmed.set(None);

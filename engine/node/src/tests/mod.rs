@@ -8,3 +8,4 @@ mod gateway;
 mod leases;
 #[cfg(feature = "planted")]
 mod planted;
+mod reopening;

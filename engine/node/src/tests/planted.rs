@@ -1,6 +1,6 @@
 //! Each bug of this crate's concern, planted, must fail a test here.
 
-use super::{flip, gateway, leases};
+use super::{flip, gateway, leases, reopening};
 use drover_base::planted::{Bug, plant};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
@@ -49,4 +49,10 @@ fn stale_requests_are_caught() {
 #[test]
 fn a_mirror_that_is_not_awaited_is_caught() {
     caught(Bug::MirrorNotAwaited, flip::what_was_acknowledged_is_at_both_sides);
+}
+
+#[test]
+fn a_loss_that_nobody_is_told_of_is_caught() {
+    caught(Bug::LossNotTold, reopening::a_client_of_the_holder_is_told_once_that_its_writes_may_be_lost);
+    caught(Bug::LossNotTold, reopening::a_gateway_that_connects_meanwhile_replays_too);
 }
