@@ -59,6 +59,7 @@ pub(crate) struct ControlLink {
     registration: NodeRegistration,
     known: RefCell<BTreeMap<VolumeId, Grant>>,
     renew_now: Notify,
+    has_registered: Cell<bool>,
     events: RefCell<VecDeque<Event>>,
     has_events: Notify,
     way_back_changes: Cell<u64>,
@@ -73,6 +74,7 @@ impl ControlLink {
             registration,
             known: RefCell::default(),
             renew_now: Notify::new(),
+            has_registered: Cell::new(false),
             events: RefCell::default(),
             has_events: Notify::new(),
             way_back_changes: Cell::new(0),
@@ -121,6 +123,11 @@ impl ControlLink {
         }
     }
 
+    /// Whether the control plane has recorded this start, with all that it voids.
+    pub fn has_registered(&self) -> bool {
+        self.has_registered.get()
+    }
+
     /// A lease waits for its confirmation: renews without waiting for the period to end.
     pub fn renew_now(&self) {
         self.renew_now.notify_one();
@@ -130,6 +137,7 @@ impl ControlLink {
         let request = ControlRequest::Register { node: self.registration.clone() };
         match self.call(&request, deadline).await {
             Ok(ControlReply::Registered { grants }) => {
+                self.has_registered.set(true);
                 for grant in grants {
                     self.learn(&grant);
                     let (volume, epoch, mine) = (grant.volume, grant.epoch, grant.holder.node == *self.node());

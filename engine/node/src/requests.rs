@@ -272,6 +272,10 @@ impl Node {
         let seat = self.receiving(migration)?;
         let known = seat.record_view().leg.as_ref().map_or(generation, |leg| leg.generation);
         check_generation(generation, known)?;
+        if !self.context.control.has_registered() {
+            // Recorded after the lease has moved here, this start would close a way back that is whole.
+            return Err(Refusal::Conflict { reason: "the control plane has yet to record this start".into() });
+        }
         if seat.mirrors_under().is_none() || !seat.has_durable(position) {
             return Err(Refusal::Conflict { reason: "not all of it is applied and flushed in this instance".into() });
         }

@@ -194,6 +194,28 @@ async fn commit(cluster: &Cluster) {
     assert_eq!(cluster.node("b").status().volumes.len(), 1);
 }
 
+/// A destination that had just restarted took the lease over before the control plane had heard of its start. That
+/// closed the way back afterwards, and nobody opened it again: the migration never ended.
+#[test]
+fn a_start_that_is_not_registered_confirms_no_position() {
+    each_seed(0..5, async |cluster| {
+        let [client, ..] = prepared(&cluster).await;
+        mirror(&cluster).await;
+        cluster.recorded.borrow_mut().refuses_renewals = true;
+        cluster.kill("b");
+        cluster.start("b").await;
+        client.write(1, b'1').await.unwrap();
+        until_phase(&cluster, "a", SendPhase::Synced).await;
+        let position = quiesce(&cluster, "a", 1, 1).await;
+        let request = NodeRequest::ConfirmPosition { migration: MIGRATION, generation: GENERATION, position };
+        let reply = cluster.request("b", request).await;
+        assert!(matches!(reply, NodeReply::Refused(Refusal::Conflict { .. })), "{reply:?}");
+        cluster.recorded.borrow_mut().refuses_renewals = false;
+        cluster.sim.sleep(Duration::from_secs(3)).await;
+        confirm(&cluster, "b", position).await;
+    });
+}
+
 /// A flip that is given up: the holder goes on, and copies of its requests that arrive late change nothing.
 #[test]
 fn a_flip_that_is_given_up_leaves_the_holder_serving() {
