@@ -16,7 +16,7 @@ use crate::ledger::StoreFailed;
 use crate::nodes::CallError;
 use crate::table::State;
 use drover_base::{Instant, MigrationId, NodeId};
-use drover_types::record::{CleanupTask, MigrationRecord, Stage};
+use drover_types::record::{Cleanup, CleanupTask, MigrationRecord, Stage};
 use drover_types::{ApiError, ErrorCode, Migration};
 use drover_wire::admin::{NodeReply, NodeRequest, Refusal, SendOptions};
 use futures::future::select;
@@ -195,7 +195,9 @@ impl Executor {
                 Some(Transition::Resumed { attempt: *attempt })
             }
             (Effect::Cleanup(cleanup), Answer::Done) => Some(Transition::CleanedUp { cleanup: cleanup.clone() }),
-            (Effect::Cleanup(cleanup), Answer::Refused(refusal)) if machine::is_settled(cleanup.task, refusal) => {
+            (Effect::Cleanup(cleanup), Answer::Refused(refusal))
+                if machine::is_settled(cleanup.task, refusal) && !self.is_awaited(cleanup) =>
+            {
                 Some(Transition::CleanedUp { cleanup: cleanup.clone() })
             }
             _ => None,
@@ -210,6 +212,14 @@ impl Executor {
                 self.record_own(transition).await;
             }
         }
+    }
+
+    /// A holder that has no volume to adopt does not let another copy go.
+    fn is_awaited(&self, cleanup: &Cleanup) -> bool {
+        let state = self.control.ledger.state();
+        let Some(record) = state.migration(self.id) else { return false };
+        let lease = state.lease(record.volume);
+        lease.is_some_and(|lease| machine::is_awaited(&record.cleanup, &lease.holder, cleanup))
     }
 
     fn deadline(&self, record: &MigrationRecord, asked: &Asked) -> Duration {

@@ -626,16 +626,20 @@ impl Next<'_> {
     }
 
     /// The first thing left for each node, in order; after a commit strictly one after the other: the source's copy is
-    /// dropped only when the destination no longer counts on it.
+    /// dropped only when the destination no longer counts on it. After a takeover, too, no copy is dropped before the
+    /// new holder has adopted its lease: until then it may turn out to have none.
     fn ask_cleanup(&mut self) {
         let strict = self.record().stage == Stage::Committed;
         let mut seen: Vec<&NodeId> = Vec::new();
+        let mut adopted = true;
         let cleanup: Vec<Cleanup> = self.record().cleanup.clone();
         for pending in &cleanup {
-            if !seen.contains(&&pending.node) {
+            adopted &= !is_awaited(&cleanup, &self.view.lease.holder, pending);
+            let must_wait = pending.task == CleanupTask::End { drop_volume: true } && !adopted;
+            if !must_wait && !seen.contains(&&pending.node) {
                 self.ask(&pending.node, Effect::Cleanup(pending.clone()));
-                seen.push(&pending.node);
             }
+            seen.push(&pending.node);
             if strict {
                 break;
             }
@@ -665,6 +669,14 @@ fn result(proof: &Proof) -> ProofResult {
         regions_different: proof.regions_different,
         regions_thicker: proof.regions_thicker,
     }
+}
+
+/// Whether a copy is dropped only after `task`: it tells the holder, and what drops a copy stands behind it.
+pub fn is_awaited(cleanup: &[Cleanup], holder: &NodeId, task: &Cleanup) -> bool {
+    let drops = |pending: &Cleanup| pending.task == CleanupTask::End { drop_volume: true };
+    let at = cleanup.iter().position(|pending| pending == task);
+    let is_grant = task.task == CleanupTask::Grant && task.node == *holder;
+    is_grant && at.is_some_and(|at| cleanup[at..].iter().any(drops))
 }
 
 /// Whether a refusal of a clean-up means that there is nothing left to do.

@@ -534,8 +534,8 @@ impl Draft<'_> {
             tasks.push((&source, CleanupTask::Resume { attempt }));
         }
         tasks.push((&source, CleanupTask::End { drop_volume: false }));
-        tasks.push((&source, CleanupTask::Grant));
         tasks.push((&destination, CleanupTask::End { drop_volume: true }));
+        tasks.push((&source, CleanupTask::Grant));
         self.clean_up(&tasks);
         self.change_lease(None, None);
         self.enter(Stage::CleaningUp, format!("{source} goes on alone: {reason}"));
@@ -560,6 +560,7 @@ impl Draft<'_> {
         self.record.resume = None;
         self.record.pause_pending = false;
         self.record.proven = false;
+        // The source's grant stands first: no copy is dropped before it has adopted it.
         self.clean_up(&[
             (&source, CleanupTask::Grant),
             (&source, CleanupTask::End { drop_volume: false }),
@@ -580,9 +581,9 @@ impl Draft<'_> {
         self.change_lease(None, None);
         self.clean_up(&[
             (&source, CleanupTask::End { drop_volume: false }),
-            (&source, CleanupTask::Grant),
             (&destination, CleanupTask::Grant),
             (&destination, CleanupTask::End { drop_volume: true }),
+            (&source, CleanupTask::Grant),
         ]);
         self.enter(Stage::CleaningUp, format!("{source} serves again; {destination} lets its copy go"));
         Ok(())

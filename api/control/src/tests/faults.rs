@@ -1,6 +1,6 @@
 //! Migrations while processes die, stop and do not reach each other.
 
-use super::cluster::{Cluster, TTL};
+use super::cluster::{Cluster, TTL, node};
 use drover_sim::runtime::Generator;
 use drover_types::{Action, CommitPolicy, MigrationOptions, Phase};
 use std::{rc::Rc, time::Duration};
@@ -182,6 +182,25 @@ fn the_source_takes_over_once_the_lease_has_run_out_and_not_before() {
     cluster.start_node("b");
     cluster.wait_clean(&id);
     cluster.check_end("a");
+}
+
+/// The source came back without its disks, and before that was noticed the destination died. The lease moved to the
+/// source, which had nothing to adopt; that counted as done, and the destination was told to drop the only copy.
+#[test]
+fn no_copy_is_dropped_before_the_new_holder_has_adopted_its_own() {
+    let cluster = Cluster::new(7);
+    settle(&cluster);
+    cluster.kill_node("a");
+    cluster.kill_node("b");
+    cluster.disk(&node("a")).borrow_mut().clear();
+    cluster.start_node("a");
+    cluster.wait("the takeover", |control| control.show_lease("v").unwrap().holder == "a");
+    cluster.sim.run_for(Duration::from_secs(5));
+    cluster.start_node("b");
+    cluster.sim.run_for(Duration::from_secs(60));
+    let violations = cluster.checker.violations.borrow();
+    assert!(violations.is_empty(), "{violations:#?}");
+    assert!(cluster.disk(&node("b")).borrow().contains_key(&cluster.volume.get()), "the only copy was dropped");
 }
 
 /// longhorn#6642: two active engines.
