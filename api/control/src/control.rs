@@ -38,7 +38,7 @@ impl Control {
         let ledger = Ledger::open(world.clone(), store).await?;
         let control = Rc::new(Self {
             ledger,
-            nodes: Nodes::new(world.clone()),
+            nodes: Nodes::new(world.clone(), config.secret),
             renewals: Renewals::new(world.clone()),
             started: world.now(),
             under_way: UnderWay::default(),

@@ -4,6 +4,7 @@ use crate::config::{RPC_DEADLINE, STATUS_EVERY};
 use drover_base::{Instant, NodeId, VolumeId, World};
 use drover_types::Health;
 use drover_wire::admin::{NodeReply, NodeRequest, NodeStatus, Refusal, VolumeStatus};
+use drover_wire::preamble::{Channel, Preamble};
 use drover_wire::rpc::{RpcClient, RpcError};
 use std::{cell::RefCell, collections::BTreeMap, rc::Rc, time::Duration};
 
@@ -49,13 +50,16 @@ pub enum CallError {
 
 pub struct Nodes {
     world: World,
+    preamble: Preamble,
     clients: RefCell<BTreeMap<String, Rc<Client>>>,
     contacts: RefCell<BTreeMap<NodeId, Contact>>,
 }
 
 impl Nodes {
-    pub fn new(world: World) -> Self {
-        Self { world, clients: RefCell::default(), contacts: RefCell::default() }
+    /// `secret`: BLAKE3 of the cluster's.
+    pub fn new(world: World, secret: [u8; 32]) -> Self {
+        let preamble = Preamble::new(Channel::Admin, secret);
+        Self { world, preamble, clients: RefCell::default(), contacts: RefCell::default() }
     }
 
     /// The node gave a sign of life.
@@ -87,7 +91,8 @@ impl Nodes {
         if clients.len() >= CLIENTS_MAX && !clients.contains_key(admin) {
             clients.clear();
         }
-        clients.entry(admin.into()).or_insert_with(|| Rc::new(Client::new(self.world.clone(), admin))).clone()
+        let client = || Rc::new(Client::new(self.world.clone(), admin, self.preamble));
+        clients.entry(admin.into()).or_insert_with(client).clone()
     }
 
     /// Asks the node at this admin address.

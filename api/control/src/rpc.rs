@@ -12,6 +12,7 @@ use drover_base::world::Connection;
 use drover_base::{Epoch, InstanceId, MigrationId, NodeId, VolumeId};
 use drover_types::record::{MigrationRecord, NodeRecord, Stage};
 use drover_wire::admin::{ControlReply, ControlRequest, Export, NodeRegistration, NodeRequest, Refusal};
+use drover_wire::preamble::{Channel, Preamble};
 use std::rc::Rc;
 
 /// Text of an event that a node may send.
@@ -46,7 +47,8 @@ fn conflict(reason: &str) -> Refused {
 
 pub async fn serve(control: Rc<Control>, connection: Connection) {
     let world = control.world.clone();
-    drover_wire::rpc::serve(world, connection, move |request: ControlRequest| {
+    let preamble = Preamble::new(Channel::Control, control.config.secret);
+    drover_wire::rpc::serve(world, preamble, connection, move |request: ControlRequest| {
         let control = control.clone();
         async move {
             match answer(&control, request).await {
@@ -95,16 +97,7 @@ async fn answer(control: &Rc<Control>, request: ControlRequest) -> Result<Contro
     }
 }
 
-/// Equal, in a time that does not tell where they differ.
-fn same_secret(one: &[u8; 32], other: &[u8; 32]) -> bool {
-    one.iter().zip(other).fold(0, |differs, (a, b)| differs | (a ^ b)) == 0
-}
-
 async fn register(control: &Rc<Control>, node: NodeRegistration) -> Result<ControlReply, Refused> {
-    if !same_secret(&node.secret, &control.config.secret) {
-        tracing::warn!(node = %node.address.node, "a node showed another secret");
-        return Err(Refusal::Invalid { reason: "the cluster's secret is another".into() }.into());
-    }
     let addresses = [
         Some(&node.admin),
         Some(&node.address.peer),

@@ -36,6 +36,9 @@ pub const ACTIVE_REGIONS_MAX: usize = 4096;
 /// Snapshots a volume may have: each costs a lookup on reads of old data.
 pub const SNAPSHOTS_MAX: usize = 256;
 
+/// How long two processes may take to show each other that they belong to one cluster: two round trips.
+pub const PREAMBLE_DEADLINE: Duration = Duration::from_secs(5);
+
 /// Nominal life of a timed lease.
 pub const LEASE_TTL: Duration = Duration::from_secs(9);
 

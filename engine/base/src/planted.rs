@@ -65,6 +65,8 @@ bugs! {
     TakeoverWithoutWait,
     /// The holder goes on alone before the way back is recorded as closed.
     WayBackNotRecorded,
+    /// A connection is served whatever proof of the secret it shows.
+    SecretNotChecked,
     /// The source is released without comparing digests.
     ProofSkipped,
 }

@@ -52,6 +52,8 @@ pub trait MessageSender {
 pub trait MessageReceiver {
     /// The next message; `None` when the other side closed. Messages over the bounds are an error.
     fn receive(&mut self) -> LocalFuture<'_, io::Result<Option<Message>>>;
+    /// From now on a message of more than `bytes`, head and body together, is an error of kind `InvalidData` too.
+    fn limit(&mut self, bytes: usize);
 }
 
 /// Both halves of a connection.

@@ -14,6 +14,7 @@
 use crate::backoff::Backoff;
 use drover_base::{Epoch, InstanceId, Instant, MigrationId, NodeId, VolumeId, World};
 use drover_wire::admin::{ControlReply, ControlRequest, Grant, NodeRegistration, Refusal};
+use drover_wire::preamble::{Channel, Preamble};
 use drover_wire::rpc::{RpcClient, RpcError};
 use std::{
     cell::{Cell, RefCell},
@@ -60,6 +61,8 @@ pub(crate) struct ControlLink {
     known: RefCell<BTreeMap<VolumeId, Grant>>,
     renew_now: Notify,
     has_registered: Cell<bool>,
+    /// Why the last registration got no answer.
+    failed: RefCell<Option<RpcError>>,
     events: RefCell<VecDeque<Event>>,
     has_events: Notify,
     way_back_changes: Cell<u64>,
@@ -67,14 +70,17 @@ pub(crate) struct ControlLink {
 
 impl ControlLink {
     /// `control`: the control plane's address; `None` for a node on its own, which then knows only what it is told.
-    pub fn new(world: World, control: Option<&str>, registration: NodeRegistration) -> Rc<Self> {
+    /// `secret`: BLAKE3 of the cluster's.
+    pub fn new(world: World, control: Option<&str>, secret: [u8; 32], registration: NodeRegistration) -> Rc<Self> {
+        let preamble = Preamble::new(Channel::Control, secret);
         Rc::new(Self {
-            client: control.map(|address| RpcClient::new(world.clone(), address)),
+            client: control.map(|address| RpcClient::new(world.clone(), address, preamble)),
             world,
             registration,
             known: RefCell::default(),
             renew_now: Notify::new(),
             has_registered: Cell::new(false),
+            failed: RefCell::default(),
             events: RefCell::default(),
             has_events: Notify::new(),
             way_back_changes: Cell::new(0),
@@ -146,6 +152,7 @@ impl ControlLink {
                         leases.renewed(volume, epoch, sent);
                     }
                 }
+                self.failed.take();
                 true
             }
             Ok(refused) => {
@@ -153,7 +160,10 @@ impl ControlLink {
                 false
             }
             Err(error) => {
-                tracing::debug!(target: "drover::control_link", %error, "not registered");
+                // Tried again and again: told once.
+                if self.failed.replace(Some(error.clone())) != Some(error.clone()) {
+                    tracing::warn!(target: "drover::control_link", %error, "not registered");
+                }
                 false
             }
         }

@@ -26,8 +26,7 @@ use drover_runtime::Workers;
 use drover_store::checkpoint::{CheckpointFile, CheckpointPlace};
 use drover_store::meta::{Meta, MetaError, rocks::RocksMeta};
 use drover_store::{Store, StoreConfig, StoreError, TierClass, TierSpec, Tiers, Unfenced};
-use drover_wire::admin::{NodeAddress, NodeReply, NodeRequest};
-use drover_wire::rpc;
+use drover_wire::admin::NodeAddress;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::time::Duration;
@@ -289,12 +288,8 @@ async fn accept(node: Rc<Node>, mut listener: Box<dyn Listener>, serve: fn(&Rc<N
 }
 
 fn serve_admin(node: &Rc<Node>, connection: Connection) {
-    let (world, own) = (node.world().clone(), node.clone());
-    let handle = move |request: NodeRequest| {
-        let node = own.clone();
-        async move { node.handle(request).await }
-    };
-    node.world().spawn(rpc::serve::<NodeRequest, NodeReply, _, _>(world, connection, handle)).detach();
+    let own = node.clone();
+    node.world().spawn(async move { own.serve_admin(connection).await }).detach();
 }
 
 fn serve_peer(node: &Rc<Node>, connection: Connection) {

@@ -27,6 +27,7 @@ use drover_wire::admin::{
     Export, Grant, NodeAddress, NodeRegistration, NodeReply, NodeRequest, NodeStatus, Role, TierStatus,
 };
 use drover_wire::peer::PeerRequest;
+use drover_wire::preamble::{Channel, Preamble};
 use drover_wire::seat_record::{SeatRecord, decode_export};
 use drover_wire::{WireError, nbd, rpc};
 use std::{
@@ -101,9 +102,8 @@ impl Node {
             instance: settings.instance,
             nbd_unix: settings.nbd_unix.clone(),
             nbd_tcp: settings.nbd_tcp.clone(),
-            secret: settings.secret,
         };
-        let control = ControlLink::new(world.clone(), settings.control.as_deref(), registration);
+        let control = ControlLink::new(world.clone(), settings.control.as_deref(), settings.secret, registration);
         let context = Rc::new(Context {
             address: settings.address.clone(),
             instance: settings.instance,
@@ -200,13 +200,18 @@ impl Node {
 
     fn spawn_admin(self: &Rc<Self>, connection: Connection) {
         let node = self.clone();
+        self.world().spawn(async move { node.serve_admin(connection).await }).detach();
+    }
+
+    /// Answers a connection of the control plane until it ends.
+    pub async fn serve_admin(self: &Rc<Self>, connection: Connection) {
+        let node = self.clone();
         let handle = move |request: NodeRequest| {
             let node = node.clone();
             async move { node.handle(request).await }
         };
-        self.world()
-            .spawn(rpc::serve::<NodeRequest, NodeReply, _, _>(self.world().clone(), connection, handle))
-            .detach();
+        let preamble = Preamble::new(Channel::Admin, self.secret());
+        rpc::serve::<NodeRequest, NodeReply, _, _>(self.world().clone(), preamble, connection, handle).await;
     }
 
     fn spawn_peer(self: &Rc<Self>, connection: Connection) {

@@ -1,4 +1,4 @@
-//! A connection to another node about one volume: `Hello`, then requests by sequence, answered in any order.
+//! A connection to another node about one volume: the preamble, `Hello`, then requests by sequence, answered in any order.
 //!
 //! Invariants
 //! - Requests stand on the connection in the order of the calls of [`PeerClient::request`].
@@ -11,6 +11,7 @@ use drover_base::world::{Clock, MessageReceiver, MessageSender};
 use drover_base::{Epoch, InstanceId, Instant, IoError, LocalFuture, SessionId, VolumeId};
 use drover_wire::WireError;
 use drover_wire::peer::{Answer, Hello, Operation, PeerReply, PeerRequest, Purpose, Welcome};
+use drover_wire::preamble::{Channel, Preamble};
 use futures::channel::oneshot;
 use std::{
     cell::{Cell, RefCell},
@@ -20,7 +21,7 @@ use std::{
 };
 use tokio::sync::Notify;
 
-/// How long connecting and `Hello` may take.
+/// How long connecting, the preamble and `Hello` may take.
 const CONNECT_DEADLINE: Duration = Duration::from_secs(3);
 
 /// Why there is no connection.
@@ -69,18 +70,22 @@ impl PeerClient {
         let world = &context.world;
         let deadline = world.now() + CONNECT_DEADLINE;
         let connecting = world.net.connect(to.address);
-        let connection =
+        let mut connection =
             world.timeout_at(deadline, connecting).await.map_err(|_| unreachable())?.map_err(|_| unreachable())?;
+        let preamble = Preamble::new(Channel::Peer, context.secret);
+        let opened = world.timeout_at(deadline, preamble.open(world, &mut connection)).await;
+        if let Ok(Err(error)) = &opened {
+            tracing::warn!(target: "drover::peer", peer = connection.peer, %error, "no connection");
+        }
+        if !matches!(opened, Ok(Ok(()))) {
+            connection.sender.close();
+            return Err(unreachable());
+        }
         let mut receiver = connection.receiver;
         let (sender, peer) = (connection.sender, connection.peer);
         let greeting = async {
             to.sequence.set(to.sequence.get() + 1);
-            let hello = Hello {
-                volume: to.volume,
-                from: context.address.node.clone(),
-                purpose: to.purpose,
-                secret: context.secret,
-            };
+            let hello = Hello { volume: to.volume, from: context.address.node.clone(), purpose: to.purpose };
             let request = PeerRequest {
                 session: to.session,
                 epoch: to.epoch,

@@ -1,7 +1,8 @@
 //! Serves peer connections: I/O that gateways forward, and the streams of migrations.
 //!
 //! Invariants
-//! - A connection is about the one volume its `Hello` named, and is served only with the cluster's secret.
+//! - A connection is about the one volume its `Hello` named, and is read from only after its preamble has shown the
+//!   cluster's secret.
 //! - Bytes and requests in flight are bounded per connection; what passes the bound stays unread.
 //! - A gateway's request is applied only under the epoch it was sent for, by the present holder. One that waited for
 //!   the end of a flip and finds the volume moved is answered `Moved`; it is not forwarded from here.
@@ -18,6 +19,7 @@ use drover_base::{Epoch, Generation, InstanceId, IoError, MigrationId, SessionId
 use drover_store::Fence;
 use drover_transfer::Receiver;
 use drover_wire::peer::{Answer, Hello, Operation, PeerReply, PeerRequest, Purpose, Welcome};
+use drover_wire::preamble::{Channel, Preamble};
 use futures::future::select;
 use std::{pin::pin, rc::Rc, sync::Arc, time::Duration};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
@@ -29,8 +31,13 @@ const HELLO_DEADLINE: Duration = Duration::from_secs(10);
 const ROOM_UNIT: u64 = 1 << 10;
 const ROOM_MAX: usize = (CONNECTION_BYTES_IN_FLIGHT_MAX / ROOM_UNIT) as usize;
 
-/// Reads the first message of a connection, its `Hello`; `None` where there is none.
+/// Takes a connection's preamble and its first message, `Hello`; `None` where one of them is missing.
 pub(crate) async fn greeted(node: &Node, connection: &mut Connection) -> Option<PeerRequest> {
+    let preamble = Preamble::new(Channel::Peer, node.secret());
+    if let Err(error) = preamble.answer(node.world(), connection).await {
+        tracing::warn!(target: "drover::peer", peer = connection.peer, %error, "a connection is not served");
+        return None;
+    }
     let first = node.world().timeout(HELLO_DEADLINE, connection.receiver.receive()).await.ok()?.ok()??;
     let request = PeerRequest::decode(first).ok()?;
     matches!(request.operation, Operation::Hello(_)).then_some(request)
@@ -42,11 +49,6 @@ pub(crate) async fn serve(node: &Rc<Node>, hello: PeerRequest, connection: Conne
         connection.sender.close();
         return;
     };
-    if introduction.secret != node.secret() {
-        tracing::warn!(target: "drover::peer", peer = connection.peer, "a connection without the cluster's secret");
-        connection.sender.close();
-        return;
-    }
     let sender = connection.sender.clone();
     let Some(seat) = node.seat(introduction.volume) else {
         refuse(&sender, &hello, node.instance(), IoError::NotHere).await;

@@ -230,6 +230,10 @@ impl MessageReceiver for Receiver {
             result
         })
     }
+
+    fn limit(&mut self, bytes: usize) {
+        self.decoder.limit = bytes;
+    }
 }
 
 /// Starts the writing task of `socket` on this thread.

@@ -30,11 +30,18 @@ pub(crate) fn encode(message: Message) -> (Bytes, Option<Bytes>) {
 }
 
 /// Cuts a stream into messages.
-#[derive(Default)]
 pub(crate) struct Decoder {
     buffer: BytesMut,
+    /// Bytes that a message may have, beside the bounds of all messages.
+    pub(crate) limit: usize,
     /// Lengths of head and body of the message that is arriving.
     lengths: Option<(usize, usize)>,
+}
+
+impl Default for Decoder {
+    fn default() -> Self {
+        Self { buffer: BytesMut::new(), limit: usize::MAX, lengths: None }
+    }
 }
 
 impl Decoder {
@@ -45,7 +52,8 @@ impl Decoder {
             None if self.buffer.len() < PREFIX_BYTES => return Ok(None),
             None => {
                 let lengths = (self.buffer.get_u32_le() as usize, self.buffer.get_u32_le() as usize);
-                if lengths.0 > MESSAGE_HEAD_BYTES_MAX || lengths.1 > MESSAGE_BODY_BYTES_MAX {
+                let is_over = lengths.0 > MESSAGE_HEAD_BYTES_MAX || lengths.1 > MESSAGE_BODY_BYTES_MAX;
+                if is_over || lengths.0 + lengths.1 > self.limit {
                     let text = format!("a message of {} and {} bytes passes the bounds", lengths.0, lengths.1);
                     return Err(io::Error::new(io::ErrorKind::InvalidData, text));
                 }

@@ -136,6 +136,25 @@ fn lengths_over_the_bounds_end_the_connection() {
 }
 
 #[test]
+fn a_receiver_s_limit_holds_until_it_is_lifted() {
+    run(async |world| {
+        let (mut one, two) = pair(&world, "127.0.0.1:0").await;
+        one.receiver.limit(10);
+        for sent in [message(10, 0), message(4, 6), message(6, 6)] {
+            drop(two.sender.send(sent));
+        }
+        assert_eq!(one.receiver.receive().await.unwrap(), Some(message(10, 0)));
+        assert_eq!(one.receiver.receive().await.unwrap(), Some(message(4, 6)));
+        one.receiver.limit(usize::MAX);
+        assert_eq!(one.receiver.receive().await.unwrap(), Some(message(6, 6)));
+        one.receiver.limit(10);
+        drop(two.sender.send(message(11, 0)));
+        assert_eq!(one.receiver.receive().await.unwrap_err().kind(), ErrorKind::InvalidData);
+        assert!(one.sender.send(message(1, 0)).await.is_err(), "the connection is over");
+    });
+}
+
+#[test]
 fn a_message_of_great_declared_length_costs_what_arrived_of_it() {
     let mut decoder = framing::Decoder::default();
     let space = decoder.space();

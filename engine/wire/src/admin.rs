@@ -392,7 +392,6 @@ pub struct NodeRegistration {
     /// Where clients reach its exports: unix socket path, TCP address.
     pub nbd_unix: Option<String>,
     pub nbd_tcp: Option<String>,
-    pub secret: [u8; 32],
 }
 
 /// Control plane → node, in answer.

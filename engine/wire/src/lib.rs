@@ -4,6 +4,7 @@ pub mod admin;
 mod error;
 pub mod nbd;
 pub mod peer;
+pub mod preamble;
 pub mod rpc;
 pub mod seat_record;
 

@@ -1,6 +1,6 @@
 //! Frames between nodes: forwarded I/O of gateways and the stream of a migration or mirror.
 //!
-//! One connection carries one session about one volume. It begins with `Hello`; requests follow, each answered
+//! One connection carries one session about one volume. After the [`crate::preamble`] it begins with `Hello`; requests follow, each answered
 //! by one reply of the same sequence, in any order. A frame's head is fixed, its body is raw bytes:
 //!
 //! ```text
@@ -95,14 +95,12 @@ impl Payload {
     }
 }
 
-/// The first request of every connection.
+/// The first request of every connection, after the preamble.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Hello {
     pub volume: VolumeId,
     pub from: NodeId,
     pub purpose: Purpose,
-    /// BLAKE3 of the cluster's secret, keyed by nothing; zeros where none is set.
-    pub secret: [u8; 32],
 }
 
 /// What a session is for.

@@ -1,10 +1,12 @@
 //! Requests with one reply each over a connection of messages, any number in flight.
 //!
-//! A message's head is the id (8 bytes, little-endian) and a postcard payload; there is no body. Invariants:
+//! A connection begins with the [`crate::preamble`]. A message's head is the id (8 bytes, little-endian) and a postcard payload; there is no body. Invariants:
 //! - a client that loses its connection answers every request in flight with `RpcError::Disconnected` — whether the
 //!   other side carried it out is then unknown, so requests are idempotent;
-//! - it connects again at the next call; no request is sent twice by itself.
+//! - it connects again at the next call; no request is sent twice by itself;
+//! - no request is read from, and none sent to, who does not know the cluster's secret.
 
+use crate::preamble::Preamble;
 use bytes::Bytes;
 use drover_base::limits::MESSAGE_HEAD_BYTES_MAX;
 use drover_base::world::{Connection, Message, MessageSender, World};
@@ -14,6 +16,7 @@ use std::{cell::RefCell, collections::BTreeMap, future::Future, marker::PhantomD
 /// Why a call has no reply.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum RpcError {
+    /// Nothing was carried out.
     #[error("cannot connect to {address}: {reason}")]
     Connect { address: String, reason: String },
     /// Whether the request was carried out is unknown.
@@ -41,14 +44,16 @@ struct Live {
 pub struct RpcClient<Q, A> {
     world: World,
     address: String,
+    preamble: Preamble,
     live: Rc<RefCell<Option<Live>>>,
     connecting: Rc<tokio::sync::Mutex<()>>,
     types: PhantomData<fn(Q) -> A>,
 }
 
 impl<Q: Serialize, A: DeserializeOwned> RpcClient<Q, A> {
-    pub fn new(world: World, address: &str) -> Self {
-        Self { world, address: address.into(), live: Rc::default(), connecting: Rc::default(), types: PhantomData }
+    pub fn new(world: World, address: &str, preamble: Preamble) -> Self {
+        let (live, connecting) = (Rc::default(), Rc::default());
+        Self { world, address: address.into(), preamble, live, connecting, types: PhantomData }
     }
 
     pub fn address(&self) -> &str {
@@ -90,12 +95,10 @@ impl<Q: Serialize, A: DeserializeOwned> RpcClient<Q, A> {
         if self.live.borrow().is_some() {
             return Ok(());
         }
-        let connection = self
-            .world
-            .net
-            .connect(&self.address)
-            .await
-            .map_err(|error| RpcError::Connect { address: self.address.clone(), reason: error.to_string() })?;
+        let failed = |reason: String| RpcError::Connect { address: self.address.clone(), reason };
+        let connecting = self.world.net.connect(&self.address);
+        let mut connection = connecting.await.map_err(|error| failed(error.to_string()))?;
+        self.preamble.open(&self.world, &mut connection).await.map_err(|error| failed(error.to_string()))?;
         let waiting = Waiting::default();
         let sender = connection.sender.clone();
         *self.live.borrow_mut() = Some(Live { sender: sender.clone(), waiting: waiting.clone(), next_id: 0 });
@@ -130,13 +133,17 @@ impl<Q, A> Drop for RpcClient<Q, A> {
 }
 
 /// Answers a connection's requests with `handle` until it breaks; requests run concurrently.
-pub async fn serve<Q, A, H, F>(world: World, connection: Connection, handle: H)
+pub async fn serve<Q, A, H, F>(world: World, preamble: Preamble, mut connection: Connection, handle: H)
 where
     Q: DeserializeOwned + 'static,
     A: Serialize + 'static,
     H: Fn(Q) -> F + 'static,
     F: Future<Output = A> + 'static,
 {
+    if let Err(error) = preamble.answer(&world, &mut connection).await {
+        tracing::warn!(target: "drover::rpc", peer = connection.peer, %error, "a connection is not served");
+        return;
+    }
     let Connection { sender, mut receiver, .. } = connection;
     let room = std::sync::Arc::new(tokio::sync::Semaphore::new(CONCURRENT_MAX));
     while let Ok(Some(message)) = receiver.receive().await {

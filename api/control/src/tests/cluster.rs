@@ -1,6 +1,6 @@
 //! Two or three fake nodes, a client and the control plane in one simulated world.
 
-use super::fake_node::{Disk, FakeNode, Habits, Seat};
+use super::fake_node::{Disk, FakeNode, Habits, SECRET, Seat};
 use crate::{Control, ControlConfig};
 use drover_base::{Epoch, InstanceId, NodeId, VolumeId};
 use drover_meta::{MemoryDisk, MemoryMetaStore};
@@ -175,7 +175,7 @@ impl Cluster {
         let (world, store) = (process.world(), self.store.clone());
         let this = Rc::downgrade(self);
         process.spawn(async move {
-            let config = ControlConfig { secret: [7; 32], ttl: TTL, ..ControlConfig::default() };
+            let config = ControlConfig { secret: SECRET, ttl: TTL, ..ControlConfig::default() };
             let store = Rc::new(MemoryMetaStore::open(world.clone(), store));
             let control = Control::start(config, world, store).await.expect("the store is sound");
             control.serve("control:1").await.expect("the address is free");

@@ -7,6 +7,7 @@ mod requests;
 use super::cluster::Cluster;
 use drover_base::{Epoch, Generation, InstanceId, Instant, IoError, MigrationId, NodeId, VolumeId, World};
 use drover_wire::admin::*;
+use drover_wire::preamble::{Channel, Preamble};
 use drover_wire::rpc::RpcClient;
 use std::{
     cell::RefCell,
@@ -95,6 +96,9 @@ pub struct FakeNode {
 /// Bytes that one number of content stands for.
 pub const WRITE_BYTES: u64 = 4096;
 
+/// What stands for BLAKE3 of the cluster's secret.
+pub const SECRET: [u8; 32] = [7; 32];
+
 const SEND_EVERY: Duration = Duration::from_millis(10);
 const SENT_AT_ONCE: usize = 20;
 
@@ -109,7 +113,7 @@ fn refused<T>(reason: &str) -> Result<T, Refusal> {
 impl FakeNode {
     pub fn start(name: &NodeId, world: World, disk: Disk, cluster: &Rc<Cluster>) -> Rc<Self> {
         let instance = InstanceId(world.random.next_u64());
-        let control = RpcClient::new(world.clone(), "control:1");
+        let control = RpcClient::new(world.clone(), "control:1", Preamble::new(Channel::Control, SECRET));
         let node = Rc::new(Self {
             name: name.clone(),
             instance,
@@ -146,13 +150,14 @@ impl FakeNode {
 
     async fn serve(self: Rc<Self>) {
         let mut listener = self.world.net.listen(&format!("{}:1", self.name)).await.expect("the address is free");
+        let preamble = Preamble::new(Channel::Admin, SECRET);
         while let Ok(connection) = listener.accept().await {
             let this = self.clone();
             let handle = move |request: NodeRequest| {
                 let this = this.clone();
                 async move { this.answer(request).await.unwrap_or_else(NodeReply::Refused) }
             };
-            self.world.spawn(drover_wire::rpc::serve(self.world.clone(), connection, handle)).detach();
+            self.world.spawn(drover_wire::rpc::serve(self.world.clone(), preamble, connection, handle)).detach();
         }
     }
 
@@ -166,7 +171,6 @@ impl FakeNode {
                 instance: self.instance,
                 nbd_unix: Some(format!("/run/{}.sock", self.name)),
                 nbd_tcp: None,
-                secret: [7; 32],
             };
             match self.control.call(&ControlRequest::Register { node }, deadline).await {
                 Ok(ControlReply::Registered { grants }) => {

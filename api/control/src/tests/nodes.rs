@@ -1,28 +1,32 @@
 //! What nodes ask of the control plane.
 
 use super::cluster::{Cluster, node};
-use super::fake_node::address;
+use super::fake_node::{SECRET, address};
 use drover_base::{Epoch, InstanceId, MigrationId, VolumeId};
 use drover_types::Health;
 use drover_wire::admin::{ControlReply, ControlRequest, NodeRegistration, Refusal};
-use drover_wire::rpc::RpcClient;
+use drover_wire::preamble::{Channel, Preamble};
+use drover_wire::rpc::{RpcClient, RpcError};
 use std::time::Duration;
 
-fn ask(cluster: &Cluster, request: ControlRequest) -> ControlReply {
+fn ask_with(cluster: &Cluster, preamble: Preamble, request: ControlRequest) -> Result<ControlReply, RpcError> {
     let process = cluster.sim.process("stranger");
-    let client = RpcClient::<ControlRequest, ControlReply>::new(process.world(), "control:1");
+    let client = RpcClient::<ControlRequest, ControlReply>::new(process.world(), "control:1", preamble);
     let call = process.run(async move { client.call(&request, Duration::from_secs(5)).await });
-    cluster.sim.block_on(call).unwrap().unwrap()
+    cluster.sim.block_on(call).unwrap()
 }
 
-fn registration(name: &str, secret: [u8; 32], instance: u64) -> ControlRequest {
+fn ask(cluster: &Cluster, request: ControlRequest) -> ControlReply {
+    ask_with(cluster, Preamble::new(Channel::Control, SECRET), request).unwrap()
+}
+
+fn registration(name: &str, instance: u64) -> ControlRequest {
     let node = NodeRegistration {
         address: address(&node(name)),
         admin: format!("{name}:1"),
         instance: InstanceId(instance),
         nbd_unix: None,
         nbd_tcp: None,
-        secret,
     };
     ControlRequest::Register { node }
 }
@@ -31,10 +35,12 @@ fn registration(name: &str, secret: [u8; 32], instance: u64) -> ControlRequest {
 #[test]
 fn a_node_shows_the_secret() {
     let cluster = Cluster::new(1);
-    let refused = ask(&cluster, registration("x", [8; 32], 1));
-    assert!(matches!(refused, ControlReply::Refused(Refusal::Invalid { .. })), "{refused:?}");
-    assert_eq!(cluster.look(|control| control.list_nodes().len()), Some(2));
-    assert_eq!(ask(&cluster, registration("x", [7; 32], 1)), ControlReply::Registered { grants: vec![] });
+    for other in [Preamble::new(Channel::Control, [8; 32]), Preamble::new(Channel::Admin, SECRET)] {
+        let refused = ask_with(&cluster, other, registration("x", 1));
+        assert!(matches!(refused, Err(RpcError::Connect { .. })), "{refused:?}");
+        assert_eq!(cluster.look(|control| control.list_nodes().len()), Some(2));
+    }
+    assert_eq!(ask(&cluster, registration("x", 1)), ControlReply::Registered { grants: vec![] });
     assert_eq!(cluster.look(|control| control.show_node("x").unwrap().value.health), Some(Health::Up));
     cluster.sim.run_for(Duration::from_secs(15));
     assert_eq!(cluster.look(|control| control.show_node("x").unwrap().value.health), Some(Health::Down));

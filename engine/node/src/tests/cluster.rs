@@ -10,6 +10,7 @@ use drover_sim::runtime::Sim;
 use drover_store::meta::memory::{MemoryImage, MemoryMeta};
 use drover_store::{Store, StoreConfig, TierClass, TierSpec, Tiers};
 use drover_wire::admin::{ControlReply, ControlRequest, Export, Grant, NodeAddress, NodeReply, NodeRequest, Refusal};
+use drover_wire::preamble::{Channel, Preamble};
 use drover_wire::rpc::{self, RpcClient};
 use std::{
     cell::{Cell, RefCell},
@@ -22,6 +23,7 @@ pub const SLOTS: u64 = 512;
 pub const SIZE: u64 = 16 << 20;
 pub const VOLUME: VolumeId = VolumeId(7);
 const CONTROL: &str = "control:1";
+pub const SECRET: [u8; 32] = [5; 32];
 
 /// One machine: what survives its deaths, and the node that runs on it.
 struct Machine {
@@ -74,11 +76,13 @@ impl Cluster {
         let process = self.sim.process("control");
         let (world, recorded) = (process.world(), self.recorded.clone());
         process.spawn(async move {
+            let preamble = Preamble::new(Channel::Control, SECRET);
             let mut listener = world.net.listen(CONTROL).await.expect("the address is free");
             while let Ok(connection) = listener.accept().await {
                 let recorded = recorded.clone();
                 let handle = move |request| std::future::ready(recorded.borrow_mut().answer(request));
-                let serve = rpc::serve::<ControlRequest, ControlReply, _, _>(world.clone(), connection, handle);
+                let serve =
+                    rpc::serve::<ControlRequest, ControlReply, _, _>(world.clone(), preamble, connection, handle);
                 world.spawn(serve).detach();
             }
         });
@@ -108,7 +112,7 @@ impl Cluster {
             address: address(name),
             admin: format!("{name}:admin"),
             instance: InstanceId(self.starts.get()),
-            secret: [5; 32],
+            secret: SECRET,
             control: Some(CONTROL.into()),
             nbd_unix: None,
             nbd_tcp: None,
@@ -136,7 +140,11 @@ impl Cluster {
     pub async fn request(&self, name: &str, request: NodeRequest) -> NodeReply {
         let process = self.sim.process("admin");
         let world = process.world();
-        let client = RpcClient::<NodeRequest, NodeReply>::new(world, &format!("{name}:admin"));
+        let client = RpcClient::<NodeRequest, NodeReply>::new(
+            world,
+            &format!("{name}:admin"),
+            Preamble::new(Channel::Admin, SECRET),
+        );
         let called = process.run(async move { client.call(&request, Duration::from_secs(60)).await });
         called.await.expect("it lives").expect("a reply")
     }

@@ -1,6 +1,6 @@
 //! Clients attached to a node that does not hold the volume.
 
-use super::cluster::{Cluster, each_seed};
+use super::cluster::{Cluster, SECRET, each_seed};
 use std::time::Duration;
 
 async fn gateway_and_holder(cluster: &Cluster) {
@@ -144,29 +144,34 @@ fn a_full_log_is_flushed() {
     });
 }
 
+/// Who does not know the secret is served nothing by either listener, and changes nothing.
 #[test]
-fn the_wrong_secret_is_not_served() {
+pub fn strangers_are_not_served() {
+    use drover_wire::admin::{NodeReply, NodeRequest};
+    use drover_wire::preamble::{Channel, Preamble};
+    use drover_wire::rpc::{RpcClient, RpcError};
+
     each_seed(0..2, async |cluster| {
         gateway_and_holder(&cluster).await;
-        let world = cluster.sim.process("stranger").world();
-        let asked = cluster.sim.process("stranger").run(async move {
-            use drover_wire::peer::{Hello, Operation, PeerRequest, Purpose};
-            let mut connection = world.net.connect("a:peer").await.unwrap();
-            let hello = Hello {
-                volume: super::cluster::VOLUME,
-                from: drover_base::NodeId::new("g").unwrap(),
-                purpose: Purpose::Gateway,
-                secret: [6; 32],
+        let process = cluster.sim.process("stranger");
+        let world = process.world();
+        let strangers = process.run(async move {
+            let opened = async |address: &str, channel| {
+                let mut connection = world.net.connect(address).await.unwrap();
+                let preamble = Preamble::new(channel, [6; 32]);
+                assert!(preamble.open(&world, &mut connection).await.is_err(), "{address} took another secret");
             };
-            let request = PeerRequest {
-                session: drover_base::SessionId(1),
-                epoch: drover_base::Epoch(1),
-                sequence: 1,
-                operation: Operation::Hello(hello),
-            };
-            connection.sender.send(request.encode()).await.unwrap();
-            connection.receiver.receive().await
+            opened("a:peer", Channel::Peer).await;
+            opened("a:admin", Channel::Admin).await;
+            let delete = NodeRequest::DeleteVolume { volume: super::cluster::VOLUME, epoch: drover_base::Epoch(9) };
+            // Not even with the right secret from one who wants a peer.
+            for preamble in [Preamble::new(Channel::Admin, [6; 32]), Preamble::new(Channel::Peer, SECRET)] {
+                let client = RpcClient::<NodeRequest, NodeReply>::new(world.clone(), "a:admin", preamble);
+                let asked = client.call(&delete, Duration::from_secs(20)).await;
+                assert!(matches!(asked, Err(RpcError::Connect { .. })), "{asked:?}");
+            }
         });
-        assert!(!matches!(asked.await.unwrap(), Ok(Some(_))), "a stranger was answered");
+        strangers.await.unwrap();
+        assert!(cluster.node("a").seat(super::cluster::VOLUME).is_some());
     });
 }

@@ -47,6 +47,11 @@ fn stale_requests_are_caught() {
 }
 
 #[test]
+fn an_unchecked_secret_is_caught() {
+    caught(Bug::SecretNotChecked, gateway::strangers_are_not_served);
+}
+
+#[test]
 fn a_mirror_that_is_not_awaited_is_caught() {
     caught(Bug::MirrorNotAwaited, flip::what_was_acknowledged_is_at_both_sides);
 }

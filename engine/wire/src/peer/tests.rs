@@ -12,7 +12,6 @@ fn requests_read_back() {
         volume: VolumeId(5),
         from: NodeId::new("a").unwrap(),
         purpose: Purpose::Mirror { migration: MigrationId(9), generation: Generation(2) },
-        secret: [1; 32],
     };
     let data = Payload::plain(Bytes::from_static(b"some bytes"));
     for operation in [

@@ -31,7 +31,7 @@ fn broken() -> io::Error {
 fn halves(sim: &Weak<Inner>, end: EndId, peer: String) -> world::Connection {
     world::Connection {
         sender: Rc::new(SenderHalf { sim: sim.clone(), end }),
-        receiver: Box::new(ReceiverHalf { sim: sim.clone(), end }),
+        receiver: Box::new(ReceiverHalf { sim: sim.clone(), end, limit: usize::MAX }),
         peer,
     }
 }
@@ -217,6 +217,7 @@ impl Drop for SenderHalf {
 struct ReceiverHalf {
     sim: Weak<Inner>,
     end: EndId,
+    limit: usize,
 }
 
 impl MessageReceiver for ReceiverHalf {
@@ -240,8 +241,15 @@ impl MessageReceiver for ReceiverHalf {
                 }
             };
             sim.net_pump(end.other());
+            if message.head.len() + message.body.len() > self.limit {
+                return Poll::Ready(Err(io::Error::new(io::ErrorKind::InvalidData, "a message over the limit")));
+            }
             Poll::Ready(Ok(Some(message)))
         }))
+    }
+
+    fn limit(&mut self, bytes: usize) {
+        self.limit = bytes;
     }
 }
 
