@@ -47,6 +47,11 @@ pub(crate) fn seat_key(volume: VolumeId) -> Vec<u8> {
     [SEAT_PREFIX, &volume.0.to_be_bytes()].concat()
 }
 
+/// Who holds a volume, and since when, is what an operator asks first; tests of whole clusters check it.
+fn log_role(record: &SeatRecord, volume: VolumeId) {
+    tracing::info!(target: "drover::seat", %volume, epoch = %record.epoch, role = ?record.role, "in office");
+}
+
 /// The holder has stopped admitting and has drained, and the other side has everything durably: it does not go on by
 /// itself any more.
 pub(crate) struct Stopped {
@@ -119,6 +124,7 @@ impl Seat {
         let heat = Heat::new(volume.size_bytes(), context.world.now());
         let instance = context.instance;
         let keeps_copies = must_keep_copies(&record);
+        log_role(&record, volume.id());
         Rc::new(Self {
             context,
             volume,
@@ -214,6 +220,7 @@ impl Seat {
         old.revoke();
         self.changing_role.set(false);
         self.attempt.set(0);
+        log_role(&self.record.borrow(), self.id());
         self.tell();
         lease
     }
