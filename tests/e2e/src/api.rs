@@ -25,8 +25,28 @@ impl Api {
         Self { base: base.into(), token: token.into(), client: reqwest::Client::new(), runtime }
     }
 
+    /// The same for another thread.
+    pub fn another(&self) -> Self {
+        Self::new(&self.base, &self.token)
+    }
+
     /// Sends one request; `Err(None)` when nobody answered.
     pub fn request(&self, method: &str, path: &str, body: Option<&Value>) -> Result<Value, Option<Failure>> {
+        self.send(method, path, body, None)
+    }
+
+    /// A POST that is carried out once, however often it is sent under this key.
+    pub fn request_once(&self, path: &str, body: &Value, key: &str) -> Result<Value, Option<Failure>> {
+        self.send("POST", path, Some(body), Some(key))
+    }
+
+    fn send(
+        &self,
+        method: &str,
+        path: &str,
+        body: Option<&Value>,
+        once: Option<&str>,
+    ) -> Result<Value, Option<Failure>> {
         let method = method.parse().expect("a method");
         let mut request = self
             .client
@@ -35,6 +55,9 @@ impl Api {
             .bearer_auth(&self.token);
         if let Some(body) = body {
             request = request.json(body);
+        }
+        if let Some(key) = once {
+            request = request.header("Idempotency-Key", key);
         }
         let (status, text) = self
             .runtime

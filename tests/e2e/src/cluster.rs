@@ -32,6 +32,18 @@ pub struct Cluster {
     folder: PathBuf,
 }
 
+/// Where clients of a node connect, for whoever outlives a borrow of the cluster.
+#[derive(Clone, Debug)]
+pub struct Endpoint {
+    pub socket: PathBuf,
+}
+
+impl Endpoint {
+    pub fn uri(&self, export: &str) -> String {
+        format!("nbd+unix:///{export}?socket={}", self.socket.display())
+    }
+}
+
 /// The `drover` binary under test: `DROVER_BIN`, or the one beside the test programs.
 pub fn drover_program() -> PathBuf {
     if let Some(path) = std::env::var_os("DROVER_BIN") {
@@ -45,6 +57,17 @@ pub fn drover_program() -> PathBuf {
 impl Cluster {
     /// Starts all and waits until the control plane knows every node.
     pub fn start(layout: &Layout) -> Self {
+        Self::start_with(layout, daemon("control", layout.folder))
+    }
+
+    /// The same with the control plane `program`, which tells `steps` of what it persists.
+    pub fn start_stepped(layout: &Layout, program: &Path, steps: &Path) -> Self {
+        let (config, log) = (layout.folder.join("control.toml"), layout.folder.join("control.log"));
+        let arguments = [config, steps.to_path_buf()].map(|path| path.display().to_string());
+        Self::start_with(layout, Daemon::new("control", program, &arguments.each_ref().map(String::as_str), &log))
+    }
+
+    fn start_with(layout: &Layout, control: Daemon) -> Self {
         let folder = layout.folder.to_path_buf();
         fs::create_dir_all(&folder).expect("the cluster's folder");
         fs::write(folder.join("secret"), "a secret of this test cluster, 32 bytes or more").expect("a secret");
@@ -54,7 +77,6 @@ impl Cluster {
         let any = layout.link.is_some();
         fs::write(folder.join("control.toml"), control_config(&folder, rest, rpc, layout.lease_ttl_ms, any))
             .expect("the control plane's settings");
-        let control = daemon("control", &folder);
         let nodes = (0..layout.nodes)
             .map(|index| {
                 fs::create_dir_all(folder.join(format!("tier-{index}"))).expect("a tier's folder");
@@ -100,7 +122,12 @@ impl Cluster {
 
     /// The volume on a node's unix socket.
     pub fn uri(&self, node: usize, export: &str) -> String {
-        format!("nbd+unix:///{export}?socket={}", self.socket(node).display())
+        self.endpoint(node).uri(export)
+    }
+
+    /// Where the node's clients connect.
+    pub fn endpoint(&self, node: usize) -> Endpoint {
+        Endpoint { socket: self.socket(node) }
     }
 
     /// A node's unix socket.

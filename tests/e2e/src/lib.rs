@@ -3,17 +3,23 @@
 mod api;
 mod client;
 mod cluster;
+mod fio;
 mod link;
 mod prober;
 mod process;
 mod random;
+mod roles;
+mod steps;
 mod writer;
 
 pub use api::{Api, Failure};
 pub use client::{BLOCK, Client};
-pub use cluster::{Cluster, Layout, drover_program, node_name};
+pub use cluster::{Cluster, Endpoint, Layout, drover_program, node_name};
+pub use fio::{Fio, flushing_proxy};
 pub use link::Link;
 pub use prober::{Probe, Prober, Seen};
 pub use process::Daemon;
 pub use random::Random;
+pub use roles::assert_one_holder_per_epoch;
+pub use steps::{At, Moment, Steps};
 pub use writer::{Area, OnLoss, Writer, Written};

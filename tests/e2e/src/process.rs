@@ -97,7 +97,7 @@ impl Daemon {
         self.signal("STOP");
     }
 
-    /// SIGCONT.
+    /// SIGCONT; one that was never stopped does not notice.
     pub fn resume(&self) {
         self.signal("CONT");
     }
