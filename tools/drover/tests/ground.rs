@@ -120,3 +120,34 @@ fn the_page_about_the_code_points_at_code_that_exists() {
     }
     assert!(paths >= 20, "only {paths} paths were found: has the table changed its form?");
 }
+
+/// What stands directly above the test, its attributes aside, as one line.
+fn comment_of(source: &str, test: &str) -> Option<String> {
+    let lines: Vec<&str> = source.lines().map(str::trim).collect();
+    let at = lines.iter().position(|line| line.trim_start_matches("pub ").starts_with(&format!("fn {test}(")))?;
+    let above = lines[..at].iter().rev().filter(|line| !line.starts_with("#["));
+    let mut comment: Vec<&str> = above.map_while(|line| line.strip_prefix("/// ")).collect();
+    comment.reverse();
+    Some(comment.join(" "))
+}
+
+#[test]
+fn every_complaint_has_a_test_that_opens_by_telling_it() {
+    let page = std::fs::read_to_string(root().join("docs/complaints.md")).unwrap();
+    let mut complaints = BTreeSet::new();
+    for row in page.lines().filter(|line| line.starts_with('|') && line.contains('#')) {
+        let cells: Vec<&str> = row.trim_matches('|').split('|').map(str::trim).collect();
+        let [_, references, test] = cells[..] else { panic!("not three cells: {row}") };
+        let quoted: Vec<&str> = test.split('`').skip(1).step_by(2).collect();
+        let [path, test] = quoted[..] else { panic!("not a path and a test: {row}") };
+        let source = std::fs::read_to_string(root().join(path)).unwrap_or_else(|error| panic!("{path}: {error}"));
+        let comment = comment_of(&source, test).unwrap_or_else(|| panic!("{path} has no test {test}"));
+        for reference in references.split(", ") {
+            assert!(comment.contains(reference), "{path}: the comment of {test} does not tell of {reference}");
+            complaints.insert(reference.to_owned());
+        }
+        let opening = comment.split(':').next().unwrap_or_default();
+        assert!(opening.contains('#'), "{path}: the comment of {test} does not open by telling a complaint");
+    }
+    assert!(complaints.len() >= 30, "only {} complaints were found: has the table changed its form?", complaints.len());
+}

@@ -407,6 +407,8 @@ fn progress(generation: Generation, phase: SendPhase) -> SendProgress {
     }
 }
 
+/// propolis#155: activating the target fenced the source before that had drained. Here the lease moves only after the
+/// holder has drained and the other side has confirmed, whatever is answered in which order.
 #[test]
 fn whatever_is_answered_nothing_unsafe_is_recorded_and_all_ends() {
     let mut ends = std::collections::BTreeMap::<&str, u32>::new();

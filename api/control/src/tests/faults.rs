@@ -61,7 +61,8 @@ fn one_fault(cluster: &Rc<Cluster>, chance: &mut Generator) {
     }
 }
 
-/// longhorn#3206, #7713, #8669: stuck after a node died; wedged in its confirmation or rollback.
+/// longhorn#3206, longhorn#10157, longhorn#11755: a confirmation or rollback that was wedged. longhorn#7713,
+/// longhorn#8669: stuck after a node died. Here whatever fails, it ends.
 #[test]
 fn random_faults_lose_nothing_and_stop_nothing() {
     let rounds = std::env::var("DROVER_SOAK").ok().and_then(|value| value.parse().ok()).unwrap_or(1);
@@ -272,8 +273,7 @@ fn while_the_way_back_is_closed_nobody_takes_over() {
     cluster.check_end("a");
 }
 
-/// kubevirt#14367, longhorn#6034: cancelled and retried for ever, or all work thrown away. Here the deadline is the
-/// user's, and the end is an end.
+/// kubevirt#14367: cancelled by a timeout and retried for ever. Here the deadline is the user's, and the end is an end.
 #[test]
 fn a_destination_that_stays_away_ends_the_migration() {
     let cluster = Cluster::new(4);

@@ -41,8 +41,8 @@ fn there_and_back_and_there_again() {
     assert_eq!((map.places[0].holder.as_str(), map.places[0].epoch, map.places[0].copy.as_deref()), ("b", 4, None));
 }
 
-/// The steps are told in their order, each with its reason. cloudstack#9779, longhorn#12949: progress that was false,
-/// absent, or over 100 %.
+/// cloudstack#9779, harvester#8285, kubevirt#17544, longhorn#12949: progress that was false, absent, or over 100 %. Here
+/// it never falls, ends at the whole, and every step is told in its order, with its reason.
 #[test]
 fn phases_come_in_order_and_progress_never_falls() {
     let cluster = cluster();
@@ -71,7 +71,7 @@ fn phases_come_in_order_and_progress_never_falls() {
     assert!(events.is_sorted_by_key(|event| event.id) && events.iter().all(|event| !event.text.is_empty()));
 }
 
-/// ceph/ceph#36471: data was lost on abort. OpenNebula#5444: a failed migration deleted what was shared.
+/// ceph/ceph#36471: data was lost on abort. Here an abort leaves the source as if nothing had been, in each phase.
 #[test]
 fn cancelled_in_each_phase_before_the_flip() {
     for phase in [Phase::Tracking, Phase::Copying, Phase::Converging, Phase::Mirroring, Phase::Flipping] {
@@ -140,6 +140,8 @@ fn the_cutover_waits_for_a_word_or_its_window() {
     cluster.check_end("a");
 }
 
+/// propolis#230: after a failed migration nothing could be activated without a new generation. Here the holder goes on
+/// under the epoch it has, and the flip is tried again.
 #[test]
 fn a_flip_that_would_take_too_long_is_given_up_and_tried_again() {
     let cluster = cluster();

@@ -216,7 +216,8 @@ fn a_start_that_is_not_registered_confirms_no_position() {
     });
 }
 
-/// A flip that is given up: the holder goes on, and copies of its requests that arrive late change nothing.
+/// propolis#230: after a failed migration nothing could be activated without a new generation. Here the holder goes on
+/// under its epoch, and copies of requests that arrive late change nothing.
 #[test]
 fn a_flip_that_is_given_up_leaves_the_holder_serving() {
     each_seed(0..6, async |cluster| {

@@ -86,6 +86,7 @@ fn requests_are_held_while_the_holder_is_away() {
     });
 }
 
+/// silo#48: a read waited for ever for the other side.
 #[test]
 fn a_request_fails_once_its_deadline_has_passed() {
     each_seed(0..2, async |cluster| {
@@ -97,6 +98,7 @@ fn a_request_fails_once_its_deadline_has_passed() {
         assert_eq!(client.write(1, b'b').await, Err(drover_base::IoError::TimedOut));
         let waited = cluster.sim.now() - before;
         assert!((60..63).contains(&waited.as_secs()), "{waited:?}");
+        assert_eq!(client.read(1).await, Err(drover_base::IoError::TimedOut));
     });
 }
 

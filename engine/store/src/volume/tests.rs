@@ -109,7 +109,7 @@ fn snapshots_are_named_once() {
     });
 }
 
-/// A full tier refuses what needs space and nothing else.
+/// mayastor#1883: there was no way to free a full pool. Here a full tier refuses what needs space and nothing else.
 #[test]
 fn a_full_node_still_reads_overwrites_and_deletes() {
     run(|node| async move {

@@ -20,7 +20,7 @@ fn at_the_drain_both_sides_are_equal() {
     run_each(0..25, whole_way);
 }
 
-/// PEERS 2: "writes missed while tracking started"; here the first writes come with the link.
+/// tp-qemu#4456: writes were missed while tracking started. Here the first writes come with the link.
 pub async fn drained_without_mirroring(sim: Sim) -> Result<(), String> {
     let mut pair = Pair::new(&sim, options()).await;
     pair.connect();
@@ -29,6 +29,7 @@ pub async fn drained_without_mirroring(sim: Sim) -> Result<(), String> {
     pair.drain_and_compare().await
 }
 
+/// tp-qemu#4456: writes were missed while tracking started.
 #[test]
 fn a_drain_sends_what_is_left_from_any_phase() {
     run_each(0..15, drained_without_mirroring);
@@ -43,6 +44,7 @@ pub async fn hot_extents(sim: Sim) -> Result<(), String> {
     pair.drain_and_compare().await
 }
 
+/// ydb-platform/nbs#3273: the copier read an old replica and overwrote a newer write with it.
 #[test]
 fn writes_to_what_is_being_copied_are_not_lost() {
     run_each(100..115, hot_extents);

@@ -58,6 +58,7 @@ pub async fn mishaps_all_the_way(sim: Sim) -> Result<(), String> {
     pair.drain_and_compare().await
 }
 
+/// crucible#837, crucible#968: a repair that hung. Here comparison and copy end whatever broke meanwhile.
 #[test]
 fn whatever_breaks_both_sides_end_equal() {
     run_each(0..25, mishaps_all_the_way);
@@ -167,6 +168,7 @@ pub async fn source_restarts(sim: Sim) -> Result<(), String> {
     pair.drain_and_compare().await
 }
 
+/// longhorn#6034: a timeout threw the work away, 90 % became 0.
 #[test]
 fn after_a_restart_of_the_source_only_what_differs_is_sent() {
     run_each(400..420, source_restarts);

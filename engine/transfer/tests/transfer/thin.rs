@@ -9,6 +9,7 @@ use drover_store::{Unfenced, ZeroMode};
 use drover_wire::admin::SendPhase;
 use std::time::Duration;
 
+/// kubevirt#12876, ovirt-engine#1157: a thin disk became thick by being moved.
 #[test]
 fn the_destination_allocates_nothing_that_the_source_does_not() {
     run_each(0..15, async |sim| {

@@ -1,9 +1,10 @@
 //! Throttle and pause: of background sending only, changeable at any time.
 
-use crate::pair::{Pair, options, run};
+use crate::pair::{Pair, options, run, run_each};
 use drover_wire::admin::{SendOptions, SendPhase};
 use std::time::Duration;
 
+/// longhorn#5692, longhorn#10770: the copy saturated the network.
 #[test]
 fn the_throttle_holds_and_changes_at_once() {
     run(1, async |sim| {
@@ -59,5 +60,26 @@ fn a_paused_sender_goes_on_where_it_was() {
         pair.sender.tune(None, false);
         pair.until_synced().await;
         pair.drain_and_compare().await.unwrap();
+    });
+}
+
+/// longhorn#9051: under load the copy never converged. Here a writer faster than the copy may send ends the rounds, and
+/// mirroring, which is not throttled, brings both sides together while it goes on.
+#[test]
+fn a_writer_faster_than_the_throttle_does_not_keep_it_from_ending() {
+    run_each(700..703, async |sim| {
+        let rate = 1_000_000;
+        let mut pair = Pair::new(&sim, SendOptions { throttle_bytes_per_s: Some(rate), ..options() }).await;
+        pair.model.start(&pair.from);
+        pair.connect();
+        let ready = pair.until(|progress| progress.ready_to_mirror).await;
+        assert!(ready.client_write_bytes_per_s > rate, "{ready:?}");
+        pair.sender.begin_mirror();
+        // What is left goes at the throttle's pace, with every extent written meanwhile already mirrored.
+        pair.until_phase(SendPhase::Synced).await;
+        let before = pair.model.answers.get();
+        pair.sleep(Duration::from_millis(100)).await;
+        assert!(pair.model.answers.get() > before, "the writer goes on");
+        pair.drain_and_compare().await
     });
 }
