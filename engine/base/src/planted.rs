@@ -59,6 +59,8 @@ bugs! {
     ReplayForgotten,
     /// A volume is opened again and nobody learns that unflushed writes may be lost.
     LossNotTold,
+    /// What a checkpoint says of leases is believed after a restore.
+    RestoredLeaseTrusted,
     /// The lease moves before the source has drained.
     FlipWithoutDrain,
     /// A forced takeover does not wait for the lease to run out.

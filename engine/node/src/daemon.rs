@@ -18,7 +18,7 @@ pub use check::{Checked, check, restore};
 
 use crate::config::{Class, NodeConfig};
 use crate::nbd::{self, NbdAddress, NbdListener, ServerSettings};
-use crate::{Node, NodeSettings, NodeStorage, Reservations, StartError};
+use crate::{Node, NodeSettings, NodeStorage, Reservations, RestoredError, StartError};
 use drover_base::world::{Connection, Listener};
 use drover_base::{InstanceId, World};
 use drover_disk::{Device, KernelError, OpenError, UringDevice};
@@ -75,6 +75,8 @@ pub enum DaemonError {
     Meta { meta: PathBuf, error: MetaError },
     #[error("the volumes cannot be opened: {0}")]
     Store(#[from] StoreError),
+    #[error("what was restored cannot be set back: {0}")]
+    Restored(#[from] RestoredError),
     #[error("the volumes cannot be taken up: {0}")]
     Start(#[from] StartError),
     #[error("cannot listen at {address}: {error}")]

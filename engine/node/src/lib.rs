@@ -9,6 +9,7 @@
 //! | the link of a migration, the way back | `migration`, `peer_client` |
 //! | what other nodes may do here | `peer_server`, `session` |
 //! | registration, renewals, look-ups, events | `control_link` |
+//! | what a restored node may believe | `restored` |
 //! | NBD | `nbd` |
 //! | the process: settings, devices, sockets | `daemon`, `config` |
 //!
@@ -31,6 +32,7 @@ mod peer_client;
 mod peer_server;
 mod replay_log;
 mod requests;
+mod restored;
 mod router;
 mod seat;
 mod session;
@@ -41,5 +43,6 @@ mod tests;
 pub use lease::LeaseGuard;
 pub use node::{Node, NodeSettings, NodeStorage, StartError, merge_status};
 pub use peer_server::volume_of;
+pub use restored::{RestoredError, distrust_seats};
 pub use router::RoutedExport;
 pub use space::Reservations;

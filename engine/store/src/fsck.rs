@@ -8,8 +8,9 @@ use crate::{
     StoreError,
     checkpoint::{self, CheckpointPlace},
     entry::SlotAddress,
-    meta::{Meta, MetaError},
+    meta::{Batch, Meta, MetaError},
     record::{self, LayerRecord, VolumeRecord},
+    recovery,
     stack::check_tree,
 };
 use drover_base::{
@@ -76,6 +77,18 @@ pub async fn check(meta: &dyn Meta, device_slots: &[u64]) -> Result<Report, Meta
 pub async fn restore(meta: &dyn Meta, place: &dyn CheckpointPlace, device_slots: &[u64]) -> Result<Report, StoreError> {
     checkpoint::restore(meta, place).await?;
     Ok(check(meta, device_slots).await?)
+}
+
+/// Takes a volume out of the metadata of a node that does not run. Nothing to do if it is not there.
+pub async fn forget_volume(meta: &dyn Meta, id: VolumeId) -> Result<(), StoreError> {
+    let mut batch = Batch::default();
+    batch.delete(record::volume_key(id));
+    batch.delete_prefix(record::activity_prefix(id));
+    for layer in recovery::layer_records(meta).await?.remove(&id).unwrap_or_default() {
+        batch.delete(record::layer_key(layer.id));
+        batch.delete_prefix(record::map_prefix(layer.id));
+    }
+    Ok(meta.commit(batch).await?)
 }
 
 impl Check<'_> {

@@ -1,9 +1,12 @@
 //! `drover fsck`: a stopped node's metadata is checked, or made again from its checkpoint.
 //!
-//! Nothing is ever deleted: what a restore replaces is moved aside, and only if it is damaged or cannot be opened.
+//! What a restore replaces is moved aside, and only if it is damaged or cannot be opened. What is restored holds no lease
+//! before the control plane says so again, and copies that migrations kept for other holders do not come back (see
+//! [`crate::distrust_seats`]).
 
 use super::{CHECKPOINT_FILE, DaemonError, hold_lock, tiers};
 use crate::config::{NodeConfig, TierConfig};
+use crate::distrust_seats;
 use drover_base::units::EXTENT_BYTES;
 use drover_base::world::World;
 use drover_runtime::Workers;
@@ -55,7 +58,10 @@ pub fn restore(config: &NodeConfig) -> Result<Checked, DaemonError> {
         let place = CheckpointFile::new(world, folder.join(CHECKPOINT_FILE));
         let restored = fsck::restore(&*meta.handle(), &place, &slots(&config.tiers)).await;
         let report = match restored {
-            Ok(_) => examine(config, &*meta.handle()).await,
+            Ok(_) => {
+                distrust_seats(&*meta.handle()).await?;
+                examine(config, &*meta.handle()).await
+            }
             Err(error) => Err(error.into()),
         };
         meta.close();

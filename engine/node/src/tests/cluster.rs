@@ -94,6 +94,15 @@ impl Cluster {
 
     /// Starts the node of that name on what its machine has, and exports the volume there as `vol`.
     pub async fn start(&self, name: &str) -> Rc<Node> {
+        self.start_from(name, false).await
+    }
+
+    /// The same, as if its metadata had been lost and were now restored as of its last moment.
+    pub async fn start_restored(&self, name: &str) -> Rc<Node> {
+        self.start_from(name, true).await
+    }
+
+    async fn start_from(&self, name: &str, is_restored: bool) -> Rc<Node> {
         let process = self.sim.process(name);
         let world = process.world();
         let (image, meta) = match self.machines.borrow_mut().remove(name) {
@@ -117,7 +126,7 @@ impl Cluster {
             nbd_unix: None,
             nbd_tcp: None,
         };
-        let node = process.run(boot(settings, world, device, meta)).await.expect("it lives");
+        let node = process.run(boot(settings, world, device, meta, is_restored)).await.expect("it lives");
         self.machines.borrow_mut().get_mut(name).expect("just put").node = Some(node.clone());
         let export = Export { name: "vol".into(), volume: VOLUME, size_bytes: SIZE, workload: None };
         self.ask(name, NodeRequest::SetExport { export }).await;
@@ -181,9 +190,18 @@ impl Cluster {
     }
 }
 
-async fn boot(settings: NodeSettings, world: World, device: SimDevice, meta: MemoryMeta) -> Rc<Node> {
+async fn boot(
+    settings: NodeSettings,
+    world: World,
+    device: SimDevice,
+    meta: MemoryMeta,
+    is_restored: bool,
+) -> Rc<Node> {
     let tiers = Tiers::new(vec![TierSpec { name: "t".into(), class: TierClass::Nvme, slots: SLOTS }]);
     let meta: Rc<dyn drover_store::meta::Meta> = Rc::new(meta);
+    if is_restored {
+        crate::distrust_seats(&*meta).await.expect("records are whole");
+    }
     Store::scan_slots(&*meta, &tiers).await.expect("records are whole");
     let devices: Vec<Rc<dyn Device>> = vec![Rc::new(device)];
     let config = StoreConfig::default();

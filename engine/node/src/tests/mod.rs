@@ -9,3 +9,4 @@ mod leases;
 #[cfg(feature = "planted")]
 mod planted;
 mod reopening;
+mod restored;

@@ -1,6 +1,6 @@
 //! Each bug of this crate's concern, planted, must fail a test here.
 
-use super::{flip, gateway, leases, reopening};
+use super::{flip, gateway, leases, reopening, restored};
 use drover_base::planted::{Bug, plant};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
@@ -60,4 +60,10 @@ fn a_mirror_that_is_not_awaited_is_caught() {
 fn a_loss_that_nobody_is_told_of_is_caught() {
     caught(Bug::LossNotTold, reopening::a_client_of_the_holder_is_told_once_that_its_writes_may_be_lost);
     caught(Bug::LossNotTold, reopening::a_gateway_that_connects_meanwhile_replays_too);
+}
+
+#[test]
+fn a_restored_lease_that_is_trusted_is_caught() {
+    caught(Bug::RestoredLeaseTrusted, restored::a_restored_holder_serves_nothing_before_it_is_told_to);
+    caught(Bug::RestoredLeaseTrusted, restored::a_restored_mirror_is_no_copy);
 }

@@ -1,0 +1,63 @@
+//! A node whose metadata was lost and restored from a checkpoint.
+
+use super::cluster::{Cluster, VOLUME, each_seed, grant};
+use super::flip::mirror;
+use drover_wire::admin::Role;
+use futures::future::{Either, select};
+use std::{pin::pin, time::Duration};
+
+async fn written(cluster: &Cluster) -> super::cluster::Client {
+    cluster.start("a").await;
+    cluster.start("b").await;
+    cluster.create("a").await;
+    let client = cluster.attach("a").await;
+    client.write(1, b'1').await.unwrap();
+    client.flush().await.unwrap();
+    client
+}
+
+/// The volume had moved since the checkpoint. The restored node took itself for the holder, without a time limit, and
+/// acknowledged writes beside the one that was.
+#[test]
+pub fn a_restored_holder_serves_nothing_before_it_is_told_to() {
+    each_seed(0..3, async |cluster| {
+        written(&cluster).await;
+        cluster.kill("a");
+        cluster.kill_control();
+        cluster.start_restored("a").await;
+        let client = cluster.attach("a").await;
+        let patience = cluster.sim.sleep(Duration::from_secs(10));
+        let is_held = matches!(select(pin!(client.write(2, b'2')), pin!(patience)).await, Either::Right(_));
+        assert!(is_held, "it was acknowledged");
+        cluster.start_control();
+        assert_eq!(client.read(1).await, Ok(b'1'));
+        client.write(1, b'3').await.unwrap();
+    });
+}
+
+/// It moved away: what is restored stays fenced.
+#[test]
+fn a_restored_holder_of_before_stays_fenced() {
+    each_seed(0..3, async |cluster| {
+        written(&cluster).await;
+        cluster.kill("a");
+        cluster.recorded.borrow_mut().grants.insert(VOLUME, grant(2, 0, "b", None));
+        cluster.start_restored("a").await;
+        cluster.sim.sleep(Duration::from_secs(3)).await;
+        let status = cluster.node("a").status();
+        assert!(status.volumes.iter().all(|volume| volume.role != Role::Holder), "{status:?}");
+    });
+}
+
+/// The copy had confirmed writes as durable that a restore does not bring back, and the sender would not send them
+/// again: it is not taken for a copy any more.
+#[test]
+pub fn a_restored_mirror_is_no_copy() {
+    each_seed(0..3, async |cluster| {
+        written(&cluster).await;
+        mirror(&cluster).await;
+        cluster.kill("b");
+        cluster.start_restored("b").await;
+        assert!(cluster.node("b").status().volumes.is_empty());
+    });
+}
