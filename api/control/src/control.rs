@@ -1,7 +1,7 @@
 //! The control plane as a whole: what it is made of and what runs in it.
 
 use crate::config::{ControlConfig, STATUS_EVERY};
-use crate::idempotency::UnderWay;
+use crate::idempotency::{Holding, UnderWay};
 use crate::leases::{Renewals, TICK};
 use crate::ledger::Ledger;
 use crate::migration::executor::Executor;
@@ -9,8 +9,8 @@ use crate::nodes::Nodes;
 use crate::table::{Changes, NewEvent};
 use drover_base::{Instant, MigrationId, NodeId, VolumeId, World};
 use drover_meta::{MetaError, MetaStore};
-use drover_types::VolumeState;
 use drover_types::record::MigrationRecord;
+use drover_types::{ApiError, VolumeState};
 use std::{
     cell::RefCell,
     collections::{BTreeMap, BTreeSet},
@@ -166,6 +166,17 @@ impl Control {
         for executor in self.executors.borrow().values() {
             executor.wake();
         }
+    }
+
+    /// Records the end of what a request had a node do: that it happened, and that its repetition is one.
+    pub(crate) async fn tell_once(&self, holding: &Holding, made: &str, told: NewEvent) -> Result<(), ApiError> {
+        self.ledger
+            .commit(|state, changes| {
+                holding.remember(state, changes, made);
+                changes.event(told);
+                Ok(())
+            })
+            .await
     }
 
     /// Records an event by itself.

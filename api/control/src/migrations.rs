@@ -12,12 +12,10 @@ use crate::volumes::find_idle;
 use drover_base::{Generation, MigrationId, NodeId, VolumeId};
 use drover_types::record::{MigrationRecord, Stage, VolumeRecord};
 use drover_types::{
-    Action, ApiError, ErrorCode, Migration, MigrationPlan, PlanRequest, RateSource, StartMigration, TuneMigration,
+    Action, ApiError, ErrorCode, Migration, MigrationPlan, Phase, PlanRequest, RateSource, StartMigration,
+    TuneMigration,
 };
-use std::{rc::Rc, time::Duration};
-
-/// Reports younger than this are good enough for a plan.
-const STATUS_AGE_MAX: Duration = Duration::from_secs(1);
+use std::rc::Rc;
 
 impl Control {
     /// What a migration would bring and cost; changes nothing.
@@ -34,10 +32,8 @@ impl Control {
             let both = source.into_iter().chain([destination]);
             both.map(|node| (node.node.clone(), node.admin.clone())).collect::<Vec<_>>()
         };
-        let old = |node: &NodeId| {
-            self.nodes.report(node).is_none_or(|report| self.world.now().since(report.at) > STATUS_AGE_MAX)
-        };
-        let polls = nodes.iter().filter(|(node, _)| old(node)).map(|(node, admin)| self.nodes.poll(node, admin));
+        // What is reserved at the destination rests on it: as of now, not as of the last report.
+        let polls = nodes.iter().map(|(node, admin)| self.nodes.poll(node, admin));
         for answer in futures::future::join_all(polls).await {
             if let Err(error) = answer {
                 tracing::info!(%error, "a plan rests on an older report");
@@ -161,7 +157,7 @@ impl Control {
         expected: Option<u64>,
     ) -> Result<Tagged<Migration>, ApiError> {
         let options = request.apply(&find_migration(&self.ledger.state(), id)?.options)?;
-        self.ask_of(id, Transition::Tune { options }, expected, None, |_| Ok(())).await
+        self.ask_of(id, Transition::Tune { options }, expected, None, check_not_over).await
     }
 
     async fn ask_of(
@@ -210,10 +206,17 @@ fn conflict(record: &MigrationRecord, reason: &str) -> ApiError {
     ApiError::new(ErrorCode::PhaseConflict, format!("{} is {}: {reason}", record.migration, record.phase()))
 }
 
+fn check_not_over(record: &MigrationRecord) -> Result<(), ApiError> {
+    if record.stage.is_final() { Err(conflict(record, "it is over")) } else { Ok(()) }
+}
+
 fn check_action(record: &MigrationRecord, action: Action) -> Result<(), ApiError> {
-    let before = record.stage.is_before_flip();
+    check_not_over(record)?;
     match action {
-        Action::Cancel if !before && !record.stage.is_final() => {
+        Action::Cancel | Action::Rollback if record.phase() == Phase::RollingBack => {
+            Err(conflict(record, "it is going back already"))
+        }
+        Action::Cancel if !record.stage.is_before_flip() => {
             Err(conflict(record, "the volume has flipped").hint("to go back, ask for a rollback"))
         }
         Action::Rollback if record.stage == Stage::Settling && !record.way_back_open => {

@@ -30,6 +30,8 @@ pub struct Report {
 struct Contact {
     heard: Option<Instant>,
     report: Option<Report>,
+    /// The report since which writes are counted.
+    counted_from: Option<Report>,
     write_bytes_per_s: BTreeMap<VolumeId, u64>,
 }
 
@@ -128,12 +130,12 @@ impl Nodes {
         let report = Report { at: self.world.now(), status: Rc::new(status) };
         let mut contacts = self.contacts.borrow_mut();
         let contact = contacts.entry(node.clone()).or_default();
-        if let Some(earlier) = &contact.report {
-            let span = report.at.since(earlier.at);
-            if span < RATE_SPAN_MIN {
-                return report.status;
+        let span = contact.counted_from.as_ref().map(|earlier| report.at.since(earlier.at));
+        if span.is_none_or(|span| span >= RATE_SPAN_MIN) {
+            if let Some((earlier, span)) = contact.counted_from.as_ref().zip(span) {
+                contact.write_bytes_per_s = write_rates(&earlier.status, &report.status, span);
             }
-            contact.write_bytes_per_s = write_rates(&earlier.status, &report.status, span);
+            contact.counted_from = Some(report.clone());
         }
         contact.report = Some(report.clone());
         report.status

@@ -154,6 +154,14 @@ impl Control {
         Ok(Tagged { version, value: self.volume(&state, record) })
     }
 
+    /// A volume's id by its name. An id stays one: events of a volume that was deleted are still there.
+    pub fn volume_id(&self, name: &str) -> Result<String, ApiError> {
+        if name.parse::<VolumeId>().is_ok() {
+            return Ok(name.into());
+        }
+        Ok(find_volume(&self.ledger.state(), name)?.volume.to_string())
+    }
+
     fn volume(&self, state: &State, record: &VolumeRecord) -> Volume {
         let lease = state.lease(record.volume);
         let reported = lease.and_then(|lease| self.nodes.volume(&lease.holder, record.volume));

@@ -3,7 +3,7 @@
 use crate::Control;
 use crate::config::LONG_WORK_DEADLINE;
 use crate::idempotency::{Attempt, Once};
-use crate::queries::{Tagged, find_volume};
+use crate::queries::Tagged;
 use crate::table::NewEvent;
 use crate::volumes::{call_error, check_name, find_idle};
 use drover_base::{NodeId, VolumeId};
@@ -43,14 +43,9 @@ impl Control {
         let (id, node, admin) = self.idle_holder(volume)?;
         let asked = NodeRequest::CreateSnapshot { volume: id, name: name.clone() };
         self.change(&node, &admin, &asked, &name).await?;
-        self.ledger
-            .commit(|state, changes| {
-                holding.remember(state, changes, &name);
-                let text = format!("snapshot {name} of {volume} was taken");
-                changes.event(NewEvent::info("snapshot.created", text).node(&node).volume(id));
-                Ok::<_, ApiError>(())
-            })
-            .await?;
+        let text = format!("snapshot {name} of {volume} was taken");
+        let told = NewEvent::info("snapshot.created", text).node(&node).volume(id);
+        self.tell_once(&holding, &name, told).await?;
         self.show_snapshot(volume, &name).await
     }
 
@@ -67,12 +62,22 @@ impl Control {
         Ok(self.tell(NewEvent::info("snapshot.deleted", text).node(&node).volume(id)).await?)
     }
 
-    pub async fn rollback_to_snapshot(&self, volume: &str, name: &str) -> Result<Tagged<Volume>, ApiError> {
+    /// A repetition must not go back again: what was written since the first time would be lost.
+    pub async fn rollback_to_snapshot(
+        &self,
+        volume: &str,
+        name: &str,
+        once: Option<Once>,
+    ) -> Result<Tagged<Volume>, ApiError> {
+        let holding = match self.attempt(once)? {
+            Attempt::First(holding) => holding,
+            Attempt::Repeated(_) => return self.show_volume(volume),
+        };
         let (id, node, admin) = self.idle_holder(volume)?;
         let asked = NodeRequest::RollbackSnapshot { volume: id, name: name.into() };
         self.change(&node, &admin, &asked, name).await?;
         let text = format!("{volume} went back to snapshot {name}");
-        self.tell(NewEvent::info("snapshot.rolled_back", text).node(&node).volume(id)).await?;
+        self.tell_once(&holding, name, NewEvent::info("snapshot.rolled_back", text).node(&node).volume(id)).await?;
         self.show_volume(volume)
     }
 
@@ -90,7 +95,8 @@ impl Control {
         let refused = call_error(node, &error);
         Err(match (&error, asked) {
             (crate::nodes::CallError::Refused(Refusal::Conflict { .. }), NodeRequest::CreateSnapshot { .. }) => {
-                ApiError { code: ErrorCode::SnapshotExists, ..refused }
+                let message = format!("a snapshot {name:?} cannot be made");
+                ApiError { code: ErrorCode::SnapshotExists, message, ..refused }
             }
             (crate::nodes::CallError::Refused(Refusal::NotFound { .. }), _) => ApiError {
                 code: ErrorCode::SnapshotNotFound,
@@ -99,11 +105,6 @@ impl Control {
             },
             _ => refused,
         })
-    }
-
-    /// Whether the volume exists, for paths below it.
-    pub fn check_volume(&self, volume: &str) -> Result<(), ApiError> {
-        find_volume(&self.ledger.state(), volume).map(|_| ())
     }
 }
 

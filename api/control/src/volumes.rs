@@ -140,7 +140,11 @@ impl Control {
     }
 
     /// Opens a poisoned volume again through recovery.
-    pub async fn reopen_volume(&self, name: &str) -> Result<Tagged<Volume>, ApiError> {
+    pub async fn reopen_volume(&self, name: &str, once: Option<Once>) -> Result<Tagged<Volume>, ApiError> {
+        let holding = match self.attempt(once)? {
+            Attempt::First(holding) => holding,
+            Attempt::Repeated(_) => return self.show_volume(name),
+        };
         let (volume, node, admin) = self.holder_of(name)?;
         let request = NodeRequest::Reopen { volume };
         self.nodes
@@ -148,7 +152,7 @@ impl Control {
             .await
             .map_err(|error| call_error(&node, &error))?;
         let told = NewEvent::info("volume.reopened", format!("{name} was opened again")).node(&node).volume(volume);
-        self.tell(told).await?;
+        self.tell_once(&holding, name, told).await?;
         // Its state is shown as of the next report, if this one fails.
         let _ = self.nodes.poll(&node, &admin).await;
         self.show_volume(name)

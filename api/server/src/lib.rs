@@ -1,7 +1,7 @@
 //! The REST interface: axum under `/v1`, with its OpenAPI description.
 //!
 //! Decides nothing: every request becomes a command to the control plane's thread. Invariants:
-//! - a path under `/v1` is answered only to who shows the token, where one is set;
+//! - all but `/healthz` and `/readyz` is answered only to who shows the token, where one is set;
 //! - an address beyond this machine is listened at only with a token;
 //! - every answer that is not 2xx is an `ApiError`, also those of the framework.
 

@@ -67,8 +67,18 @@ async fn fails(response: Response, status: u16, code: &str) -> Value {
 #[test]
 fn without_the_token_nothing_is_told() {
     check(|rest| async move {
-        for path in ["/v1/nodes", "/v1/volumes", "/v1/openapi.json", "/metrics", "/v1/events/stream"] {
+        let described = drover_server::openapi();
+        let guarded = described.paths.paths.keys().filter(|path| !["/healthz", "/readyz"].contains(&path.as_str()));
+        assert!(guarded.clone().count() >= 22);
+        for path in guarded {
+            let path = path.replace(['{', '}'], "");
+            let path = path.as_str();
             let answer = rest.send(Method::GET, path, &[], None).await;
+            // Whether a path takes GET is told to everybody.
+            if answer.status() == 405 {
+                fails(rest.send(Method::POST, path, &[], None).await, 401, "unauthorized").await;
+                continue;
+            }
             assert_eq!(answer.headers()["www-authenticate"], "Bearer", "{path}");
             fails(answer, 401, "unauthorized").await;
             let wrong = rest.send(Method::GET, path, &[("authorization", "Bearer a-token-of-this-tesT")], None).await;
@@ -111,9 +121,17 @@ fn lists_are_paged_and_described() {
         assert_eq!(nodes, json!({ "items": [] }));
         let description: Value = rest.get("/v1/openapi.json").await.json().await.unwrap();
         assert!(description["openapi"].as_str().unwrap().starts_with("3.1"));
-        for path in ["/v1/volumes", "/v1/migrations/{migration}/{action}", "/v1/map", "/v1/events/stream"] {
+        assert_eq!(
+            description,
+            serde_json::to_value(drover_server::openapi()).unwrap(),
+            "what is checked in is served"
+        );
+        for path in ["/v1/volumes", "/v1/migrations/{migration}/{action}", "/v1/map", "/v1/events/stream", "/readyz"] {
             assert!(description["paths"][path].is_object(), "{path} is not described");
         }
+        let events = rest.get("/v1/events?limit=1&volume=vol-0000000000000001").await;
+        assert!(events.status().is_success(), "events of a volume that is gone are asked for by its id");
+        fails(rest.get("/v1/events?volume=gone").await, 404, "volume_not_found").await;
         let metrics = rest.get("/metrics").await.text().await.unwrap();
         assert!(metrics.contains("drover_control_ready 1"), "{metrics}");
     });

@@ -18,6 +18,12 @@ macro_rules! codes {
                 match self { $(Self::$name => $status),* }
             }
         }
+
+        impl std::fmt::Display for ErrorCode {
+            fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                self.serialize(f)
+            }
+        }
     };
 }
 

@@ -160,20 +160,25 @@ impl From<Window> for String {
 #[serde(default, deny_unknown_fields)]
 pub struct MigrationOptions {
     /// Bytes a second on the wire; absent: as fast as it goes.
+    #[schema(minimum = 65_536)]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub throttle_bytes_per_s: Option<u64>,
     /// Begin mirroring without waiting for the rounds to shrink.
     pub mirror_at_once: bool,
     pub cutover: Cutover,
     #[serde(skip_serializing_if = "Option::is_none")]
-    #[schema(value_type = Option<String>, example = "22:30-04:00")]
+    #[schema(value_type = Option<String>, example = "22:30-04:00",
+        pattern = "^([01][0-9]|2[0-3]):[0-5][0-9]-([01][0-9]|2[0-3]):[0-5][0-9]$")]
     pub window: Option<Window>,
     /// Longest that the source may stop admitting for a flip; past it the flip is given up and tried again later.
+    #[schema(minimum = 5, maximum = 30_000)]
     pub pause_ms_max: u64,
     /// How long the source keeps its copy after both sides were proven equal.
+    #[schema(maximum = 2_592_000_000_u64)]
     pub retention_ms: u64,
     pub commit: CommitPolicy,
     /// How long a side may be away before the flip until the migration is rolled back.
+    #[schema(minimum = 1_000, maximum = 604_800_000)]
     pub peer_deadline_ms: u64,
 }
 
@@ -248,6 +253,7 @@ pub struct PlanRequest {
     #[serde(default)]
     pub options: MigrationOptions,
     /// What the link carries; absent: as measured by earlier migrations between the two, else 1 Gbit/s.
+    #[schema(minimum = 1)]
     #[serde(default)]
     pub link_bytes_per_s: Option<u64>,
 }
@@ -256,12 +262,15 @@ pub struct PlanRequest {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct TuneMigration {
-    /// 0: no throttle.
+    /// At least 65,536, or 0: no throttle.
     pub throttle_bytes_per_s: Option<u64>,
     pub cutover: Option<Cutover>,
-    #[schema(value_type = Option<String>, example = "22:30-04:00")]
+    #[schema(value_type = Option<String>, example = "22:30-04:00",
+        pattern = "^([01][0-9]|2[0-3]):[0-5][0-9]-([01][0-9]|2[0-3]):[0-5][0-9]$")]
     pub window: Option<Window>,
+    #[schema(minimum = 5, maximum = 30_000)]
     pub pause_ms_max: Option<u64>,
+    #[schema(maximum = 2_592_000_000_u64)]
     pub retention_ms: Option<u64>,
     pub commit: Option<CommitPolicy>,
 }

@@ -57,9 +57,11 @@ pub struct Volume {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct CreateVolume {
-    /// 1 to 63 of `a-z 0-9 - .`, beginning and ending with a letter or digit.
+    /// 1 to 63 of `a-z 0-9 - .`, beginning and ending with a letter or digit, and not of the form of an id.
+    #[schema(min_length = 1, max_length = 63, pattern = "^[a-z0-9]([a-z0-9.-]*[a-z0-9])?$")]
     pub name: String,
     /// A multiple of 4,096, at most 64 TiB.
+    #[schema(minimum = 4096, maximum = 70_368_744_177_664_u64, multiple_of = 4096)]
     pub size_bytes: u64,
     pub node: String,
 }
@@ -75,6 +77,8 @@ pub struct Snapshot {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct CreateSnapshot {
+    /// As a volume's name; those that begin with `drover-` are the migrations'.
+    #[schema(min_length = 1, max_length = 63, pattern = "^[a-z0-9]([a-z0-9.-]*[a-z0-9])?$")]
     pub name: String,
 }
 
@@ -97,10 +101,12 @@ pub struct CreateExport {
     /// Id or name.
     pub volume: String,
     pub node: String,
-    /// The volume's name where none is given.
+    /// As a volume's name; the volume's own where none is given.
+    #[schema(min_length = 1, max_length = 63, pattern = "^[a-z0-9]([a-z0-9.-]*[a-z0-9])?$")]
     #[serde(default)]
     pub name: Option<String>,
     /// What uses it, for accounting.
+    #[schema(min_length = 1, max_length = 128)]
     #[serde(default)]
     pub workload: Option<String>,
 }

@@ -100,7 +100,7 @@ pub fn waits_for(view: &View<'_>) -> Option<String> {
         Stage::Planned if view.earlier_cleanup => Some("the clean-up of an earlier migration".into()),
         Stage::Mirroring => {
             let next = Next { view, ask: None, wake: view.now };
-            next.gate().err().or_else(|| (!next.policy_agrees()).then(|| "the cutover".to_owned()))
+            next.gate().err().or_else(|| (!next.policy_agrees()).then(|| cutover(record)))
         }
         Stage::Settling if record.proof_failed => Some("a decision: the proof failed".into()),
         Stage::Settling if !record.way_back_open => Some("the way back to open".into()),
@@ -108,6 +108,13 @@ pub fn waits_for(view: &View<'_>) -> Option<String> {
         Stage::Settling if record.proven => Some("the retention time".into()),
         Stage::FlippingBack => Next { view, ask: None, wake: view.now }.way_back_whole().err(),
         _ => None,
+    }
+}
+
+fn cutover(record: &MigrationRecord) -> String {
+    match record.options.window {
+        Some(window) => format!("its window, {window} UTC"),
+        None => "the cutover".into(),
     }
 }
 

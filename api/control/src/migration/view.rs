@@ -100,7 +100,7 @@ pub fn view(record: &MigrationRecord, knowledge: Option<&Knowledge>, waits_for: 
         source: record.source.to_string(),
         destination: record.destination.to_string(),
         phase: record.phase(),
-        paused: record.paused,
+        paused: record.paused && !record.stage.is_final(),
         waits_for,
         bytes_total: shown.bytes_total,
         bytes_done: shown.bytes_done,

@@ -1,6 +1,7 @@
 //! What people ask beside migrations.
 
 use super::cluster::{Cluster, node};
+use super::fake_node::WRITE_BYTES;
 use crate::{Control, Once};
 use drover_types::{
     ApiError, CreateExport, CreateSnapshot, CreateVolume, Cutover, ErrorCode, MigrationOptions, PlanRequest,
@@ -124,18 +125,57 @@ fn snapshots_are_the_holders() {
     assert_eq!(take("s1").unwrap().name, "s1");
     assert_eq!(take("s1").unwrap_err().code, ErrorCode::SnapshotExists);
     assert_eq!(take("drover-x").unwrap_err().code, ErrorCode::InvalidField);
-    cluster.run(|control| async move { control.rollback_to_snapshot("v", "s1").await }).unwrap();
-    let answer = cluster.run(|control| async move { control.rollback_to_snapshot("v", "s2").await });
+    cluster.run(|control| async move { control.rollback_to_snapshot("v", "s1", None).await }).unwrap();
+    let answer = cluster.run(|control| async move { control.rollback_to_snapshot("v", "s2", None).await });
     assert_eq!(answer.unwrap_err().code, ErrorCode::SnapshotNotFound);
     let options = MigrationOptions { cutover: Cutover::Manual, ..MigrationOptions::default() };
     cluster.start("b", options);
     for answer in [
         take("s3").map(|_| ()),
-        cluster.run(|control| async move { control.rollback_to_snapshot("v", "s1").await }).map(|_| ()),
+        cluster.run(|control| async move { control.rollback_to_snapshot("v", "s1", None).await }).map(|_| ()),
         cluster.run(|control| async move { control.delete_snapshot("v", "s1").await }),
         cluster.run(|control| async move { control.delete_volume("v", None).await }),
     ] {
         assert_eq!(answer.unwrap_err().code, ErrorCode::VolumeMigrating);
+    }
+}
+
+/// Sent again because its answer was lost, a rollback must not take what was written since.
+#[test]
+fn a_rollback_under_a_key_happens_once() {
+    let cluster = Cluster::new(6);
+    let request = CreateSnapshot { name: "s".into() };
+    cluster.run(|control| async move { control.create_snapshot("v", request, None).await }).unwrap();
+    let back = |key: &str| {
+        let once = once(key, "s");
+        cluster.run(|control| async move { control.rollback_to_snapshot("v", "s", once).await }).unwrap()
+    };
+    let rollbacks = || cluster.kinds().iter().filter(|kind| *kind == "snapshot.rolled_back").count();
+    back("k");
+    back("k");
+    assert_eq!(rollbacks(), 1);
+    back("l");
+    assert_eq!(rollbacks(), 2);
+}
+
+/// What is reserved at the destination is what a plan says: it must not rest on a report from before the last writes.
+#[test]
+fn a_plan_counts_what_was_written_just_now() {
+    let cluster = Cluster::new(7);
+    cluster.start_client();
+    cluster.sim.run_for(Duration::from_secs(5));
+    for _ in 0..5 {
+        cluster.sim.run_for(Duration::from_millis(150));
+        let written = cluster.disk(&node("a")).borrow().values().map(|seat| seat.content.len() as u64).sum::<u64>();
+        let asked = PlanRequest {
+            volume: "v".into(),
+            destination: "b".into(),
+            options: MigrationOptions::default(),
+            link_bytes_per_s: None,
+        };
+        let plan = cluster.run(|control| async move { control.plan_migration(&asked).await }).unwrap();
+        assert!(plan.bytes_to_send >= written * WRITE_BYTES, "{plan:?}: {written} blocks were there before");
+        assert!(plan.write_bytes_per_s > 0, "{plan:?}");
     }
 }
 

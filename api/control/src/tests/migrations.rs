@@ -118,6 +118,25 @@ fn rolled_back_after_the_flip_with_all_that_was_written_since() {
 }
 
 #[test]
+fn what_is_over_takes_no_more_orders_and_says_so() {
+    let cluster = cluster();
+    let id = cluster.start("b", MigrationOptions { commit: CommitPolicy::Manual, ..options() });
+    cluster.wait_phase(&id, &[Phase::Settling]);
+    cluster.sim.run_for(Duration::from_secs(20));
+    act(&cluster, &id, Action::Pause).unwrap();
+    act(&cluster, &id, Action::Commit).unwrap();
+    let migration = cluster.wait_phase(&id, &[Phase::Committed]);
+    assert!(!migration.paused && migration.actions.is_empty(), "{migration:?}");
+    use Action::{Cancel, Commit, Cutover, Pause, Resume, Rollback};
+    for action in [Pause, Resume, Cutover, Cancel, Rollback, Commit] {
+        let of = id.clone();
+        let answer = cluster.run(|control| async move { control.act(&of, action, None, None).await });
+        let error = answer.unwrap_err();
+        assert!(error.code == ErrorCode::PhaseConflict && error.message.ends_with("it is over"), "{action:?}: {error}");
+    }
+}
+
+#[test]
 fn the_cutover_waits_for_a_word_or_its_window() {
     let cluster = cluster();
     let id = cluster.start("b", MigrationOptions { cutover: Cutover::Manual, ..options() });
@@ -133,6 +152,9 @@ fn the_cutover_waits_for_a_word_or_its_window() {
     let clock = |minutes: u64| format!("{:02}:{:02}", minutes / 60 % 24, minutes % 60);
     let window = format!("{}-{}", clock(minutes), clock(minutes + 60)).parse().unwrap();
     let id = cluster.start("a", MigrationOptions { cutover: Cutover::Window, window: Some(window), ..options() });
+    cluster.wait_phase(&id, &[Phase::Mirroring]);
+    cluster.sim.run_for(Duration::from_secs(30));
+    assert_eq!(cluster.migration(&id).waits_for, Some(format!("its window, {window} UTC")));
     cluster.wait_phase(&id, &[Phase::Settling]);
     let now = cluster.run(|control| async move { control.world().clock.wall_ms() });
     assert!(now / 60_000 >= minutes && now < minutes * 60_000 + 10_000, "flipped when the window opened");

@@ -26,21 +26,27 @@ pub fn routes() -> OpenApiRouter<ControlHandle> {
 #[serde(deny_unknown_fields)]
 struct EventQuery {
     /// Items at most, 1 to 1,000; 100 where absent.
+    #[param(minimum = 1, maximum = 1000)]
     limit: Option<usize>,
     /// Only events after the one with this id.
     after: Option<u64>,
     /// Only those of this migration.
     migration: Option<String>,
-    /// Only those of this volume, by id or name.
+    /// Only those of this volume, by name, or by id also when it is gone.
     volume: Option<String>,
 }
 
 #[utoipa::path(get, path = "/v1/events", tag = "events", params(EventQuery),
-    responses((status = 200, body = Page<Event>), (status = 400, body = ApiError)))]
+    responses((status = 200, body = Page<Event>), (status = 404, body = ApiError)))]
 async fn list(State(control): State<ControlHandle>, Asked(query): Asked<EventQuery>) -> Answer<Paged<Event>> {
     let limit = limit(query.limit)?;
+    let again = vec![
+        ("limit", query.limit.map(|limit| limit.to_string())),
+        ("migration", query.migration.clone()),
+        ("volume", query.volume.clone()),
+    ];
     let found = ask(&control, move |control| {
-        let volume = query.volume.map(|name| control.show_volume(&name).map(|volume| volume.value.id)).transpose()?;
+        let volume = query.volume.map(|name| control.volume_id(&name)).transpose()?;
         let all = control.events(query.after.unwrap_or(0), usize::MAX, query.migration.as_deref());
         let of_volume = |event: &Event| volume.is_none() || event.volume == volume;
         Ok(all.into_iter().filter(of_volume).take(limit + 1).collect::<Vec<Event>>())
@@ -49,7 +55,7 @@ async fn list(State(control): State<ControlHandle>, Asked(query): Asked<EventQue
     let more = items.len() > limit;
     items.truncate(limit);
     let next = items.last().filter(|_| more).map(|event| event.id.to_string());
-    Ok(Paged { page: Page { items, next }, path: "/v1/events".into() })
+    Ok(Paged { page: Page { items, next }, path: "/v1/events".into(), query: again })
 }
 
 #[derive(Debug, Deserialize, utoipa::IntoParams)]
@@ -60,7 +66,8 @@ struct FollowQuery {
 }
 
 /// Events as they happen, each with its id, so that a client that connects again misses none.
-#[utoipa::path(get, path = "/v1/events/stream", tag = "events", params(FollowQuery),
+#[utoipa::path(get, path = "/v1/events/stream", tag = "events", 
+    params(FollowQuery, ("Last-Event-ID" = Option<u64>, Header, description = "goes before `after`")),
     responses((status = 200, description = "server-sent events; data is an Event", content_type = "text/event-stream")))]
 async fn follow(
     State(control): State<ControlHandle>,

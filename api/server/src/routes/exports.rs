@@ -18,8 +18,7 @@ pub fn routes() -> OpenApiRouter<ControlHandle> {
 async fn list(State(control): State<ControlHandle>, Asked(query): Asked<PageQuery>) -> Answer<Paged<Export>> {
     let exports = ask(&control, |control| Ok(control.list_exports())).await?;
     let exports = exports.into_iter().map(|export| export.value).collect();
-    let page = query.cut(exports, |export: &Export| format!("{}/{}", export.node, export.name))?;
-    Ok(Paged { page, path: "/v1/exports".into() })
+    Ok(query.cut("/v1/exports", exports, |export: &Export| format!("{}/{}", export.node, export.name))?)
 }
 
 /// Serves a volume on a node, whichever node holds it. The same again changes nothing.

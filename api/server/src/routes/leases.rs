@@ -17,7 +17,7 @@ pub fn routes() -> OpenApiRouter<ControlHandle> {
     responses((status = 200, body = Page<Lease>)))]
 async fn list(State(control): State<ControlHandle>, Asked(query): Asked<PageQuery>) -> Answer<Paged<Lease>> {
     let leases = ask(&control, |control| Ok(control.list_leases())).await?;
-    Ok(Paged { page: query.cut(leases, |lease| lease.volume.clone())?, path: "/v1/leases".into() })
+    Ok(query.cut("/v1/leases", leases, |lease| lease.volume.clone())?)
 }
 
 #[utoipa::path(get, path = "/v1/leases/{volume}", tag = "leases", params(("volume" = String, Path, description = "id or name")),

@@ -2,7 +2,7 @@
 
 use super::ask;
 use crate::answer::{Answer, Versioned, created, shown};
-use crate::extract::{Asked, Body, Expected, Named};
+use crate::extract::{Asked, Body, Expected, Named, Nothing};
 use crate::page::{PageQuery, Paged};
 use axum::{Json, extract::State};
 use drover_control::ControlHandle;
@@ -24,6 +24,7 @@ pub fn routes() -> OpenApiRouter<ControlHandle> {
 #[serde(deny_unknown_fields)]
 struct MigrationQuery {
     /// Items at most, 1 to 1,000; 100 where absent.
+    #[param(minimum = 1, maximum = 1000)]
     limit: Option<usize>,
     /// `next` of the page before.
     after: Option<String>,
@@ -32,14 +33,15 @@ struct MigrationQuery {
 }
 
 #[utoipa::path(get, path = "/v1/migrations", tag = "migrations", params(MigrationQuery),
-    responses((status = 200, body = Page<Migration>)))]
+    responses((status = 200, body = Page<Migration>), (status = 404, body = ApiError)))]
 async fn list(State(control): State<ControlHandle>, Asked(query): Asked<MigrationQuery>) -> Answer<Paged<Migration>> {
-    let volume = query.volume;
+    let volume = query.volume.clone();
     let migrations = ask(&control, move |control| control.list_migrations(volume.as_deref())).await?;
     let migrations = migrations.into_iter().map(|migration| migration.value).collect();
-    let query = PageQuery { limit: query.limit, after: query.after };
-    let page = query.cut(migrations, |migration: &Migration| migration.id.clone())?;
-    Ok(Paged { page, path: "/v1/migrations".into() })
+    let pages = PageQuery { limit: query.limit, after: query.after };
+    let mut paged = pages.cut("/v1/migrations", migrations, |migration: &Migration| migration.id.clone())?;
+    paged.query.push(("volume", query.volume));
+    Ok(paged)
 }
 
 /// Begins to move a volume.
@@ -68,7 +70,8 @@ async fn show(State(control): State<ControlHandle>, Named(id): Named<String>) ->
 /// Changes the throttle, the cutover policy or other options of a running migration.
 #[utoipa::path(patch, path = "/v1/migrations/{migration}", tag = "migrations", params(("migration" = String, Path)),
     request_body = TuneMigration,
-    responses((status = 200, body = Migration), (status = 409, body = ApiError), (status = 412, body = ApiError)))]
+    responses((status = 200, body = Migration), (status = 404, body = ApiError), (status = 409, body = ApiError),
+        (status = 412, body = ApiError)))]
 async fn tune(
     State(control): State<ControlHandle>,
     Named(id): Named<String>,
@@ -79,11 +82,6 @@ async fn tune(
         control.run(move |control| Box::pin(async move { control.tune_migration(&id, &body.value, expected).await }));
     Ok(shown(tune.await?))
 }
-
-/// No parameters.
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Nothing {}
 
 /// Asks for `pause`, `resume`, `cutover`, `cancel`, `rollback` or `commit`. The resource shows what comes of it.
 #[utoipa::path(post, path = "/v1/migrations/{migration}/{action}", tag = "migrations",

@@ -9,17 +9,26 @@ mod nodes;
 mod snapshots;
 mod volumes;
 
-use crate::{answer::Failure, auth, extract::BODY_BYTES_MAX, openapi::Description};
-use axum::{Json, Router, extract::DefaultBodyLimit, middleware, routing::get};
+use crate::{answer::Failure, auth, extract::BODY_BYTES_MAX, openapi};
+use axum::{Extension, Router, extract::DefaultBodyLimit, middleware};
 use drover_control::{Control, ControlHandle};
 use drover_types::{ApiError, ErrorCode};
 use std::{rc::Rc, sync::Arc};
 use utoipa::OpenApi;
 use utoipa_axum::router::OpenApiRouter;
 
-/// All paths under `/v1`, and their description.
-pub fn described() -> (Router<ControlHandle>, utoipa::openapi::OpenApi) {
-    OpenApiRouter::with_openapi(Description::openapi())
+/// The whole interface, and its description.
+pub struct Described {
+    /// Paths that only who shows the token may use.
+    guarded: Router<ControlHandle>,
+    open: Router<ControlHandle>,
+    pub description: utoipa::openapi::OpenApi,
+}
+
+/// Every path comes with its description: there is no other way in.
+pub fn described() -> Described {
+    let (open, of_open) = health::open_routes().split_for_parts();
+    let (guarded, mut description) = OpenApiRouter::with_openapi(openapi::Description::openapi())
         .merge(nodes::routes())
         .merge(volumes::routes())
         .merge(snapshots::routes())
@@ -27,17 +36,21 @@ pub fn described() -> (Router<ControlHandle>, utoipa::openapi::OpenApi) {
         .merge(migrations::routes())
         .merge(leases::routes())
         .merge(events::routes())
-        .split_for_parts()
+        .merge(health::guarded_routes())
+        .split_for_parts();
+    description.merge(of_open);
+    openapi::complete(&mut description);
+    Described { guarded, open, description }
 }
 
-/// The whole interface.
+/// The interface as a service.
 pub fn app(control: ControlHandle, token: Option<String>) -> Router {
-    let (paths, description) = described();
+    let Described { guarded, open, description } = described();
     let token: Option<Arc<str>> = token.map(Into::into);
-    paths
-        .route("/v1/openapi.json", get(|| async { Json(description) }))
-        .route_layer(middleware::from_fn_with_state(token.clone(), auth::check))
-        .merge(health::routes(token))
+    guarded
+        .layer(Extension(Arc::new(description)))
+        .route_layer(middleware::from_fn_with_state(token, auth::check))
+        .merge(open)
         .fallback(|| async { Failure(ApiError::new(ErrorCode::RouteNotFound, "there is no such path")) })
         .method_not_allowed_fallback(|| async {
             Failure(ApiError::new(ErrorCode::MethodNotAllowed, "this path does not take this method"))

@@ -17,8 +17,8 @@ pub fn routes() -> OpenApiRouter<ControlHandle> {
 #[utoipa::path(get, path = "/v1/nodes", tag = "nodes", params(PageQuery), responses((status = 200, body = Page<Node>)))]
 async fn list(State(control): State<ControlHandle>, Asked(query): Asked<PageQuery>) -> Answer<Paged<Node>> {
     let nodes = ask(&control, |control| Ok(control.list_nodes())).await?;
-    let page = query.cut(nodes.into_iter().map(|node| node.value).collect(), |node| node.name.clone())?;
-    Ok(Paged { page, path: "/v1/nodes".into() })
+    let nodes = nodes.into_iter().map(|node| node.value).collect();
+    Ok(query.cut("/v1/nodes", nodes, |node: &Node| node.name.clone())?)
 }
 
 #[utoipa::path(get, path = "/v1/nodes/{node}", tag = "nodes", params(("node" = String, Path)),
@@ -29,7 +29,7 @@ async fn show(State(control): State<ControlHandle>, Named(node): Named<String>) 
 
 /// Forgets a node that is gone for good.
 #[utoipa::path(delete, path = "/v1/nodes/{node}", tag = "nodes", params(("node" = String, Path)),
-    responses((status = 204), (status = 404, body = ApiError), (status = 409, body = ApiError)))]
+    responses((status = 204), (status = 404, body = ApiError), (status = 409, body = ApiError), (status = 412, body = ApiError)))]
 async fn forget(
     State(control): State<ControlHandle>,
     Named(node): Named<String>,
@@ -43,5 +43,5 @@ async fn forget(
 #[utoipa::path(get, path = "/v1/tiers", tag = "nodes", params(PageQuery), responses((status = 200, body = Page<Tier>)))]
 async fn tiers(State(control): State<ControlHandle>, Asked(query): Asked<PageQuery>) -> Answer<Paged<Tier>> {
     let tiers = ask(&control, |control| Ok(control.list_tiers())).await?;
-    Ok(Paged { page: query.cut(tiers, |tier| format!("{}/{}", tier.node, tier.name))?, path: "/v1/tiers".into() })
+    Ok(query.cut("/v1/tiers", tiers, |tier| format!("{}/{}", tier.node, tier.name))?)
 }

@@ -1,8 +1,8 @@
 //! Snapshots of a volume.
 
 use crate::answer::{Answer, Versioned, shown};
-use crate::extract::{Asked, Body, Named};
-use crate::page::{PageQuery, Paged};
+use crate::extract::{Asked, Body, Named, Nothing};
+use crate::page::{PageQuery, Paged, escaped};
 use axum::{Json, extract::State, http::StatusCode};
 use drover_control::ControlHandle;
 use drover_types::{ApiError, CreateSnapshot, Page, Snapshot, Volume};
@@ -19,14 +19,14 @@ async fn list(
     Named(volume): Named<String>,
     Asked(query): Asked<PageQuery>,
 ) -> Answer<Paged<Snapshot>> {
-    let path = format!("/v1/volumes/{volume}/snapshots");
+    let path = format!("/v1/volumes/{}/snapshots", escaped(&volume));
     let list = control.run(move |control| Box::pin(async move { control.list_snapshots(&volume).await }));
-    Ok(Paged { page: query.cut(list.await?, |snapshot| snapshot.name.clone())?, path })
+    Ok(query.cut(&path, list.await?, |snapshot| snapshot.name.clone())?)
 }
 
 /// Freezes what the volume holds now under a name. Refused while it is in a migration.
 #[utoipa::path(post, path = "/v1/volumes/{volume}/snapshots", tag = "snapshots", params(("volume" = String, Path)),
-    request_body = CreateSnapshot, responses((status = 201, body = Snapshot), (status = 409, body = ApiError)))]
+    request_body = CreateSnapshot, responses((status = 201, body = Snapshot), (status = 404, body = ApiError), (status = 409, body = ApiError)))]
 async fn create(
     State(control): State<ControlHandle>,
     Named(volume): Named<String>,
@@ -67,8 +67,10 @@ async fn delete(
 async fn rollback(
     State(control): State<ControlHandle>,
     Named((volume, snapshot)): Named<(String, String)>,
+    body: Body<Nothing>,
 ) -> Answer<Versioned<Volume>> {
-    let back =
-        control.run(move |control| Box::pin(async move { control.rollback_to_snapshot(&volume, &snapshot).await }));
+    let once = body.once;
+    let back = control
+        .run(move |control| Box::pin(async move { control.rollback_to_snapshot(&volume, &snapshot, once).await }));
     Ok(shown(back.await?))
 }

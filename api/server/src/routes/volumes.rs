@@ -2,7 +2,7 @@
 
 use super::ask;
 use crate::answer::{Answer, Versioned, created, shown};
-use crate::extract::{Asked, Body, Expected, Named};
+use crate::extract::{Asked, Body, Expected, Named, Nothing};
 use crate::page::{PageQuery, Paged};
 use axum::{extract::State, http::StatusCode};
 use drover_control::ControlHandle;
@@ -17,13 +17,13 @@ pub fn routes() -> OpenApiRouter<ControlHandle> {
     responses((status = 200, body = Page<Volume>)))]
 async fn list(State(control): State<ControlHandle>, Asked(query): Asked<PageQuery>) -> Answer<Paged<Volume>> {
     let volumes = ask(&control, |control| Ok(control.list_volumes())).await?;
-    let page = query.cut(volumes.into_iter().map(|volume| volume.value).collect(), |volume| volume.id.clone())?;
-    Ok(Paged { page, path: "/v1/volumes".into() })
+    let volumes = volumes.into_iter().map(|volume| volume.value).collect();
+    Ok(query.cut("/v1/volumes", volumes, |volume: &Volume| volume.id.clone())?)
 }
 
 /// Makes an empty volume on a node.
 #[utoipa::path(post, path = "/v1/volumes", tag = "volumes", request_body = CreateVolume,
-    responses((status = 201, body = Volume), (status = 400, body = ApiError), (status = 409, body = ApiError)))]
+    responses((status = 201, body = Volume), (status = 404, body = ApiError), (status = 409, body = ApiError)))]
 async fn create(State(control): State<ControlHandle>, body: Body<CreateVolume>) -> Answer<Versioned<Volume>> {
     let make = control.run(move |control| Box::pin(async move { control.create_volume(body.value, body.once).await }));
     Ok(created(make.await?))
@@ -50,7 +50,12 @@ async fn delete(
 /// Opens a poisoned volume again, through recovery.
 #[utoipa::path(post, path = "/v1/volumes/{volume}/reopen", tag = "volumes", params(("volume" = String, Path, description = "id or name")),
     responses((status = 200, body = Volume), (status = 404, body = ApiError), (status = 502, body = ApiError)))]
-async fn reopen(State(control): State<ControlHandle>, Named(volume): Named<String>) -> Answer<Versioned<Volume>> {
-    let reopen = control.run(move |control| Box::pin(async move { control.reopen_volume(&volume).await }));
+async fn reopen(
+    State(control): State<ControlHandle>,
+    Named(volume): Named<String>,
+    body: Body<Nothing>,
+) -> Answer<Versioned<Volume>> {
+    let once = body.once;
+    let reopen = control.run(move |control| Box::pin(async move { control.reopen_volume(&volume, once).await }));
     Ok(shown(reopen.await?))
 }
