@@ -8,7 +8,8 @@ setup:
 	@scripts/rocksdb.sh >&2
 
 build: setup
-	@. scripts/env.sh && cargo build --release --locked -p drover >&2 && echo "built $$CARGO_TARGET_DIR/release/drover" >&2
+	@. scripts/env.sh && cargo build --release --locked -p drover >&2 \
+		&& echo "built $$CARGO_TARGET_DIR/release/drover; to have it on the path: export PATH=$$CARGO_TARGET_DIR/release:\$$PATH" >&2
 
 # DEMO_ARGS='--output json' prints one JSON object and nothing else on standard output.
 demo: build

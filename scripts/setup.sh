@@ -4,9 +4,10 @@
 set -euo pipefail
 
 packages=(
+    gcc g++ libc6-dev                    # Rust links by it; RocksDB
     clang libclang-dev cmake pkg-config  # RocksDB and its bindings
     iproute2 e2fsprogs fio libnbd-bin    # the demo
-    nbdkit qemu-utils jq                 # tests and benchmarks: other people's NBD clients and servers
+    nbdkit qemu-utils jq procps          # tests and benchmarks: other people's NBD clients and servers
 )
 if [ "${1:-}" = bench ] && ! command -v qemu-storage-daemon > /dev/null; then
     packages+=(qemu-system-common) # Debian 12 has qemu-storage-daemon in it; later releases in qemu-utils
