@@ -11,15 +11,18 @@ use super::process::{Child, stop};
 use crate::client::Client;
 use crate::failure::{Context, Exit, Failure};
 use drover_types::{Health, Node};
-use std::fs::{File, OpenOptions};
+use std::fs::{DirBuilder, File, OpenOptions};
 use std::io::{ErrorKind, Read, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
 /// How long all of it may take to be up: recovery of large maps is the longest part.
 const READY_DEADLINE: Duration = Duration::from_secs(60);
+
+/// Longest directory name for which the sockets below it still have a path the kernel takes.
+const DIR_BYTES_MAX: usize = 85;
 
 /// What to start.
 pub struct Plan {
@@ -72,6 +75,9 @@ impl Plan {
     /// Makes directories and files. Secret and token stay as they are if they are there.
     fn write(&self) -> Result<(), Failure> {
         make_dir(&self.dir)?;
+        if self.dir.as_os_str().len() > DIR_BYTES_MAX {
+            return Err(Failure::usage(format!("{} is too long for sockets below it", self.dir.display())));
+        }
         for secret in ["secret", "token"] {
             make_secret(&self.dir.join(secret))?;
         }
@@ -113,8 +119,9 @@ impl Plan {
     }
 }
 
+/// Volumes' data lies below: it is for nobody else to read.
 fn make_dir(path: &Path) -> Result<(), Failure> {
-    std::fs::create_dir_all(path).or_fail(|| format!("cannot make {}", path.display()))
+    DirBuilder::new().recursive(true).mode(0o700).create(path).or_fail(|| format!("cannot make {}", path.display()))
 }
 
 fn write_private(path: &Path, text: &str) -> Result<(), Failure> {

@@ -13,19 +13,19 @@ use std::time::Duration;
 /// Between two looks whether the processes still run.
 const CHECK_EVERY: Duration = Duration::from_millis(500);
 
-/// Longest directory name for which the sockets below it still have a path the kernel takes.
-const DIR_BYTES_MAX: usize = 85;
-
 pub fn run(up: &Up, output: Output) -> Result<(), Failure> {
     if !up.listen.ip().is_loopback() {
         return Err(Failure::usage(format!("{} can be reached by other machines", up.listen))
             .hint("`up` is for this machine; run `drover control` and `drover node` with settings of your own"));
     }
+    // Before anything is written: whether somebody listens there. The control plane binds it for good.
+    std::net::TcpListener::bind(up.listen).map_err(|error| {
+        Failure::failed(format!("cannot listen at {}", up.listen))
+            .cause(error)
+            .hint("another control plane may run there; choose another address by --listen")
+    })?;
     std::fs::create_dir_all(&up.data).or_fail(|| format!("cannot make {}", up.data.display()))?;
     let dir = up.data.canonicalize().or_fail(|| format!("cannot find {}", up.data.display()))?;
-    if dir.as_os_str().len() > DIR_BYTES_MAX {
-        return Err(Failure::usage(format!("{} is too long for sockets below it", dir.display())));
-    }
     let _lock = lock(dir.join("lock"))?;
     let nodes = (1..=up.nodes).map(|number| NodePlan {
         name: format!("node-{number}"),

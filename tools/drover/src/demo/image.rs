@@ -1,12 +1,12 @@
 //! An ext4 image with real data: as much of this machine's `/usr` as is wanted.
 
+use super::{Stop, blocking, tool};
 use crate::failure::{Context, Failure};
 use std::collections::VecDeque;
 use std::fs::File;
 use std::io::Read;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 
 const SOURCE: &str = "/usr";
 
@@ -19,37 +19,40 @@ pub struct Image {
 }
 
 /// Makes the image in `dir`: `size` bytes long, holding at most `data_max` bytes of files.
-pub fn make(dir: &Path, size: u64, data_max: u64) -> Result<Image, Failure> {
+pub async fn make(dir: &Path, size: u64, data_max: u64, stop: &Stop) -> Result<Image, Failure> {
     let stage = dir.join("usr");
-    let (files, data_bytes) = stage_files(&stage, data_max)?;
+    let (place, own) = (stage.clone(), stop.clone());
+    let (files, data_bytes) = blocking(move || stage_files(&place, data_max, &own)).await?;
     let path = dir.join("image.ext4");
-    let blocks = size / 4096;
-    let output = Command::new("mke2fs")
-        .args(["-q", "-F", "-t", "ext4", "-b", "4096", "-m", "0", "-E", "lazy_itable_init=0", "-d"])
-        .arg(&stage)
-        .arg(&path)
-        .arg(blocks.to_string())
-        .output()
-        .or_fail(|| "cannot run mke2fs".into())?;
+    let blocks = (size / 4096).to_string();
+    let output = tool("mke2fs", |command| {
+        let options = ["-q", "-F", "-t", "ext4", "-b", "4096", "-m", "0", "-E", "lazy_itable_init=0", "-d"];
+        command.args(options).arg(&stage).arg(&path).arg(blocks)
+    })
+    .await?;
     if !output.status.success() {
         return Err(Failure::failed("mke2fs failed").cause(String::from_utf8_lossy(&output.stderr)));
     }
-    std::fs::remove_dir_all(&stage).or_fail(|| format!("cannot remove {}", stage.display()))?;
-    // Now, so that its writing does not disturb what is measured later.
-    let synced = File::open(&path).and_then(|file| file.sync_all());
-    synced.or_fail(|| format!("cannot write {}", path.display()))?;
-    let digest = digest(&path, size)?;
-    Ok(Image { path, files, data_bytes, digest })
+    let (image, own) = (path.clone(), stop.clone());
+    let digest = blocking(move || {
+        std::fs::remove_dir_all(&stage).or_fail(|| format!("cannot remove {}", stage.display()))?;
+        // Now, so that its writing does not disturb what is measured later.
+        let synced = File::open(&image).and_then(|file| file.sync_all());
+        synced.or_fail(|| format!("cannot write {}", image.display()))?;
+        digest(&image, size, &own)
+    });
+    Ok(Image { digest: digest.await?, path, files, data_bytes })
 }
 
 /// BLAKE3 of the first `len` bytes of a file.
-pub fn digest(path: &Path, len: u64) -> Result<blake3::Hash, Failure> {
+pub fn digest(path: &Path, len: u64, stop: &Stop) -> Result<blake3::Hash, Failure> {
     let file = File::open(path).or_fail(|| format!("cannot open {}", path.display()))?;
     let mut reader = file.take(len);
     let mut hasher = blake3::Hasher::new();
     let mut buffer = vec![0; 1 << 20];
     let mut total = 0;
     loop {
+        stop.check()?;
         let count = reader.read(&mut buffer).or_fail(|| format!("cannot read {}", path.display()))?;
         if count == 0 {
             break;
@@ -64,7 +67,7 @@ pub fn digest(path: &Path, len: u64) -> Result<blake3::Hash, Failure> {
 }
 
 /// Links (or where that cannot be, copies) files into `stage`, breadth first, until `data_max` bytes are there.
-fn stage_files(stage: &Path, data_max: u64) -> Result<(u64, u64), Failure> {
+fn stage_files(stage: &Path, data_max: u64, stop: &Stop) -> Result<(u64, u64), Failure> {
     let (mut files, mut bytes) = (0, 0);
     let mut folders = VecDeque::from([PathBuf::from(SOURCE)]);
     while let Some(folder) = folders.pop_front() {
@@ -75,6 +78,7 @@ fn stage_files(stage: &Path, data_max: u64) -> Result<(u64, u64), Failure> {
         let mut paths: Vec<PathBuf> = entries.filter_map(|entry| Some(entry.ok()?.path())).collect();
         paths.sort();
         for path in paths {
+            stop.check()?;
             let Ok(metadata) = path.symlink_metadata() else { continue };
             if metadata.is_dir() {
                 folders.push_back(path);

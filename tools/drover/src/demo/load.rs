@@ -3,14 +3,16 @@
 //! The load runs in rounds: each writes its part of the area in random order and reads it back, checking CRC-32C and
 //! the round's own seed, so that data of an earlier round in its place counts as wrong.
 
+use super::tool;
 use crate::failure::{Context, Failure};
 use serde_json::Value;
+use std::cell::Cell;
 use std::fs::File;
+use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::thread::JoinHandle;
+use std::process::Command;
+use std::rc::Rc;
+use tokio::task::JoinHandle;
 
 /// What fio is to do in which part of the volume.
 #[derive(Clone)]
@@ -39,8 +41,23 @@ pub struct Done {
 }
 
 /// Runs fio once to its end.
-pub fn run(area: &Area, mode: Mode, seed: u64, log: &Path) -> Result<Done, Failure> {
-    let mut command = Command::new("fio");
+pub async fn run(area: &Area, mode: Mode, seed: u64, log: &Path) -> Result<Done, Failure> {
+    let output = tool("fio", |command| arguments(command, area, mode, seed)).await?;
+    let mut done = read(&output.stdout).unwrap_or_default();
+    if !output.status.success() && done.errors == 0 {
+        done.errors = 1;
+    }
+    let mut said = output.stderr;
+    if done.errors > 0 {
+        // What fio said about it, for whoever looks at the log.
+        said.extend_from_slice(&output.stdout);
+    }
+    let file = File::options().create(true).append(true).open(log);
+    file.and_then(|mut file| file.write_all(&said)).or_fail(|| format!("cannot write {}", log.display()))?;
+    Ok(done)
+}
+
+fn arguments<'a>(command: &'a mut Command, area: &Area, mode: Mode, seed: u64) -> &'a mut Command {
     command.args(["--name=demo", "--ioengine=nbd", "--rw=randwrite", "--bsrange=4k-64k", "--blockalign=4k"]);
     command.args(["--iodepth=16", "--output-format=json", "--thread=1"]);
     command.args(["--verify=crc32c", "--verify_fatal=0", "--verify_state_save=0"]);
@@ -52,23 +69,7 @@ pub fn run(area: &Area, mode: Mode, seed: u64, log: &Path) -> Result<Done, Failu
         Mode::WriteAndVerify => command.arg("--do_verify=1"),
         Mode::WriteOnly => command.arg("--do_verify=0"),
         Mode::VerifyOnly => command.arg("--verify_only"),
-    };
-    crate::daemons::die_with_parent(&mut command);
-    let output =
-        File::options().create(true).append(true).open(log).or_fail(|| format!("cannot write {}", log.display()))?;
-    let output = command.stdin(Stdio::null()).stderr(output).output().or_fail(|| "cannot run fio".into())?;
-    let mut done = read(&output.stdout).unwrap_or_default();
-    if !output.status.success() && done.errors == 0 {
-        done.errors = 1;
     }
-    if done.errors > 0 {
-        // What fio said about it, for whoever looks at the log.
-        let _ = File::options()
-            .append(true)
-            .open(log)
-            .and_then(|mut file| std::io::Write::write_all(&mut file, &output.stdout));
-    }
-    Ok(done)
 }
 
 fn read(stdout: &[u8]) -> Option<Done> {
@@ -83,49 +84,41 @@ fn read(stdout: &[u8]) -> Option<Done> {
     })
 }
 
-/// fio in rounds on a thread of its own.
+/// fio in rounds, as a task of its own.
 pub struct Load {
-    stop: Arc<AtomicBool>,
-    rounds: Arc<AtomicU64>,
-    thread: Option<JoinHandle<Result<Done, Failure>>>,
+    is_last: Rc<Cell<bool>>,
+    rounds: Rc<Cell<u64>>,
+    task: JoinHandle<Result<Done, Failure>>,
 }
 
 impl Load {
-    pub fn start(area: Area, log: PathBuf) -> Result<Self, Failure> {
-        let stop = Arc::new(AtomicBool::new(false));
-        let rounds = Arc::new(AtomicU64::new(0));
-        let (flag, count) = (stop.clone(), rounds.clone());
-        let thread = std::thread::Builder::new().name("load".into()).spawn(move || {
+    pub fn start(area: Area, log: PathBuf) -> Self {
+        let is_last = Rc::new(Cell::new(false));
+        let rounds = Rc::new(Cell::new(0));
+        let (flag, count) = (is_last.clone(), rounds.clone());
+        let task = tokio::task::spawn_local(async move {
             let mut sum = Done::default();
-            while !flag.load(Ordering::Relaxed) {
-                let round = count.fetch_add(1, Ordering::Relaxed) + 1;
-                let done = run(&area, Mode::WriteAndVerify, round, &log)?;
+            while !flag.get() {
+                count.set(count.get() + 1);
+                let done = run(&area, Mode::WriteAndVerify, count.get(), &log).await?;
                 sum.written_bytes += done.written_bytes;
                 sum.read_bytes += done.read_bytes;
                 sum.errors += done.errors;
             }
             Ok(sum)
         });
-        let thread = thread.or_fail(|| "cannot start a thread".into())?;
-        Ok(Self { stop, rounds, thread: Some(thread) })
+        Self { is_last, rounds, task }
     }
 
     /// Rounds begun.
     pub fn rounds(&self) -> u64 {
-        self.rounds.load(Ordering::Relaxed)
+        self.rounds.get()
     }
 
     /// Lets the round end, its verification included.
-    pub fn finish(mut self) -> Result<Done, Failure> {
-        self.stop.store(true, Ordering::Relaxed);
-        let thread = self.thread.take().expect("finish takes the load");
-        thread.join().unwrap_or_else(|_| Err(Failure::failed("the load's thread panicked")))
-    }
-}
-
-impl Drop for Load {
-    fn drop(&mut self) {
-        self.stop.store(true, Ordering::Relaxed);
+    pub async fn finish(self) -> Result<Done, Failure> {
+        self.is_last.set(true);
+        self.task.await.or_fail(|| "the load's task ended".into())?
     }
 }
 

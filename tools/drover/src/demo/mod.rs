@@ -18,8 +18,8 @@ use crate::arguments::Demo;
 use crate::client::Client;
 use crate::commands::{ask, block_on, create_export, create_volume, get_migration};
 use crate::copy;
-use crate::daemons::Signals;
 use crate::daemons::cluster::{Cluster, NodePlan, Plan};
+use crate::daemons::{Signals, die_with_parent};
 use crate::failure::{Context, Exit, Failure};
 use crate::output::{Output, show_ms};
 use crate::progress::Progress;
@@ -33,7 +33,9 @@ use probe::Probe;
 use receipt::{Checks, Receipt};
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 const GIB: u64 = 1 << 30;
@@ -59,13 +61,17 @@ const TOOLS: [&str; 5] = ["fio", "nbdcopy", "mke2fs", "e2fsck", "ip"];
 pub fn run(arguments: &Demo, output: Output) -> Result<(), Failure> {
     check_tools()?;
     let dir = Dir::make(arguments)?;
+    let stop = Stop::default();
     let result = block_on(async {
         let mut signals = Signals::listen()?;
-        tokio::select! {
+        let result = tokio::select! {
             biased;
             () = signals.stop() => Ok(None),
-            receipt = demo(arguments, output, &dir.path) => receipt.map(Some),
-        }
+            receipt = demo(arguments, output, &dir.path, &stop) => receipt.map(Some),
+        };
+        // The runtime waits for the threads of `blocking`.
+        stop.ask();
+        result
     });
     // What it started has been dropped by now; its files go with this.
     drop(dir);
@@ -79,15 +85,19 @@ pub fn run(arguments: &Demo, output: Output) -> Result<(), Failure> {
 }
 
 fn check_tools() -> Result<(), Failure> {
-    let paths: Vec<PathBuf> =
-        std::env::var_os("PATH").map(|path| std::env::split_paths(&path).collect()).unwrap_or_default();
-    let is_there = |tool: &&str| paths.iter().any(|path| path.join(tool).exists());
-    let missing: Vec<&str> = TOOLS.into_iter().filter(|tool| !is_there(tool)).collect();
+    let missing: Vec<&str> = TOOLS.into_iter().filter(|tool| find(tool).is_none()).collect();
     if missing.is_empty() {
         return Ok(());
     }
     Err(Failure::usage(format!("the demo needs {}", missing.join(", ")))
         .hint("make setup, or: apt-get install fio libnbd-bin e2fsprogs iproute2"))
+}
+
+/// Where a program lies. mke2fs and e2fsck are in folders that are not on the path of everybody.
+fn find(program: &str) -> Option<PathBuf> {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let folders = std::env::split_paths(&path).chain(["/usr/sbin", "/sbin"].map(PathBuf::from));
+    folders.map(|folder| folder.join(program)).find(|file| file.is_file())
 }
 
 /// The demo's directory, removed when dropped unless it is to be kept.
@@ -143,7 +153,7 @@ struct Stage<'a> {
     network: Option<Network>,
 }
 
-async fn demo(arguments: &Demo, output: Output, dir: &Path) -> Result<Receipt, Failure> {
+async fn demo(arguments: &Demo, output: Output, dir: &Path, stop: &Stop) -> Result<Receipt, Failure> {
     let begin = Instant::now();
     let (network, link) = link(output);
     let plan = plan(dir, network.as_ref())?;
@@ -152,8 +162,7 @@ async fn demo(arguments: &Demo, output: Output, dir: &Path) -> Result<Receipt, F
         show_bytes(IMAGE_BYTES),
         show_bytes(arguments.data_max)
     ));
-    let (place, most) = (dir.to_owned(), arguments.data_max);
-    let image = blocking(move || image::make(&place, IMAGE_BYTES, most)).await?;
+    let image = image::make(dir, IMAGE_BYTES, arguments.data_max, stop).await?;
     output.say(&format!(
         "image: {} files of {}; ready after {}",
         image.files,
@@ -179,7 +188,7 @@ async fn demo(arguments: &Demo, output: Output, dir: &Path) -> Result<Receipt, F
         let flipped = blocking(move || sabotage::flip_a_byte(&image, &slots)).await?;
         output.say(&format!("SABOTAGE: flipped a byte of image block {} in node-2's device file", flipped));
     }
-    let checked = check(&stage, image).await?;
+    let checked = check(&stage, image, stop).await?;
     let checks = Checks { image_digest: checked.0, file_system: checked.1, ..acted.checks };
     let receipt = Receipt::new(acted.receipt(checks), link, arguments.sabotage, begin.elapsed());
     let late = cluster.stop().await;
@@ -254,7 +263,7 @@ async fn act(stage: &Stage<'_>, cluster: &mut Cluster) -> Result<Acted, Failure>
     let log = stage.dir.join("fio.log");
     let area = |(offset, len)| Area { uri: stage.uri.to_string(), offset, len, rate: LOAD_BYTES_PER_S };
     let probe = Probe::start(stage.uri.clone(), PROBE_OFFSET)?;
-    let load = Load::start(area(LOAD_AREA), log.clone())?;
+    let load = Load::start(area(LOAD_AREA), log.clone());
     let mut watch = Watch { stage, cluster, probe: &probe, waits: Vec::new() };
     tokio::time::sleep(Duration::from_secs(1)).await;
     watch.note("before");
@@ -263,13 +272,12 @@ async fn act(stage: &Stage<'_>, cluster: &mut Cluster) -> Result<Acted, Failure>
     let is_mirrored_back = |seen: &Migration| seen.phase == Phase::Settling && seen.way_back == WayBack::Open;
     watch.reach("there", &first.id, is_mirrored_back).await?;
     let flip_area = area(FLIP_AREA);
-    let (area, path) = (flip_area.clone(), log.clone());
     stage.output.say("fio writes after the flip ...");
-    let written = blocking(move || load::run(&area, Mode::WriteOnly, 77, &path)).await?;
+    let written = load::run(&flip_area, Mode::WriteOnly, 77, &log).await?;
     stage.output.say("... and the volume goes back");
     ask(&stage.client, &first.id, Action::Rollback).await?;
     let first = watch.reach("back", &first.id, |seen| seen.phase == Phase::RolledBack).await?;
-    let verified = blocking(move || load::run(&flip_area, Mode::VerifyOnly, 77, &log)).await?;
+    let verified = load::run(&flip_area, Mode::VerifyOnly, 77, &log).await?;
     stage.output.say(&format!(
         "{} written after the flip verified after the rollback: {} errors",
         show_bytes(verified.read_bytes),
@@ -285,7 +293,7 @@ async fn act(stage: &Stage<'_>, cluster: &mut Cluster) -> Result<Acted, Failure>
     let waits = watch.waits;
     stage.output.say("committed; fio ends its round and verifies ...");
     let rounds = load.rounds();
-    let mut load = blocking(move || load.finish()).await?;
+    let mut load = load.finish().await?;
     let probe = blocking(move || probe.finish()).await?;
     stage.output.say(&format!("{rounds} rounds of fio, {} errors", load.errors));
     load.written_bytes += written.written_bytes;
@@ -365,26 +373,48 @@ impl Watch<'_> {
 
 /// Copies the volume from its new home with another program: does the image have its digest, and is the file system
 /// clean?
-async fn check(stage: &Stage<'_>, image: Image) -> Result<(bool, bool), Failure> {
+async fn check(stage: &Stage<'_>, image: Image, stop: &Stop) -> Result<(bool, bool), Failure> {
     stage.output.say("copying the volume from node-2 with nbdcopy, to compare and to e2fsck ...");
     let node = &stage.plan.nodes[1];
     create_export(&stage.client, &stage.volume, &node.name, Some("check")).await?;
     let uri = endpoint(&node.nbd_socket(&stage.plan), "check")?.to_string();
     let copy = stage.dir.join("copy.ext4");
-    blocking(move || {
-        let status =
-            Command::new("nbdcopy").args([&uri]).arg(&copy).status().or_fail(|| "cannot run nbdcopy".into())?;
-        if !status.success() {
-            return Ok((false, false));
-        }
-        let is_equal = image::digest(&copy, IMAGE_BYTES)? == image.digest;
-        let file = std::fs::File::options().write(true).open(&copy).or_fail(|| "cannot open the copy".into())?;
-        file.set_len(IMAGE_BYTES).or_fail(|| "cannot shorten the copy".into())?;
-        let fsck =
-            Command::new("e2fsck").args(["-f", "-n"]).arg(&copy).output().or_fail(|| "cannot run e2fsck".into())?;
-        Ok((is_equal, fsck.status.success()))
-    })
-    .await
+    if !tool("nbdcopy", |command| command.arg(&uri).arg(&copy)).await?.status.success() {
+        return Ok((false, false));
+    }
+    let (place, own) = (copy.clone(), stop.clone());
+    let is_equal = blocking(move || Ok(image::digest(&place, IMAGE_BYTES, &own)? == image.digest)).await?;
+    let file = std::fs::File::options().write(true).open(&copy).or_fail(|| "cannot open the copy".into())?;
+    file.set_len(IMAGE_BYTES).or_fail(|| "cannot shorten the copy".into())?;
+    let fsck = tool("e2fsck", |command| command.args(["-f", "-n"]).arg(&copy)).await?;
+    Ok((is_equal, fsck.status.success()))
+}
+
+/// Runs another program to its end. It is killed where nobody waits for it any more: the demo was stopped.
+async fn tool(
+    name: &str,
+    arguments: impl FnOnce(&mut Command) -> &mut Command,
+) -> Result<std::process::Output, Failure> {
+    let mut command = Command::new(find(name).unwrap_or_else(|| name.into()));
+    arguments(&mut command).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    die_with_parent(&mut command);
+    let child = tokio::process::Command::from(command).kill_on_drop(true).spawn();
+    let child = child.or_fail(|| format!("cannot run {name}"))?;
+    child.wait_with_output().await.or_fail(|| format!("cannot run {name}"))
+}
+
+/// Tells threads that the demo was stopped.
+#[derive(Clone, Default)]
+struct Stop(Arc<AtomicBool>);
+
+impl Stop {
+    fn ask(&self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+    /// An error once it was asked for.
+    fn check(&self) -> Result<(), Failure> {
+        if self.0.load(Ordering::Relaxed) { Err(Failure::failed("the demo was stopped")) } else { Ok(()) }
+    }
 }
 
 /// Runs on a thread of its own what would hold up the signals.
