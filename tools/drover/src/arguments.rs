@@ -3,7 +3,7 @@
 use crate::failure::EXIT_CODES;
 use crate::output::Output;
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use drover_types::{Cutover, Window};
+use drover_types::{CommitPolicy, Cutover, Window};
 use std::path::PathBuf;
 
 /// Drover serves block volumes over NBD and moves them, live, between storage nodes.
@@ -50,7 +50,7 @@ pub enum Command {
     Migrate(Migrate),
     /// Copy a raw image or an NBD export into a volume
     Import(Import),
-    /// Copy a volume to a raw file
+    /// Copy a volume to a raw file or an NBD export
     Export(Export),
     /// Check a stopped node's metadata
     Fsck(Fsck),
@@ -101,6 +101,13 @@ pub enum NodeQuery {
     List,
     /// One node with its tiers
     Show { name: String },
+    /// Forget a node that is gone for good
+    Forget {
+        name: String,
+        /// Do not ask
+        #[arg(long)]
+        yes: bool,
+    },
 }
 
 #[derive(Subcommand)]
@@ -126,6 +133,10 @@ pub enum Volume {
         /// Do not ask
         #[arg(long)]
         yes: bool,
+    },
+    /// Open a poisoned volume again, through recovery
+    Reopen {
+        volume: String,
     },
     /// Serve a volume to clients, and print how they reach it
     Attach(Attach),
@@ -225,20 +236,7 @@ pub enum Migrate {
         migration: String,
     },
     /// Change a running migration
-    Tune {
-        migration: String,
-        /// Bytes a second at most; 0 for no limit
-        #[arg(long, value_parser = drover_base::text::parse_bytes)]
-        throttle: Option<u64>,
-        #[arg(long, value_parser = cutover)]
-        cutover: Option<Cutover>,
-        /// For --cutover window: daily span in UTC, such as 22:30-04:00
-        #[arg(long, value_parser = window)]
-        window: Option<Window>,
-        /// Longest pause of the flip, milliseconds
-        #[arg(long)]
-        pause_max: Option<u64>,
-    },
+    Tune(MigrateTune),
     List {
         /// Also those that are over
         #[arg(long)]
@@ -247,6 +245,29 @@ pub enum Migrate {
     Show {
         migration: String,
     },
+}
+
+#[derive(Args)]
+pub struct MigrateTune {
+    pub migration: String,
+    /// Bytes a second at most; 0 for no limit
+    #[arg(long, value_parser = drover_base::text::parse_bytes)]
+    pub throttle: Option<u64>,
+    /// When to flip once all is there: auto, manual or window
+    #[arg(long, value_parser = cutover)]
+    pub cutover: Option<Cutover>,
+    /// For --cutover window: daily span in UTC, such as 22:30-04:00
+    #[arg(long, value_parser = window)]
+    pub window: Option<Window>,
+    /// Longest pause of the flip, such as 200ms
+    #[arg(long, value_name = "TIME", value_parser = time_ms)]
+    pub pause_max: Option<u64>,
+    /// How long the source keeps its copy, such as 10min
+    #[arg(long, value_name = "TIME", value_parser = time_ms)]
+    pub retention: Option<u64>,
+    /// When to release the source: auto (after the retention time) or manual
+    #[arg(long, value_parser = commit)]
+    pub commit: Option<CommitPolicy>,
 }
 
 #[derive(Args)]
@@ -289,17 +310,17 @@ pub struct MigrateOptions {
     /// For --cutover window: daily span in UTC, such as 22:30-04:00
     #[arg(long, value_parser = window)]
     pub window: Option<Window>,
-    /// Longest pause of the flip, milliseconds
-    #[arg(long)]
+    /// Longest pause of the flip, such as 200ms [default: 1s]
+    #[arg(long, value_name = "TIME", value_parser = time_ms)]
     pub pause_max: Option<u64>,
-    /// How long the source keeps its copy, milliseconds
-    #[arg(long)]
+    /// How long the source keeps its copy, such as 10min [default: 5s]
+    #[arg(long, value_name = "TIME", value_parser = time_ms)]
     pub retention: Option<u64>,
     /// Keep the source until `drover migrate commit`
     #[arg(long)]
     pub manual_commit: bool,
-    /// How long a side may be away before the flip, milliseconds, until it is given up
-    #[arg(long)]
+    /// How long a side may be away before the flip until it is given up [default: 10min]
+    #[arg(long, value_name = "TIME", value_parser = time_ms)]
     pub peer_deadline: Option<u64>,
 }
 
@@ -310,6 +331,32 @@ fn cutover(text: &str) -> Result<Cutover, String> {
         "window" => Ok(Cutover::Window),
         _ => Err("auto, manual or window".into()),
     }
+}
+
+fn commit(text: &str) -> Result<CommitPolicy, String> {
+    match text {
+        "auto" => Ok(CommitPolicy::Auto),
+        "manual" => Ok(CommitPolicy::Manual),
+        _ => Err("auto or manual".into()),
+    }
+}
+
+/// Milliseconds of a time such as `200ms`, `5s`, `10min`, `2h` or `3d`.
+fn time_ms(text: &str) -> Result<u64, String> {
+    let digits = text.len() - text.trim_start_matches(|c: char| c.is_ascii_digit()).len();
+    let (number, unit) = text.split_at(digits);
+    let unit_ms = match unit {
+        "ms" => 1,
+        "s" => 1_000,
+        "min" => 60_000,
+        "h" => 3_600_000,
+        "d" => 86_400_000,
+        // Nothing is as long in every unit.
+        "" if number == "0" => 1,
+        _ => return Err(format!("{text:?} is not a time such as 200ms, 5s, 10min, 2h or 3d")),
+    };
+    let ms = number.parse::<u64>().ok().and_then(|number| number.checked_mul(unit_ms));
+    ms.ok_or_else(|| format!("{text:?} is not a time such as 200ms, 5s, 10min, 2h or 3d"))
 }
 
 fn window(text: &str) -> Result<Window, String> {
@@ -338,7 +385,7 @@ pub struct Export {
     pub volume: String,
     /// A raw file to write, or an NBD URI
     pub destination: String,
-    /// Overwrite a file that is there
+    /// Overwrite a file that is there, or what an NBD export holds
     #[arg(long)]
     pub overwrite: bool,
 }
@@ -383,4 +430,27 @@ pub struct Demo {
     /// Leave its files and logs behind
     #[arg(long)]
     pub keep: bool,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_have_a_unit() {
+        for (text, ms) in
+            [("200ms", 200), ("5s", 5_000), ("10min", 600_000), ("2h", 7_200_000), ("3d", 259_200_000), ("0", 0)]
+        {
+            assert_eq!(time_ms(text), Ok(ms), "{text}");
+        }
+        for text in ["", "5", "ms", "5 s", "-5s", "1.5s", "5m", "99999999999999999999s", "18446744073709551615d"] {
+            assert!(time_ms(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn the_command_line_is_well_formed() {
+        use clap::CommandFactory;
+        Arguments::command().debug_assert();
+    }
 }

@@ -21,26 +21,40 @@ pub enum Exit {
     Unknown = 6,
 }
 
+impl Exit {
+    /// The code of an error that no server named.
+    fn code(self) -> &'static str {
+        match self {
+            Self::Failed => "failed",
+            Self::Usage => "usage",
+            Self::Unreachable => "unreachable",
+            Self::NotFound => "not_found",
+            Self::Conflict => "conflict",
+            Self::Unknown => "outcome_unknown",
+        }
+    }
+}
+
 /// What `drover --help` says about exit codes.
 pub const EXIT_CODES: &str = "Exit codes: 0 done, 1 failed, 2 wrong arguments or settings (nothing was done), \
-3 the control plane cannot be reached, 4 not found, 5 the present state excludes it, 6 the outcome is unknown";
+3 the control plane, a node or another server cannot be reached, 4 not found, 5 the present state excludes it, 6 the outcome is unknown";
 
 #[derive(Clone, Debug, Serialize)]
 pub struct Failure {
+    /// The server's code, else one by what went wrong here.
+    pub code: String,
     pub message: String,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cause: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub hint: Option<String>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub code: Option<ErrorCode>,
     #[serde(skip)]
     pub exit: Exit,
 }
 
 impl Failure {
     pub fn new(exit: Exit, message: impl Into<String>) -> Self {
-        Self { message: message.into(), cause: None, hint: None, code: None, exit }
+        Self { code: exit.code().into(), message: message.into(), cause: None, hint: None, exit }
     }
     pub fn failed(message: impl Into<String>) -> Self {
         Self::new(Exit::Failed, message)
@@ -70,7 +84,7 @@ impl From<ApiError> for Failure {
             (_, 503) => Exit::Unreachable,
             _ => Exit::Failed,
         };
-        Self { message: error.message, cause: error.cause, hint: error.hint, code: Some(error.code), exit }
+        Self { code: error.code.to_string(), message: error.message, cause: error.cause, hint: error.hint, exit }
     }
 }
 
@@ -83,7 +97,7 @@ impl fmt::Display for Failure {
         if let Some(hint) = &self.hint {
             write!(f, "\n  hint: {hint}")?;
         }
-        Ok(())
+        write!(f, "\n  code: {}", self.code)
     }
 }
 

@@ -45,7 +45,7 @@ impl Output {
 }
 
 /// Prints to standard output; a reader that left ends the program quietly.
-fn print_line(text: &str) -> Result<(), Failure> {
+pub fn print_line(text: &str) -> Result<(), Failure> {
     match writeln!(std::io::stdout(), "{text}") {
         Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => std::process::exit(0),
         result => result.map_err(|error| Failure::failed("cannot print").cause(error)),

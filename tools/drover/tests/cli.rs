@@ -103,6 +103,8 @@ fn a_volume_is_imported_shown_served_moved_exported_and_deleted() {
     assert_eq!(up.json(&["volume", "show", "disk"])["volume"]["size_bytes"], 32 << 20);
     let attached = up.json(&["volume", "attach", "disk", "--node", "node-2"]);
     assert!(attached["uris"][0].as_str().unwrap().contains("node-2"));
+    let (code, text) = up.fails(&["volume", "attach", "disk", "--node", "node-2", "--workload", "db"]);
+    assert!(code == 5 && text.contains("detach"), "a workload is not dropped silently: {code}: {text}");
 
     up.json(&["snapshot", "create", "disk", "first"]);
     assert_eq!(up.json(&["snapshot", "list", "disk"])[0]["name"], "first");
@@ -116,6 +118,13 @@ fn a_volume_is_imported_shown_served_moved_exported_and_deleted() {
 
     up.json(&["export", "disk", back.to_str().unwrap()]);
     assert!(std::fs::read(&source).unwrap() == std::fs::read(&back).unwrap());
+    // A smaller source over it: nothing of what the volume held stays.
+    let mut content = vec![7; 5_000];
+    std::fs::write(&source, &content).unwrap();
+    up.json(&["import", source.to_str().unwrap(), "disk", "--overwrite"]);
+    up.json(&["export", "disk", back.to_str().unwrap(), "--overwrite"]);
+    content.resize(32 << 20, 0);
+    assert!(std::fs::read(&back).unwrap() == content);
     let (code, text) = up.fails(&["volume", "delete", "disk"]);
     assert!(code == 2 && text.contains("--yes"), "without a terminal it must not guess: {code}: {text}");
     up.json(&["volume", "detach", "disk"]);
@@ -179,7 +188,13 @@ fn arguments_are_checked_before_anything_is_done() {
         (&["migrate", "start", "disk", "--to", "x", "--pause-max", "1"], 2, "pause"),
         (&["migrate", "start", "none", "--to", "node-1"], 4, "none"),
         (&["volume", "show", "none"], 4, "none"),
-        (&["import", "/nonexistent", "disk"], 1, "/nonexistent"),
+        (&["import", "/nonexistent", "disk"], 2, "/nonexistent"),
+        (&["import", "/dev/zero", "disk"], 2, "block device"),
+        (&["export", "disk", "nbd://127.0.0.1:1/x"], 5, "--overwrite"),
+        (&["migrate", "start", "disk", "--to", "x", "--retention", "5"], 2, "10min"),
+        (&["node", "forget", "node-1"], 2, "--yes"),
+        (&["node", "forget", "node-1", "--yes"], 5, "it is up"),
+        (&["volume", "reopen", "none"], 4, "none"),
         (&["export", "disk", "nbd://"], 2, "NBD URI"),
         (&["--token", "wrong", "status"], 1, "token"),
         (&["--api", "http://127.0.0.1:1", "status"], 3, "drover up"),
@@ -187,6 +202,13 @@ fn arguments_are_checked_before_anything_is_done() {
     ] {
         let (got, text) = up.fails(arguments);
         assert!(got == code && text.contains(part), "{arguments:?}: {got}: {text}");
+        // The same for programs, with a code of its own.
+        let output = up.run(&[arguments, &["--output", "json"]].concat());
+        assert_eq!((output.status.code(), output.stdout.len()), (Some(code), 0), "{arguments:?}");
+        let error: Value =
+            serde_json::from_slice(&output.stderr).unwrap_or_else(|error| panic!("{arguments:?}: {error}"));
+        let field = |name: &str| error["error"][name].as_str().is_some_and(|text| !text.is_empty());
+        assert!(field("code") && field("message"), "{arguments:?}: {error}");
     }
     assert_eq!(up.json(&["volume", "list"]), Value::Array(vec![]));
     up.stop();

@@ -5,6 +5,7 @@ use crate::arguments::Events;
 use crate::client::{Client, escape};
 use crate::failure::Failure;
 use crate::output::Output;
+use drover_base::VolumeId;
 use drover_types::{Event, Severity};
 use std::time::Duration;
 
@@ -16,7 +17,9 @@ const RECONNECT_PAUSE: Duration = Duration::from_secs(1);
 
 pub async fn run(client: &Client, output: Output, events: &Events) -> Result<(), Failure> {
     let volume = match &events.volume {
-        Some(volume) => Some(volumes::get(client, volume).await?.id),
+        // An id is taken as it is: events of a volume that was deleted are still there.
+        Some(id) if id.parse::<VolumeId>().is_ok() => Some(id.clone()),
+        Some(name) => Some(volumes::get(client, name).await?.id),
         None => None,
     };
     let wanted = Wanted { volume, migration: events.migration.clone() };
@@ -110,7 +113,7 @@ pub fn show(event: &Event) -> String {
         Severity::Warning => "warning: ",
         Severity::Error => "ERROR: ",
     };
-    format!("{}  {:<24} {severity}{}", super::snapshots::utc(event.at_ms), event.kind, event.text)
+    format!("{}  {:<27} {severity}{}", super::snapshots::utc(event.at_ms), event.kind, event.text)
 }
 
 #[cfg(test)]

@@ -30,7 +30,15 @@ pub async fn attach(client: &Client, output: Output, attach: &Attach) -> Result<
     let name = attach.name.as_deref().unwrap_or(&volume.name);
     let same = |export: &Export| export.node == node && export.name == name;
     let export = match of(client, &volume).await?.into_iter().find(same) {
-        Some(export) => export,
+        Some(export) if attach.workload.is_none() || attach.workload == export.workload => export,
+        Some(export) => {
+            let workload = export.workload.unwrap_or_else(|| "none".into());
+            return Err(Failure::new(
+                Exit::Conflict,
+                format!("{node} serves {name} already, for the workload {workload}"),
+            )
+            .hint(format!("drover volume detach {}", volume.name)));
+        }
         None => {
             let request = CreateExport {
                 volume: volume.id.clone(),
@@ -80,13 +88,16 @@ fn print(export: &Export, form: AttachPrint) -> Result<String, Failure> {
             };
             // Reconnecting and its queue let the VM wait instead of seeing an error while a node restarts.
             format!(
-                "-blockdev driver=nbd,node-name={name},{server},export={name},reconnect-delay=60,discard=unmap \
-                 -device virtio-blk-pci,drive={name}"
+                "-blockdev driver=nbd,node-name={node},{server},export={name},reconnect-delay=60,discard=unmap \
+                 -device virtio-blk-pci,drive={node}",
+                node = node_name(name),
             )
         }
         (AttachPrint::Libvirt, address) => {
             let host = match address {
-                NbdAddress::Unix(path) => format!("<host transport='unix' socket='{}'/>", path.display()),
+                NbdAddress::Unix(path) => {
+                    format!("<host transport='unix' socket='{}'/>", xml(&path.display().to_string()))
+                }
                 NbdAddress::Tcp { host, port } => format!("<host name='{host}' port='{port}'/>"),
             };
             format!(
@@ -108,6 +119,23 @@ fn print(export: &Export, form: AttachPrint) -> Result<String, Failure> {
 /// QEMU's option syntax doubles a comma within a value.
 fn comma(value: &str) -> String {
     value.replace(',', ",,")
+}
+
+/// A name that QEMU takes for a node: it begins with a letter and has at most 31 characters.
+fn node_name(export: &str) -> String {
+    let whole = format!("drover-{export}");
+    if whole.len() <= QEMU_NAME_MAX {
+        return whole;
+    }
+    let digest = blake3::hash(export.as_bytes()).to_hex();
+    format!("{}-{}", &whole[..QEMU_NAME_MAX - 9], &digest[..8])
+}
+
+const QEMU_NAME_MAX: usize = 31;
+
+/// As a value between single quotes.
+fn xml(value: &str) -> String {
+    value.replace('&', "&amp;").replace('<', "&lt;").replace('\'', "&apos;")
 }
 
 fn parsed(export: &Export) -> Vec<NbdUri> {
@@ -185,6 +213,15 @@ mod tests {
                 assert!(text.contains(part), "{part} is not in {text}");
             }
         }
+    }
+
+    #[test]
+    fn names_are_such_that_qemu_and_libvirt_take_them() {
+        assert_eq!(node_name("9.disk"), "drover-9.disk");
+        let long = |last: char| node_name(&format!("{}{last}", "a".repeat(62)));
+        assert_eq!(long('b').len(), 31);
+        assert_ne!(long('b'), long('c'));
+        assert_eq!(xml("/run/o'neill & co"), "/run/o&apos;neill &amp; co");
     }
 
     #[test]

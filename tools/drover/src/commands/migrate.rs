@@ -42,18 +42,19 @@ pub async fn run(client: &Client, output: Output, command: Command) -> Result<()
         Command::Cancel { migration } => act(client, output, &migration, Action::Cancel).await,
         Command::Rollback { migration } => act(client, output, &migration, Action::Rollback).await,
         Command::Commit { migration } => act(client, output, &migration, Action::Commit).await,
-        Command::Tune { migration, throttle, cutover, window, pause_max } => {
+        Command::Tune(tune) => {
             let change = TuneMigration {
-                throttle_bytes_per_s: throttle,
-                cutover,
-                window,
-                pause_ms_max: pause_max,
-                ..TuneMigration::default()
+                throttle_bytes_per_s: tune.throttle,
+                cutover: tune.cutover,
+                window: tune.window,
+                pause_ms_max: tune.pause_max,
+                retention_ms: tune.retention,
+                commit: tune.commit,
             };
             if change == TuneMigration::default() {
                 return Err(Failure::usage("nothing is to be changed").hint("see `drover migrate tune --help`"));
             }
-            let migration: Migration = client.patch(&path(&migration), &change).await?;
+            let migration: Migration = client.patch(&path(&tune.migration), &change).await?;
             output.show(&migration, show)
         }
         Command::List { all } => {
@@ -144,17 +145,21 @@ async fn watch(client: &Client, output: Output, migration: &str) -> Result<(), F
     }
 }
 
+/// Who waits for a move wants to know whether the volume moved.
 fn finished(migration: &Migration) -> Result<(), Failure> {
-    match migration.phase {
-        Phase::Failed => {
-            let failure = Failure::failed(format!("{} failed", migration.id));
-            Err(match &migration.error {
-                Some(error) => failure.cause(&error.message).hint(error.hint.clone().unwrap_or_default()),
-                None => failure,
-            })
-        }
-        _ => Ok(()),
+    if migration.phase == Phase::Committed {
+        return Ok(());
     }
+    let Migration { id, volume_name, source, phase, .. } = migration;
+    let mut failure = Failure::failed(format!("{id} is {phase}: {volume_name} stays at {source}"));
+    match &migration.error {
+        Some(error) => {
+            failure.cause = Some(error.message.clone());
+            failure.hint = error.hint.clone();
+        }
+        None => failure = failure.hint(format!("drover events --migration {id}")),
+    }
+    Err(failure)
 }
 
 pub fn show_list(migrations: &[Migration]) -> String {
@@ -165,7 +170,7 @@ pub fn show_list(migrations: &[Migration]) -> String {
             format!("{} → {}", migration.source, migration.destination),
             if migration.paused { format!("{}, paused", migration.phase) } else { migration.phase.to_string() },
             format!("{:.1} %", f64::from(migration.permille) / 10.0),
-            or_dash(migration.eta_s.map(|eta| show_ms(eta * 1000))),
+            or_dash(migration.eta_s.filter(|eta| *eta > 0).map(|eta| show_ms(eta * 1000))),
         ]
     });
     table(["MIGRATION", "VOLUME", "FROM → TO", "PHASE", "DONE", "LEFT"], rows)

@@ -10,12 +10,12 @@ mod volumes;
 
 pub use exports::{Reach, create as create_export};
 pub use migrate::{ask, get as get_migration};
-pub use volumes::{create as create_volume, get as get_volume};
+pub use volumes::{create as create_volume, get as get_volume, remove as remove_volume};
 
 use crate::arguments::{Arguments, Command};
 use crate::client::Client;
 use crate::failure::{Context, Failure};
-use crate::output::Output;
+use crate::output::{self, Output};
 use crate::{copy, daemons, demo};
 use clap::CommandFactory;
 use std::future::Future;
@@ -43,8 +43,9 @@ pub fn run(arguments: Arguments) -> Result<(), Failure> {
         Command::Events(events) => block_on(events::run(&client()?, output, &events)),
         Command::Demo(arguments) => demo::run(&arguments, output),
         Command::Completions { shell } => {
-            clap_complete::generate(shell, &mut Arguments::command(), "drover", &mut std::io::stdout());
-            Ok(())
+            let mut script = Vec::new();
+            clap_complete::generate(shell, &mut Arguments::command(), "drover", &mut script);
+            output::print_line(String::from_utf8_lossy(&script).trim_end())
         }
     }
 }

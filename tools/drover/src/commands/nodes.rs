@@ -1,5 +1,6 @@
 //! Storage nodes.
 
+use super::{confirm, show_done};
 use crate::arguments::NodeQuery;
 use crate::client::{Client, escape};
 use crate::failure::{Exit, Failure};
@@ -14,6 +15,11 @@ pub async fn run(client: &Client, output: Output, query: NodeQuery) -> Result<()
         NodeQuery::Show { name } => {
             let node: Node = client.get(&format!("/v1/nodes/{}", escape(&name))).await?;
             output.show(&node, show_node)
+        }
+        NodeQuery::Forget { name, yes } => {
+            confirm(&format!("Node {name} will be forgotten, as it is gone for good. Go on?"), yes)?;
+            client.delete(&format!("/v1/nodes/{}", escape(&name))).await?;
+            show_done(output, &format!("node {name} is forgotten"))
         }
     }
 }
@@ -75,7 +81,7 @@ pub fn show_nodes(nodes: &[Node]) -> String {
 
 fn show_node(node: &Node) -> String {
     let mut text = format!(
-        "node       {}\nhealth     {}, last heard {} ago\ninstance   {}\nadmin      {}\npeer       {}\nmigration  {}\nnbd        {} {}\nholds      {} volumes\n",
+        "node       {}\nhealth     {}, last heard {} ago\ninstance   {}\nadmin      {}\npeer       {}\nmigration  {}\nnbd        {} {}\nvolumes    {}\n",
         node.name,
         show_health(node.health),
         or_dash(node.contact_ms_ago.map(show_ms)),

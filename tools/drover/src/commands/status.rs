@@ -4,7 +4,7 @@ use super::{migrate, nodes, volumes};
 use crate::client::Client;
 use crate::failure::Failure;
 use crate::output::Output;
-use drover_types::{Action, Health, Migration, Node, Volume, WayBack};
+use drover_types::{Action, CommitPolicy, Cutover, Health, Migration, Node, Volume, WayBack};
 use serde::Serialize;
 
 /// Share of a tier, in percent, from which its filling needs a person.
@@ -41,7 +41,7 @@ fn needs(nodes: &[Node], volumes: &[Volume], migrations: &[Migration]) -> Vec<Ne
     let nodes = nodes.iter().flat_map(node_needs);
     let poisoned = volumes.iter().filter(|volume| volume.poisoned).map(|volume| Need {
         what: format!("volume {} is poisoned by a failed sync: its I/O fails", volume.name),
-        command: format!("drover events --volume {}", volume.name),
+        command: format!("drover volume reopen {}", volume.name),
     });
     nodes.chain(poisoned).chain(migrations.iter().filter_map(migration_need)).collect()
 }
@@ -81,10 +81,12 @@ fn migration_need(migration: &Migration) -> Option<Need> {
         return need(format!("migration of {volume_name} is paused"), "resume");
     }
     match &migration.waits_for {
-        Some(reason) if may(Action::Cutover) => {
+        Some(reason) if may(Action::Cutover) && migration.options.cutover == Cutover::Manual => {
             need(format!("migration of {volume_name} waits for {reason}"), "cutover")
         }
-        Some(reason) if may(Action::Commit) => need(format!("migration of {volume_name} waits for {reason}"), "commit"),
+        Some(reason) if may(Action::Commit) && migration.options.commit == CommitPolicy::Manual => {
+            need(format!("migration of {volume_name} waits for {reason}"), "commit")
+        }
         _ => None,
     }
 }

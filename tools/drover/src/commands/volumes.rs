@@ -30,8 +30,13 @@ pub async fn run(client: &Client, output: Output, command: Command) -> Result<()
         Command::Delete { volume, yes } => {
             let found = get(client, &volume).await?;
             confirm(&format!("Volume {} ({}) and its data will be removed. Go on?", found.name, found.id), yes)?;
-            client.delete(&path(&found.id)).await?;
+            remove(client, &found).await?;
             show_done(output, &format!("volume {} deleted", found.name))
+        }
+        Command::Reopen { volume } => {
+            let path = format!("{}/reopen", path(&volume));
+            let volume: Volume = client.post(&path, &serde_json::json!({})).await?;
+            output.show(&volume, |volume| format!("volume {} is open again", volume.name))
         }
         Command::Attach(attach) => exports::attach(client, output, &attach).await,
         Command::Detach { volume, node } => exports::detach(client, output, &volume, node.as_deref()).await,
@@ -42,13 +47,20 @@ fn path(volume: &str) -> String {
     format!("/v1/volumes/{}", escape(volume))
 }
 
+/// In the order of their names.
 pub async fn list(client: &Client) -> Result<Vec<Volume>, Failure> {
-    client.list("/v1/volumes").await
+    let mut volumes: Vec<Volume> = client.list("/v1/volumes").await?;
+    volumes.sort_by(|a, b| a.name.cmp(&b.name));
+    Ok(volumes)
 }
 
 /// By id or name.
 pub async fn get(client: &Client, volume: &str) -> Result<Volume, Failure> {
     client.get(&path(volume)).await
+}
+
+pub async fn remove(client: &Client, volume: &Volume) -> Result<(), Failure> {
+    client.delete(&path(&volume.id)).await
 }
 
 /// Makes a volume and waits until it can be used.

@@ -12,13 +12,15 @@ pub use nbd::connect;
 use crate::arguments::{Export, Import};
 use crate::client::Client;
 use crate::commands::{self, Reach};
+use crate::daemons::Signals;
 use crate::failure::{Context, Exit, Failure};
 use crate::output::{Output, show_ms};
 use crate::progress::Progress;
 use drover_base::text::show_bytes;
 use drover_node::nbd::NbdUri;
 use drover_types::Volume;
-use piece::{Copied, Pieces};
+use futures::StreamExt;
+use piece::{Copied, Piece, Pieces};
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
@@ -51,6 +53,7 @@ pub async fn import(client: &Client, output: Output, import: &Import) -> Result<
         Err(failure) => return Err(failure),
     };
     let is_new = found.is_none();
+    let mut signals = Signals::listen()?;
     let volume = match found {
         Some(volume) => overwritable(volume, import, size)?,
         None => {
@@ -61,14 +64,42 @@ pub async fn import(client: &Client, output: Output, import: &Import) -> Result<
             commands::create_volume(client, &import.volume, wanted, import.node.clone()).await?
         }
     };
-    let reach = Reach::open(client, &volume).await?;
+    // What the volume held beyond the source's end goes, too.
+    let rest = volume.size_bytes - size;
+    let rest = (!is_new && rest > 0).then_some(Ok(Piece::Zero { offset: size, len: rest }));
+    let pieces = pieces.chain(futures::stream::iter(rest)).boxed_local();
     let begin = Instant::now();
     let mut progress = Progress::new(output, "import");
-    let copied = into_nbd(&reach.uri, size, pieces, is_new, &mut progress).await;
+    let copied = reached(client, &volume, &mut signals, async |uri| {
+        let copied = into_nbd(uri, volume.size_bytes, pieces, is_new, &mut progress).await?;
+        Ok(Copied { size_bytes: size, ..copied })
+    })
+    .await;
     progress.finish();
-    reach.close(client).await?;
+    if copied.is_err() && is_new {
+        commands::remove_volume(client, &volume).await?;
+    }
     let copied = copied?;
     output.show(&serde_json::json!({ "volume": volume, "copied": copied }), |_| told(&copied, &volume.name, begin))
+}
+
+/// Copies by an export of the volume, which is gone again afterwards if it was made for that, also after Ctrl-C.
+async fn reached(
+    client: &Client,
+    volume: &Volume,
+    signals: &mut Signals,
+    copy: impl AsyncFnOnce(&NbdUri) -> Result<Copied, Failure>,
+) -> Result<Copied, Failure> {
+    let reach = Reach::open(client, volume).await?;
+    let copied = tokio::select! {
+        biased;
+        () = signals.stop() => Err(Failure::failed("the copy was broken off")),
+        copied = copy(&reach.uri) => copied,
+    };
+    let closed = reach.close(client).await;
+    let copied = copied?;
+    closed?;
+    Ok(copied)
 }
 
 fn overwritable(volume: Volume, import: &Import, size: u64) -> Result<Volume, Failure> {
@@ -114,13 +145,18 @@ pub async fn export(client: &Client, output: Output, export: &Export) -> Result<
         let message = format!("{} is there already", path.display());
         return Err(Failure::new(Exit::Conflict, message).hint("add --overwrite to replace it"));
     }
+    if let Place::Nbd(uri) = &place
+        && !export.overwrite
+    {
+        let message = format!("what {uri} holds would be overwritten");
+        return Err(Failure::new(Exit::Conflict, message).hint("add --overwrite if that is wanted"));
+    }
     let volume = commands::get_volume(client, &export.volume).await?;
-    let reach = Reach::open(client, &volume).await?;
+    let mut signals = Signals::listen()?;
     let begin = Instant::now();
     let mut progress = Progress::new(output, "export");
-    let copied = from_nbd(&reach.uri, &place, &mut progress).await;
+    let copied = reached(client, &volume, &mut signals, async |uri| from_nbd(uri, &place, &mut progress).await).await;
     progress.finish();
-    reach.close(client).await?;
     let copied = copied?;
     output
         .show(&serde_json::json!({ "volume": volume, "copied": copied }), |_| told(&copied, &export.destination, begin))

@@ -1,7 +1,7 @@
 //! NBD exports as source and target of a copy.
 
-use super::piece::{Copied, IN_FLIGHT, PIECE_BYTES, Piece, Pieces};
-use super::{Progress, is_zero};
+use super::Progress;
+use super::piece::{Copied, IN_FLIGHT, PIECE_BYTES, Piece, Pieces, split};
 use crate::failure::{Context, Exit, Failure};
 use bytes::Bytes;
 use drover_node::nbd::{ClientError, NbdClient, NbdUri};
@@ -43,7 +43,9 @@ pub async fn read(client: &NbdClient) -> Result<(u64, Pieces), Failure> {
         .map_ok(|ranges| ranges.map(Ok::<_, Failure>))
         .try_flatten()
         .map_ok(move |range| fetch(client.clone(), range))
-        .try_buffered(IN_FLIGHT);
+        .try_buffered(IN_FLIGHT)
+        .map_ok(|pieces| stream::iter(pieces.into_iter().map(Ok::<_, Failure>)))
+        .try_flatten();
     Ok((size, pieces.boxed_local()))
 }
 
@@ -86,16 +88,13 @@ fn cut(from: u64, runs: &[(u64, bool)], most: u64) -> Vec<Range> {
     ranges
 }
 
-async fn fetch(client: NbdClient, range: Range) -> Result<Piece, Failure> {
-    let Range { offset, len, is_zero: hole } = range;
-    if hole {
-        return Ok(Piece::Zero { offset, len });
+async fn fetch(client: NbdClient, range: Range) -> Result<Vec<Piece>, Failure> {
+    let Range { offset, len, is_zero } = range;
+    if is_zero {
+        return Ok(vec![Piece::Zero { offset, len }]);
     }
     let data = client.read(offset, len).await.or_fail(|| format!("cannot read the export at {offset}"))?;
-    if is_zero(&data) {
-        return Ok(Piece::Zero { offset, len });
-    }
-    Ok(Piece::Data { offset, data: Bytes::from(data) })
+    Ok(split(offset, Bytes::from(data)))
 }
 
 /// Writes pieces and flushes. Where the target `is_fresh`, it reads as zero already.
