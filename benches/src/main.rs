@@ -10,6 +10,7 @@ mod live;
 mod migrating;
 mod mirror;
 mod peers;
+mod pin;
 mod qmp;
 mod record;
 mod serving;

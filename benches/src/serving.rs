@@ -8,6 +8,7 @@ use crate::{
     fio::{self, Load},
     migrating::run_to_end,
     peers::{self, Server},
+    pin::Processor,
     record::{Report, Unit},
 };
 use drover_e2e::{Cluster, Layout};
@@ -32,9 +33,11 @@ const SNAPSHOT_AIM: f64 = 0.8;
 
 fn on_tmpfs(report: &mut Report, rounds: usize) -> Done {
     let folder = tempfile::tempdir_in("/dev/shm")?;
-    let ours = Ours::start(folder.path())?;
+    let processor = Processor::new(SERVER_CPU);
+    let ours = Ours::start(folder.path(), &processor)?;
     for peer in [peers::qemu_nbd, |image: &Path, _, cpu| peers::nbdkit_file(image, cpu)] {
-        let peer = peer(&image(folder.path())?, false, Some(SERVER_CPU))?;
+        let image = image(folder.path())?;
+        let peer = processor.start(|| peer(&image, false, Some(SERVER_CPU)))??;
         fio::fill(&peer.uri, BYTES)?;
         for (rw, depth) in [("randread", 1), ("randwrite", 1), ("randread", 32), ("randwrite", 32)] {
             let load = Load { rw, depth, ..window() };
@@ -51,8 +54,10 @@ fn on_tmpfs(report: &mut Report, rounds: usize) -> Done {
 
 fn on_disk(report: &mut Report, rounds: usize) -> Done {
     let folder = tempfile::tempdir_in("/var/tmp")?;
-    let ours = Ours::start(folder.path())?;
-    let peer = peers::qemu_nbd(&image(folder.path())?, true, Some(SERVER_CPU))?;
+    let processor = Processor::new(SERVER_CPU);
+    let ours = Ours::start(folder.path(), &processor)?;
+    let image = image(folder.path())?;
+    let peer = processor.start(|| peers::qemu_nbd(&image, true, Some(SERVER_CPU)))??;
     fio::fill(&peer.uri, BYTES)?;
     let cases = [("randread", 0, ""), ("randwrite", 0, ""), ("randwrite", 32, ", flush every 32")];
     for (rw, flush_every, told) in cases {
@@ -67,7 +72,8 @@ fn on_disk(report: &mut Report, rounds: usize) -> Done {
 /// Random writes right after a snapshot, against the same writes before it, where all is allocated; ours and qcow2's.
 fn after_snapshot(report: &mut Report, rounds: usize) -> Done {
     let folder = tempfile::tempdir_in("/var/tmp")?;
-    let ours = Ours::start(folder.path())?;
+    let processor = Processor::new(SERVER_CPU);
+    let ours = Ours::start(folder.path(), &processor)?;
     let load = Load { rw: "randwrite", depth: 32, range_bytes: SNAPSHOT_BYTES, ..window() };
     let (mut before, mut after, mut kept, mut peer_after, mut peer_kept) = (vec![], vec![], vec![], vec![], vec![]);
     for round in 0..rounds {
@@ -78,7 +84,7 @@ fn after_snapshot(report: &mut Report, rounds: usize) -> Done {
         ours.cluster.api.post(&format!("/v1/volumes/{name}/snapshots"), serde_json::json!({ "name": "one" }));
         let left = fio::run(&uri, &load)?.iops;
         ours.delete(&name)?;
-        let (peer_iops, peer_left) = qcow2_snapshot(folder.path(), &load)?;
+        let (peer_iops, peer_left) = qcow2_snapshot(folder.path(), &processor, &load)?;
         before.push(iops);
         after.push(left);
         kept.push(left / iops);
@@ -94,18 +100,18 @@ fn after_snapshot(report: &mut Report, rounds: usize) -> Done {
 }
 
 /// IOPS of a qcow2 image before and after an internal snapshot, which qemu-img takes while nobody serves it.
-fn qcow2_snapshot(folder: &Path, load: &Load) -> Result<(f64, f64), Box<dyn Error>> {
+fn qcow2_snapshot(folder: &Path, processor: &Processor, load: &Load) -> Result<(f64, f64), Box<dyn Error>> {
     let image = folder.join("peer.qcow2");
     run_to_end(
         Command::new("qemu-img").args(["create", "-q", "-f", "qcow2"]).arg(&image).arg(SNAPSHOT_BYTES.to_string()),
     )?;
     let before = {
-        let server = peers::qemu_nbd_qcow2(&image, Some(SERVER_CPU))?;
+        let server = processor.start(|| peers::qemu_nbd_qcow2(&image, Some(SERVER_CPU)))??;
         fio::fill(&server.uri, SNAPSHOT_BYTES)?;
         fio::run(&server.uri, load)?.iops
     };
     run_to_end(Command::new("qemu-img").args(["snapshot", "-c", "one"]).arg(&image))?;
-    let server = peers::qemu_nbd_qcow2(&image, Some(SERVER_CPU))?;
+    let server = processor.start(|| peers::qemu_nbd_qcow2(&image, Some(SERVER_CPU)))??;
     let after = fio::run(&server.uri, load)?.iops;
     Ok((before, after))
 }
@@ -123,18 +129,19 @@ fn window() -> Load<'static> {
     }
 }
 
-/// A control plane, and one node on the servers' processor.
+/// A control plane and one node on the servers' processor.
 struct Ours {
     cluster: Cluster,
     uri: String,
 }
 
 impl Ours {
-    fn start(folder: &Path) -> Result<Self, Box<dyn Error>> {
+    fn start(folder: &Path, processor: &Processor) -> Result<Self, Box<dyn Error>> {
         let cpu = SERVER_CPU.to_string();
         let (cpus, tier_size) = (&[cpu.as_str()], "16GiB");
         let layout = Layout { nodes: 1, folder, tier_size, lease_ttl_ms: 9_000, link: None, cpus };
-        let mut ours = Self { cluster: Cluster::start(&layout), uri: String::new() };
+        let cluster = processor.start(|| Cluster::start(&layout))?;
+        let mut ours = Self { cluster, uri: String::new() };
         ours.uri = ours.volume("bench", BYTES)?;
         Ok(ours)
     }
