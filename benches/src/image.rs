@@ -2,7 +2,7 @@
 
 use crate::{Done, migrating::run_to_end};
 use std::{
-    collections::VecDeque,
+    collections::{BTreeSet, VecDeque},
     fs,
     os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
@@ -30,6 +30,8 @@ pub fn make(folder: &Path, size: u64) -> Result<PathBuf, Box<dyn std::error::Err
 /// Links, or where that cannot be copies, files into `stage`, breadth first.
 fn stage_files(stage: &Path) -> Done {
     let mut bytes = 0;
+    // A file of several names is one in the image, too.
+    let mut counted = BTreeSet::new();
     let mut folders = VecDeque::from([PathBuf::from(SOURCE)]);
     while let Some(folder) = folders.pop_front() {
         let target = stage.join(folder.strip_prefix(SOURCE)?);
@@ -40,12 +42,17 @@ fn stage_files(stage: &Path) -> Done {
             let metadata = path.symlink_metadata()?;
             if metadata.is_dir() {
                 folders.push_back(path);
-            } else if metadata.is_file() && bytes + metadata.size() <= DATA_BYTES_MAX {
+                continue;
+            }
+            let inode = (metadata.dev(), metadata.ino());
+            let size = if counted.contains(&inode) { 0 } else { metadata.size() };
+            if metadata.is_file() && bytes + size <= DATA_BYTES_MAX {
+                counted.insert(inode);
                 let name = path.file_name().ok_or("a file without a name")?;
                 if fs::hard_link(&path, target.join(name)).is_err() {
                     fs::copy(&path, target.join(name))?;
                 }
-                bytes += metadata.size();
+                bytes += size;
             }
         }
     }

@@ -58,7 +58,7 @@ fn cold(report: &mut Report, rounds: usize) -> Done {
         peer_s.push(nbdcopy(&link, &image, folder.path())?);
         peer_mb.push((link.sent_bytes(0)? - before) as f64 / 1e6);
     }
-    let case = "8 GiB with 4 GB of /usr over 1 Gbit/s";
+    let case = "8 GiB with up to 4 GB of /usr over 1 Gbit/s";
     let ratio = report.compare(format!("{case}, time to flip"), "nbdcopy", SECONDS, &flip_s, &peer_s)?;
     report.aim(format!("{case}, time to flip: {ratio:.2} x nbdcopy, aim at most {COLD_AIM}"), ratio <= COLD_AIM);
     report.compare(format!("{case}, time to commit, proven equal"), "nbdcopy", SECONDS, &commit_s, &peer_s)?;
