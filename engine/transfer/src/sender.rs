@@ -15,6 +15,8 @@
 //!
 //! - **Copying, Converging**: writes are only marked; the copier sends what is marked, in rounds. On success of a
 //!   send its blocks wait for a flush; on failure they are marked again.
+//! - Asked to mirror, the copier first lets what is on its way shrink to the window that mirroring has: a mirrored
+//!   write waits behind it on the stream.
 //! - **Mirroring, Synced**: every write is put on the stream under its extents' locks, beside the local write. On
 //!   success the client is answered. On failure the blocks are marked, and `OnLinkLoss` says whether the client is
 //!   answered (before the flip: this side alone counts) or waits (after it: the other side may have to take over).
@@ -151,9 +153,12 @@ impl Sender {
         self.changed.notify_waiters();
     }
 
-    /// From now on every write goes to both sides.
+    /// Every write is to go to both sides: from when what is on its way is little enough for clients to wait behind.
     pub fn begin_mirror(&self) {
-        self.state.borrow_mut().mirror = true;
+        let mut state = self.state.borrow_mut();
+        state.mirror_asked = true;
+        state.mirror_if_calm();
+        drop(state);
         self.changed.notify_waiters();
     }
 

@@ -27,7 +27,7 @@ use std::{rc::Rc, time::Duration};
 const RUN_EXTENTS_MAX: usize = 4;
 
 /// Runs that may be between choice and stream: enough to keep disk and pool busy, few enough to wait little.
-const RUNS_READING_MAX: usize = 16;
+const RUNS_READING_MAX: usize = 8;
 
 /// Background bytes unacknowledged while clients wait for the same stream: 8 ms of a gigabit link.
 const MIRROR_WINDOW_BYTES: u64 = 1 << 20;
@@ -130,7 +130,7 @@ impl State {
             return Step::Done(None);
         }
         let may_send = self.link.is_some() && !self.is_failed() && !self.drained && (self.draining || !self.paused);
-        let window = if self.mirror && !self.draining { MIRROR_WINDOW_BYTES } else { SEND_WINDOW_BYTES };
+        let window = if self.mirror_asked && !self.draining { MIRROR_WINDOW_BYTES } else { SEND_WINDOW_BYTES };
         if !may_send || self.copy.reading >= RUNS_READING_MAX || self.copy.bytes_in_flight >= window {
             return Step::Wait;
         }
@@ -166,7 +166,8 @@ impl State {
         if pending.is_empty() && (self.copy.rounds > 0 || self.compare.is_running()) {
             return Some(Step::Wait);
         }
-        let is_urgent = self.mirror || self.draining || self.compare.is_running() || pending.bytes() > READY_BYTES;
+        let is_urgent =
+            self.mirror_asked || self.draining || self.compare.is_running() || pending.bytes() > READY_BYTES;
         let due = self.copy.round_began + ROUND_DISTANCE;
         if !is_urgent && self.copy.rounds > 0 && now < due {
             return Some(Step::WaitUntil(due));
@@ -177,6 +178,11 @@ impl State {
         self.copy.round = Some(Round { regions: regions.into_iter(), region: None, from: 0 });
         self.copy.round_began = now;
         None
+    }
+
+    /// Begins to mirror if that was asked for and what is on its way fits the window of mirroring.
+    pub fn mirror_if_calm(&mut self) {
+        self.mirror |= self.mirror_asked && self.copy.bytes_in_flight <= MIRROR_WINDOW_BYTES;
     }
 
     fn end_round(&mut self) {
@@ -212,11 +218,16 @@ impl Sender {
             state.copy.reading -= 1;
             // More or less may have become dirty since the run was chosen.
             state.copy.bytes_in_flight = state.copy.bytes_in_flight - run.bytes + sent_bytes;
+            state.mirror_if_calm();
         }
         self.changed.notify_waiters();
         for (flight, link, reply) in replies {
             let (bytes, result) = (flight.range.len, reply.await);
-            self.state.borrow_mut().copy.bytes_in_flight -= bytes;
+            {
+                let mut state = self.state.borrow_mut();
+                state.copy.bytes_in_flight -= bytes;
+                state.mirror_if_calm();
+            }
             self.landed(flight, link, result);
             self.changed.notify_waiters();
         }

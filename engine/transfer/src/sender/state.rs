@@ -81,6 +81,9 @@ pub struct State {
     pub instance: Option<InstanceId>,
     started: bool,
     pub stopped: bool,
+    /// Every write is to go to both sides as soon as little else is on its way.
+    pub mirror_asked: bool,
+    /// Every write goes to both sides.
     pub mirror: bool,
     /// The way back is recorded as closed: answers do not wait.
     pub alone: bool,
@@ -121,6 +124,7 @@ impl State {
             instance: None,
             started: false,
             stopped: false,
+            mirror_asked: hold,
             mirror: hold,
             alone: false,
             hold,

@@ -61,6 +61,34 @@ fn mirroring_at_once_converges_too() {
     });
 }
 
+/// What had been copied but had not arrived stood on the stream before the first mirrored writes: clients waited for
+/// all of it. Nobody waits as long as much of it is on its way.
+#[test]
+fn mirroring_begins_when_little_is_on_its_way() {
+    run_each(0..5, async |sim| {
+        let mut pair = Pair::new(&sim, options()).await;
+        let wire = pair.connect();
+        wire.hold(true);
+        pair.sleep(Duration::from_millis(50)).await;
+        assert!(wire.queued_bytes() > 2 << 20, "{}", wire.queued_bytes());
+        pair.sender.begin_mirror();
+        for block in 0..50 {
+            let write = pair.model.write_block(&pair.from.volume, block * 7);
+            if pair.from.world.timeout(Duration::from_secs(1), write).await.is_err() {
+                return Err("a write waits behind what was copied".into());
+            }
+        }
+        wire.hold(false);
+        while pair.progress().phase < SendPhase::Mirroring {
+            pair.sleep(Duration::from_micros(50)).await;
+        }
+        let ahead = wire.queued_bytes();
+        assert!(ahead <= 1 << 20, "{ahead} bytes stand before the first mirrored write");
+        pair.until_phase(SendPhase::Synced).await;
+        pair.drain_and_compare().await
+    });
+}
+
 #[test]
 fn an_empty_volume_is_ready_at_once() {
     run(1, async |sim| {

@@ -29,6 +29,8 @@ struct Shared {
     random: RefCell<Generator>,
     faults: Cell<Faults>,
     broken: Cell<bool>,
+    /// Nothing is delivered for now.
+    held: Cell<bool>,
     ended: Cell<bool>,
     sequence: Cell<u64>,
     queue: RefCell<VecDeque<PeerRequest>>,
@@ -59,6 +61,7 @@ impl Wire {
             random: RefCell::new(random),
             faults: Cell::default(),
             broken: Cell::new(false),
+            held: Cell::new(false),
             ended: Cell::new(false),
             sequence: Cell::new(0),
             queue: RefCell::default(),
@@ -72,6 +75,21 @@ impl Wire {
 
     pub fn set_faults(&self, faults: Faults) {
         self.0.faults.set(faults);
+    }
+
+    /// Bytes of the writes that were not delivered yet, as they are applied.
+    pub fn queued_bytes(&self) -> u64 {
+        let bytes = |request: &PeerRequest| match &request.operation {
+            Operation::Write { data, .. } => u64::from(data.raw_len),
+            _ => 0,
+        };
+        self.0.queue.borrow().iter().map(bytes).sum()
+    }
+
+    /// Delivers nothing more until it is told to go on.
+    pub fn hold(&self, held: bool) {
+        self.0.held.set(held);
+        self.0.changed.notify_waiters();
     }
 
     pub fn sent(&self) -> Sent {
@@ -129,7 +147,8 @@ impl Shared {
     async fn next(&self) -> Option<PeerRequest> {
         loop {
             let changed = self.changed.notified();
-            if let Some(request) = self.queue.borrow_mut().pop_front() {
+            let is_held = self.held.get() && !self.broken.get();
+            if let Some(request) = self.queue.borrow_mut().pop_front_if(|_| !is_held) {
                 return Some(request);
             }
             if self.broken.get() {
