@@ -1,6 +1,9 @@
 //! Tasks of this thread, and the worker pool for long arithmetic.
 //!
-//! The pool is bounded twice: in threads, and in jobs waiting; one more job than that waits in its caller.
+//! The pool is bounded twice: in threads, and in jobs waiting; one more job than that waits in its caller. Its threads
+//! yield to those that serve clients: where cores are scarce, hashing and compression get what I/O leaves.
+
+#![allow(unsafe_code)] // std cannot set a thread's priority.
 
 use drover_base::LocalFuture;
 use drover_base::world::Spawn;
@@ -10,6 +13,9 @@ use tokio::sync::{Semaphore, oneshot};
 
 /// Jobs that wait or run, per thread of the pool: enough that a thread never idles while a caller is woken.
 const JOBS_PER_THREAD: usize = 16;
+
+/// Niceness of the pool's threads: a tenth of the share that a shard's thread gets of a core both want.
+const NICENESS: libc::c_int = 10;
 
 struct Job {
     work: Box<dyn FnOnce() + Send>,
@@ -44,7 +50,15 @@ impl Workers {
     }
 }
 
+/// Makes the calling thread yield to others of the process.
+fn yield_to_others() {
+    // SAFETY: the call takes no pointers; 0 is the calling thread.
+    let status = unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, NICENESS) };
+    debug_assert_eq!(status, 0, "anybody may make a thread of its own nicer");
+}
+
 fn work(queue: &Mutex<mpsc::Receiver<Job>>) {
+    yield_to_others();
     loop {
         let next = queue.lock().expect("nothing panics while it waits for a job").recv();
         let Ok(Job { work, done }) = next else { return };
