@@ -71,6 +71,8 @@ bugs! {
     SecretNotChecked,
     /// The source is released without comparing digests.
     ProofSkipped,
+    /// A comparison reads its own content after the extent's lock was let go: a write may cross it.
+    DigestCrossed,
 }
 
 #[cfg(feature = "planted")]

@@ -14,6 +14,7 @@ use crate::seat::Seat;
 use crate::session::{Attended, SessionFence, SessionKey};
 use drover_base::limits::{CONNECTION_BYTES_IN_FLIGHT_MAX, CONNECTION_REQUESTS_IN_FLIGHT_MAX};
 use drover_base::planted::{Bug, is_planted};
+use drover_base::units::EXTENT_BYTES;
 use drover_base::world::{Connection, MessageReceiver, MessageSender};
 use drover_base::{Epoch, Generation, InstanceId, IoError, MigrationId, SessionId};
 use drover_store::Fence;
@@ -125,11 +126,11 @@ fn bytes_of(operation: &Operation) -> u64 {
     match operation {
         Operation::Read { range } => range.len,
         Operation::Write { data, .. } => u64::from(data.raw_len),
+        Operation::Digests { .. } => EXTENT_BYTES,
         Operation::Zero { .. }
         | Operation::Trim { .. }
         | Operation::Flush
         | Operation::BlockStatus { .. }
-        | Operation::Digests { .. }
         | Operation::Hello(_) => ROOM_UNIT,
     }
 }

@@ -40,7 +40,7 @@ pub use slots::{SpaceLevel, TierClass, TierSpec, TierUsage, Tiers};
 pub use store::{Store, StoreConfig};
 pub use tap::{Fence, Tap, TapChange, Unfenced};
 pub use volume::{
-    BlockStatus, Quiesced, RegionDigests, SnapshotInfo, Volume, VolumeUsage, ZeroMode, zero_block_digest,
+    BlockStatus, ExtentContent, ExtentDigests, Quiesced, SnapshotInfo, Volume, VolumeUsage, ZeroMode, zero_block_digest,
 };
 
 /// Longest name of a volume or snapshot.

@@ -52,11 +52,7 @@ struct Waiting {
 impl LockTable {
     /// Takes a place in the queues of every extent that `range` touches, now.
     pub fn enqueue(self: &Rc<Self>, range: ByteRange) -> LockTicket {
-        let extents = if range.is_empty() {
-            0..0
-        } else {
-            ExtentIndex::containing(range.offset).0..ExtentIndex::containing(range.end() - 1).0 + 1
-        };
+        let extents = extents_of(range);
         let mut waiting: Option<Rc<Waiting>> = None;
         let mut held = self.held.borrow_mut();
         for extent in extents.clone() {
@@ -73,6 +69,17 @@ impl LockTable {
             }
         }
         LockTicket { place: Some(Place { table: self.clone(), extents }), waiting }
+    }
+
+    /// The locks of the range if nobody holds any of them. Waits for nobody and lets nobody wait for a wait.
+    pub fn try_lock(self: &Rc<Self>, range: ByteRange) -> Option<LockGuard> {
+        let extents = extents_of(range);
+        let mut held = self.held.borrow_mut();
+        if extents.clone().any(|extent| held.contains_key(&extent)) {
+            return None;
+        }
+        held.extend(extents.clone().map(|extent| (extent, VecDeque::new())));
+        Some(LockGuard(Rc::new(Place { table: self.clone(), extents })))
     }
 
     /// Extents that somebody holds.
@@ -94,6 +101,13 @@ impl LockTable {
             waker.wake();
         }
     }
+}
+
+fn extents_of(range: ByteRange) -> std::ops::Range<u64> {
+    if range.is_empty() {
+        return 0..0;
+    }
+    ExtentIndex::containing(range.offset).0..ExtentIndex::containing(range.end() - 1).0 + 1
 }
 
 /// A place in the queues. Completes when it is first in all of them; dropping it gives the place up.
@@ -206,6 +220,21 @@ mod tests {
         drop(second);
         assert!(third.now_or_never().is_some());
         drop(first);
+        assert_eq!(table.len(), 0);
+    }
+
+    #[test]
+    fn trying_takes_all_or_nothing_and_waits_for_nobody() {
+        let table = Rc::new(LockTable::default());
+        let first = table.enqueue(extents(2, 1)).now_or_never().unwrap();
+        assert!(table.try_lock(extents(0, 3)).is_none());
+        let tried = table.try_lock(extents(0, 2)).unwrap();
+        assert!(tried.covers(&table, extents(0, 2)));
+        let mut waiting = table.enqueue(extents(1, 1));
+        assert!((&mut waiting).now_or_never().is_none());
+        assert!(table.try_lock(extents(1, 1)).is_none());
+        drop(tried);
+        drop((first, waiting.now_or_never().unwrap()));
         assert_eq!(table.len(), 0);
     }
 

@@ -18,7 +18,7 @@ mod status;
 mod write;
 mod zero;
 
-pub use digest::{RegionDigests, zero_block_digest};
+pub use digest::{ExtentContent, ExtentDigests, zero_block_digest};
 pub(crate) use read::Run;
 pub use status::{BlockStatus, SnapshotInfo, VolumeUsage};
 pub use zero::ZeroMode;
@@ -182,6 +182,11 @@ impl Volume {
     /// tickets taken in stream order are applied in stream order, extent by extent.
     pub fn enqueue(&self, range: ByteRange) -> LockTicket {
         self.locks.enqueue(range)
+    }
+
+    /// The locks of the range's extents, if nobody holds or awaits any of them now.
+    pub fn try_lock(&self, range: ByteRange) -> Option<LockGuard> {
+        self.locks.try_lock(range)
     }
 
     fn assert_locked(&self, guard: &LockGuard, range: ByteRange) {

@@ -13,10 +13,10 @@
 //! - A flush begins when every operation before it has ended. `durable` is the last flush that succeeded.
 
 use crate::compress::unpack;
-use drover_base::units::{BLOCK_BYTES, REGION_BYTES};
-use drover_base::{ByteRange, IoError, LocalFuture, RegionIndex, World};
+use drover_base::units::{BLOCK_BYTES, EXTENT_BYTES, REGION_BYTES};
+use drover_base::{ByteRange, ExtentIndex, IoError, LocalFuture, World};
 use drover_store::{Fence, LockGuard, LockTicket, Volume};
-use drover_wire::peer::{Answer, Operation, Payload, RegionDigests};
+use drover_wire::peer::{Answer, ExtentDigests, Operation, Payload, STATUS_RUNS_MAX, StatusRun};
 use futures::channel::oneshot;
 use std::{cell::RefCell, collections::BTreeSet, future::Future, rc::Rc};
 use tokio::sync::Notify;
@@ -79,19 +79,22 @@ impl Receiver {
                 Ok(ticket) => self.run(sequence, me.zero(ticket, range, may_unmap, fua)),
                 Err(error) => refuse(error),
             },
-            Operation::Digests { region } => {
-                let range = self.region_range(region);
+            Operation::Digests { extent } => {
+                let range = self.extent_range(extent);
                 match self.place(range) {
-                    Ok(ticket) if range.len > 0 => self.run(sequence, me.digests(ticket, region)),
+                    Ok(ticket) if range.len > 0 => self.run(sequence, me.digests(ticket, extent)),
                     Ok(_) => refuse(self.out_of_range(range)),
                     Err(error) => refuse(error),
                 }
             }
+            Operation::BlockStatus { range } if range.len > REGION_BYTES => refuse(self.out_of_range(range)),
+            Operation::BlockStatus { range } => match self.place(range) {
+                Ok(ticket) => self.run(sequence, me.status(ticket, range)),
+                Err(error) => refuse(error),
+            },
             Operation::Flush => self.run(sequence, me.flush(sequence)),
             // A mirror serves nobody.
-            Operation::Hello(_) | Operation::Read { .. } | Operation::Trim { .. } | Operation::BlockStatus { .. } => {
-                refuse(IoError::NotHere)
-            }
+            Operation::Hello(_) | Operation::Read { .. } | Operation::Trim { .. } => refuse(IoError::NotHere),
         }
     }
 
@@ -138,11 +141,11 @@ impl Receiver {
         IoError::OutOfRange { offset: range.offset, len: range.len, size: self.volume.size_bytes() }
     }
 
-    /// The part of the region inside the volume; empty for a region that it does not have.
-    fn region_range(&self, region: RegionIndex) -> ByteRange {
+    /// The part of the extent inside the volume; empty for an extent that it does not have.
+    fn extent_range(&self, extent: ExtentIndex) -> ByteRange {
         let size = self.volume.size_bytes();
-        let offset = region.0.saturating_mul(REGION_BYTES).min(size);
-        ByteRange { offset, len: (size - offset).min(REGION_BYTES) }
+        let offset = extent.0.saturating_mul(EXTENT_BYTES).min(size);
+        ByteRange { offset, len: (size - offset).min(EXTENT_BYTES) }
     }
 
     async fn write(
@@ -184,12 +187,27 @@ impl Receiver {
         Ok(Answer::Done)
     }
 
-    async fn digests(self: Rc<Self>, ticket: LockTicket, region: RegionIndex) -> Result<Answer, IoError> {
+    /// Under the lock the content is only read: who comes after it in the stream waits for one extent's read.
+    async fn digests(self: Rc<Self>, ticket: LockTicket, extent: ExtentIndex) -> Result<Answer, IoError> {
         let guard = ticket.await;
         self.fence.check()?;
-        let digests = self.volume.region_digests_locked(&guard, region).await?;
+        let content = self.volume.extent_content_locked(&guard, extent).await?;
+        drop(guard);
+        let (data_blocks, has_data) = (content.held().count(), content.has_data());
+        let hash = move || content.digests();
+        let digests = if has_data { self.world.offload(hash).await } else { hash() };
         let blocks = digests.blocks.iter().map(|digest| digest[..16].try_into().expect("a prefix")).collect();
-        Ok(Answer::Digests(RegionDigests { region: digests.region, blocks, data_blocks: digests.data_blocks }))
+        Ok(Answer::Digests(ExtentDigests { extent: digests.extent, blocks, data_blocks }))
+    }
+
+    async fn status(self: Rc<Self>, ticket: LockTicket, range: ByteRange) -> Result<Answer, IoError> {
+        let guard = ticket.await;
+        self.fence.check()?;
+        let runs = self.volume.block_status(range.offset, range.len, STATUS_RUNS_MAX)?;
+        drop(guard);
+        Ok(Answer::Status(
+            runs.into_iter().map(|(len, status)| StatusRun { len, hole: status.hole, zero: status.zero }).collect(),
+        ))
     }
 
     async fn flush(self: Rc<Self>, sequence: u64) -> Result<Answer, IoError> {

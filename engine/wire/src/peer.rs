@@ -15,7 +15,7 @@ use bytes::Bytes;
 use drover_base::limits::{MESSAGE_BODY_BYTES_MAX, REQUEST_BYTES_MAX};
 use drover_base::world::Message;
 use drover_base::{
-    ByteRange, Epoch, Generation, InstanceId, IoError, MigrationId, NodeId, RegionIndex, SessionId, VolumeId,
+    ByteRange, Epoch, ExtentIndex, Generation, InstanceId, IoError, MigrationId, NodeId, SessionId, VolumeId,
 };
 use serde::{Deserialize, Serialize};
 use zerocopy::byteorder::little_endian::{U16, U32, U64};
@@ -149,9 +149,9 @@ pub enum Operation {
     BlockStatus {
         range: ByteRange,
     },
-    /// Digests of a region at this place in the stream.
+    /// Digests of an extent at this place in the stream.
     Digests {
-        region: RegionIndex,
+        extent: ExtentIndex,
     },
 }
 
@@ -166,15 +166,15 @@ pub struct PeerRequest {
     pub operation: Operation,
 }
 
-/// What a region holds, told by digests.
+/// What an extent holds, told by digests.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct RegionDigests {
-    /// BLAKE3 of the region as a client reads it.
-    pub region: [u8; 32],
-    /// First 16 bytes of BLAKE3 of each block, ascending; at most 1,024.
+pub struct ExtentDigests {
+    /// BLAKE3 of the BLAKE3 digests of its blocks as a client reads them, ascending.
+    pub extent: [u8; 32],
+    /// First 16 bytes of BLAKE3 of each block, ascending; at most 16.
     pub blocks: Vec<[u8; 16]>,
     /// Blocks that hold data rather than being holes.
-    pub data_blocks: u64,
+    pub data_blocks: u32,
 }
 
 /// One run of a block status reply.
@@ -192,7 +192,7 @@ pub enum Answer {
     Data(Payload),
     Done,
     Status(Vec<StatusRun>),
-    Digests(RegionDigests),
+    Digests(ExtentDigests),
 }
 
 /// A reply between nodes.
@@ -239,7 +239,7 @@ impl PeerRequest {
             }
             Operation::Flush => (kind::FLUSH, NO_RANGE),
             Operation::BlockStatus { range } => (kind::BLOCK_STATUS, range),
-            Operation::Digests { region } => (kind::DIGESTS, ByteRange { offset: region.0, len: 0 }),
+            Operation::Digests { extent } => (kind::DIGESTS, ByteRange { offset: extent.0, len: 0 }),
         };
         head.flags = flags.into();
         finish(head, kind, range, body)
@@ -269,7 +269,7 @@ impl PeerRequest {
             kind::TRIM => Operation::Trim { range, fua: has(flag::FUA), replay: has(flag::REPLAY) },
             kind::FLUSH => Operation::Flush,
             kind::BLOCK_STATUS => Operation::BlockStatus { range },
-            kind::DIGESTS => Operation::Digests { region: RegionIndex(range.offset) },
+            kind::DIGESTS => Operation::Digests { extent: ExtentIndex(range.offset) },
             other => return Err(WireError::Kind(other)),
         };
         Ok(Self {
@@ -309,7 +309,7 @@ impl PeerReply {
                 }
                 Ok(Answer::Status(runs))
             }
-            kind::REPLY_DIGESTS => Ok(Answer::Digests(from_bytes(&body.bytes, "RegionDigests")?)),
+            kind::REPLY_DIGESTS => Ok(Answer::Digests(from_bytes(&body.bytes, "ExtentDigests")?)),
             kind::REPLY_ERROR => Err(from_bytes(&body.bytes, "IoError")?),
             other => return Err(WireError::Kind(other)),
         };

@@ -1,23 +1,31 @@
-//! Digests of what a client would read, by region and by block: how two nodes compare a volume.
+//! Digests of what a client would read, by extent and by block: how two nodes compare a volume.
+//!
+//! The content of an extent is taken under its lock and hashed when the lock is gone, so that a writer waits for one
+//! read at most.
 
 use crate::{Volume, locks::LockGuard};
 use drover_base::{
-    IoError, RegionIndex,
-    units::{BLOCK_BYTES, REGION_BYTES},
+    BlockMask, ByteRange, ExtentIndex, IoError,
+    units::{BLOCK_BYTES, EXTENT_BYTES},
 };
+use drover_disk::Buffer;
 use std::sync::LazyLock;
 
-/// Digests of one region. Zeros count like data, so they do not depend on where a volume has holes.
+/// Digests of one extent. Zeros count like data, so they do not depend on where a volume has holes.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct RegionDigests {
-    /// BLAKE3 of the region's content; of a last, partial region: of what there is.
-    pub region: [u8; 32],
+pub struct ExtentDigests {
+    /// BLAKE3 of the blocks' digests, in their order.
+    pub extent: [u8; 32],
     /// BLAKE3 of each block; [`zero_block_digest`] for one of zeros.
     pub blocks: Vec<[u8; 32]>,
-    /// Blocks that hold data here, in whichever layer.
-    pub data_blocks: u64,
-    /// Slots of all layers that hold something of the region.
-    pub slots: u64,
+}
+
+/// What an extent holds, as it was under its lock.
+pub struct ExtentContent {
+    held: BlockMask,
+    blocks: usize,
+    /// `None`: zeros, which nobody had to read.
+    data: Option<Buffer>,
 }
 
 static ZERO_BLOCK: LazyLock<[u8; 32]> = LazyLock::new(|| *blake3::hash(&[0; BLOCK_BYTES as usize]).as_bytes());
@@ -27,46 +35,52 @@ pub fn zero_block_digest() -> [u8; 32] {
     *ZERO_BLOCK
 }
 
-impl Volume {
-    /// Digests the region, under a guard that covers what exists of it. Holes are not read. `OutOfRange` for a
-    /// region past the volume's end.
-    pub async fn region_digests_locked(
-        &self,
-        guard: &LockGuard,
-        region: RegionIndex,
-    ) -> Result<RegionDigests, IoError> {
-        let range = self.region_range(region);
-        if range.is_empty() {
-            let (offset, size) = (region.0.saturating_mul(REGION_BYTES), self.size_bytes());
-            return Err(IoError::OutOfRange { offset, len: REGION_BYTES, size });
-        }
-        self.assert_locked(guard, range);
-        self.health.check()?;
-        let data_blocks = region.extents().map(|extent| u64::from(self.data_mask(extent).count())).sum();
-        let slots = self.region_slots(region);
-        let block_count = (range.len / BLOCK_BYTES) as usize;
-        if data_blocks == 0 {
-            let zeros = vec![zero_block_digest(); block_count];
-            let region = self.env.world.offload(move || digest_zeros(block_count)).await;
-            return Ok(RegionDigests { region, blocks: zeros, data_blocks, slots });
-        }
-        let data = self.read_blocks(range).await?;
-        let (region, blocks) = self
-            .env
-            .world
-            .offload(move || {
-                let blocks = data.chunks_exact(BLOCK_BYTES as usize).map(|block| *blake3::hash(block).as_bytes());
-                (*blake3::hash(&data).as_bytes(), blocks.collect())
-            })
-            .await;
-        Ok(RegionDigests { region, blocks, data_blocks, slots })
+impl ExtentContent {
+    /// An extent of `blocks` blocks, none of which holds data.
+    pub fn empty(blocks: usize) -> Self {
+        Self { held: BlockMask::EMPTY, blocks, data: None }
+    }
+
+    /// Blocks that hold data, in whichever layer; the others read as zero.
+    pub fn held(&self) -> BlockMask {
+        self.held
+    }
+
+    /// Arithmetic for the worker pool: 40 µs, next to nothing where there is no data.
+    pub fn digests(&self) -> ExtentDigests {
+        let blocks: Vec<[u8; 32]> = match &self.data {
+            None => vec![zero_block_digest(); self.blocks],
+            Some(data) => {
+                data.chunks_exact(BLOCK_BYTES as usize).map(|block| *blake3::hash(block).as_bytes()).collect()
+            }
+        };
+        ExtentDigests { extent: *blake3::hash(blocks.as_flattened()).as_bytes(), blocks }
+    }
+
+    /// Whether [`ExtentContent::digests`] is worth another thread.
+    pub fn has_data(&self) -> bool {
+        self.data.is_some()
     }
 }
 
-fn digest_zeros(blocks: usize) -> [u8; 32] {
-    let mut hasher = blake3::Hasher::new();
-    for _ in 0..blocks {
-        hasher.update(&[0; BLOCK_BYTES as usize]);
+impl Volume {
+    /// Reads the extent, under a guard that covers what exists of it. `OutOfRange` for one past the volume's end.
+    pub async fn extent_content_locked(
+        &self,
+        guard: &LockGuard,
+        extent: ExtentIndex,
+    ) -> Result<ExtentContent, IoError> {
+        let size = self.size_bytes();
+        let offset = extent.0.saturating_mul(EXTENT_BYTES);
+        if offset >= size {
+            return Err(IoError::OutOfRange { offset, len: EXTENT_BYTES, size });
+        }
+        let range = ByteRange { offset, len: EXTENT_BYTES.min(size - offset) };
+        self.assert_locked(guard, range);
+        self.health.check()?;
+        let blocks = (range.len / BLOCK_BYTES) as usize;
+        let held = self.data_mask(extent);
+        let data = if held.is_empty() { None } else { Some(self.read_blocks(range).await?) };
+        Ok(ExtentContent { held, blocks, data })
     }
-    *hasher.finalize().as_bytes()
 }

@@ -6,7 +6,7 @@ use crate::{
 };
 use drover_base::{
     BlockMask, ByteRange, ExtentIndex, IoError, RegionIndex,
-    units::{BLOCK_BYTES, EXTENT_BYTES, REGION_BYTES},
+    units::{BLOCK_BYTES, EXTENT_BYTES},
 };
 
 /// Space that a volume takes, with all its layers.
@@ -139,22 +139,5 @@ impl Volume {
     /// Whether any block of the region holds data.
     pub fn region_has_data(&self, region: RegionIndex) -> bool {
         self.is_region_mapped(region) && region.extents().any(|extent| !self.data_mask(extent).is_empty())
-    }
-
-    /// The part of the region that the volume has.
-    pub(crate) fn region_range(&self, region: RegionIndex) -> ByteRange {
-        let end = self.size_bytes().min((region.0 + 1).saturating_mul(REGION_BYTES));
-        let offset = region.0.saturating_mul(REGION_BYTES).min(end);
-        ByteRange { offset, len: end - offset }
-    }
-
-    /// Slots of all layers that hold something of the region.
-    pub(crate) fn region_slots(&self, region: RegionIndex) -> u64 {
-        let stack = self.stack.borrow();
-        let in_layer = |layer: &crate::layer::Layer| {
-            let map = layer.map();
-            map.region(region).map_or(0, |entries| entries.iter().filter(|e| e.slot_address().is_some()).count())
-        };
-        stack.layers().map(|layer| in_layer(layer) as u64).sum()
     }
 }

@@ -276,8 +276,8 @@ fn a_closed_fence_lets_nothing_pass() {
 fn digests_depend_on_content_alone() {
     run(|node| async move {
         let store = node.open().await;
-        let one = store.create_volume(ID, "one", 6 << 20).await.unwrap();
-        let two = store.create_volume(VolumeId(2), "two", 6 << 20).await.unwrap();
+        let one = store.create_volume(ID, "one", (6 << 20) + 8192).await.unwrap();
+        let two = store.create_volume(VolumeId(2), "two", (6 << 20) + 8192).await.unwrap();
         for volume in [&one, &two] {
             volume.write(&Unfenced, 5 << 20, bytes(10_000, 3), false).await.unwrap();
         }
@@ -286,16 +286,19 @@ fn digests_depend_on_content_alone() {
         two.snapshot("s").await.unwrap();
         two.write(&Unfenced, 5 << 20, bytes(10_000, 3), false).await.unwrap();
         two.write_zeroes(&Unfenced, (5 << 20) + 10_000, 55_536, NO_HOLE, false).await.unwrap();
-        for (region, blocks) in [(0, 1024), (1, 512)] {
+        // An extent of holes, the one that was written, and the last one, which is cut short.
+        for (extent, blocks, has_data) in [(7, 16, false), (80, 16, true), (96, 2, false)] {
             for volume in [&one, &two] {
-                let range = volume.region_range(RegionIndex(region));
+                let range = ByteRange { offset: extent << 16, len: blocks << 12 };
                 let guard = volume.enqueue(range).await;
                 let whole = read(volume, range.offset, range.len).await;
-                let found = volume.region_digests_locked(&guard, RegionIndex(region)).await.unwrap();
-                assert_eq!(found.region, *blake3::hash(&whole).as_bytes());
-                assert_eq!(found.blocks.len(), blocks);
-                assert_eq!(found.blocks[100], zero_block_digest());
-                assert_eq!(found.data_blocks > 0, region == 1);
+                let content = volume.extent_content_locked(&guard, ExtentIndex(extent)).await.unwrap();
+                let blocks: Vec<_> = whole.chunks(4096).map(|block| *blake3::hash(block).as_bytes()).collect();
+                assert_eq!(content.has_data(), has_data);
+                let digests = content.digests();
+                assert_eq!(digests.extent, *blake3::hash(blocks.as_flattened()).as_bytes());
+                assert_eq!(digests.blocks, blocks);
+                assert_eq!(digests.blocks[0] == zero_block_digest(), !has_data);
             }
         }
     });

@@ -10,8 +10,8 @@ use super::{Sender, State, Step};
 use drover_base::{Instant, RegionIndex};
 use std::{collections::BTreeSet, rc::Rc};
 
-/// Regions compared at once: their locks are held while they are read and hashed.
-const REGIONS_AT_ONCE: usize = 3;
+/// Regions under comparison at once: one ends while the next has begun.
+const REGIONS_AT_ONCE: usize = 2;
 
 /// Which regions were not compared yet.
 #[derive(Default)]

@@ -1,14 +1,32 @@
-//! A region's digests at both sides, taken at the same place of the stream.
+//! A region's digests at both sides, extent by extent, each taken at the same place of the stream.
 //!
-//! Under the locks of the whole region the question is put on the stream and the own content is hashed. Writes
-//! before it are in both digests, writes after it in neither.
+//! ```text
+//!  lock the extent ── put the question on the stream ── read ── unlock ── hash ── await the reply
+//! ```
+//!
+//! Invariants
+//! - The question about an extent is put on the stream, and the own content read, under one hold of the extent's
+//!   lock; the other side does its part in stream order. So writes before the question are in both digests, writes
+//!   after it in neither: no write crosses a comparison, and none has to be made again because of one.
+//! - What was found equal stays so: every later write of the extent goes to both sides in the same order, and an
+//!   error of one takes `synced` away.
+//! - A writer waits for the read of one extent at most. No lock is held while anything is hashed or awaited from the
+//!   other side.
+//! - A run of extents without data is asked about as a whole, and only at a moment at which nobody holds a lock in it:
+//!   then nothing is under way that one side has and the other has not.
 
 use super::Sender;
 use super::copy::Reply;
-use drover_base::units::{BLOCK_BYTES, BLOCKS_PER_EXTENT, REGION_BYTES};
-use drover_base::{BlockMask, ByteRange, IoError, RegionIndex};
-use drover_store::zero_block_digest;
-use drover_wire::peer::{Answer, Operation};
+use drover_base::planted::{Bug, is_planted};
+use drover_base::units::{BLOCK_BYTES, BLOCKS_PER_EXTENT, EXTENT_BYTES, REGION_BYTES};
+use drover_base::{BlockMask, ByteRange, ExtentIndex, IoError, RegionIndex};
+use drover_store::{ExtentContent, LockGuard, zero_block_digest};
+use drover_wire::peer::{Answer, ExtentDigests, Operation};
+use futures::{StreamExt, TryStreamExt, stream};
+
+/// Extents of a region that are asked about at once: enough to hide the way there and back, and few enough that a
+/// client's request waits little behind their reads on the devices of both sides.
+const EXTENTS_AT_ONCE: usize = 8;
 
 /// Length of a block's digest as it travels.
 const BLOCK_DIGEST_BYTES: usize = 16;
@@ -17,7 +35,7 @@ type BlockDigest = [u8; BLOCK_DIGEST_BYTES];
 
 /// What both sides hold of a region.
 pub(super) struct Pair {
-    pub range: ByteRange,
+    range: ByteRange,
     pub is_equal: bool,
     /// Block by block: our digest and whether theirs differs.
     blocks: Vec<(BlockDigest, bool)>,
@@ -27,7 +45,26 @@ pub(super) struct Pair {
     pub their_data_blocks: u64,
 }
 
+/// What both sides hold of one extent.
+struct ExtentPair {
+    is_equal: bool,
+    blocks: Vec<(BlockDigest, bool)>,
+    held: BlockMask,
+    their_data_blocks: u64,
+}
+
 impl Pair {
+    fn of(range: ByteRange, extents: Vec<ExtentPair>) -> Self {
+        Self {
+            range,
+            is_equal: extents.iter().all(|extent| extent.is_equal),
+            our_data_blocks: extents.iter().map(|extent| u64::from(extent.held.count())).sum(),
+            their_data_blocks: extents.iter().map(|extent| extent.their_data_blocks).sum(),
+            held: extents.iter().map(|extent| extent.held).collect(),
+            blocks: extents.into_iter().flat_map(|extent| extent.blocks).collect(),
+        }
+    }
+
     fn block_range(&self, index: usize) -> ByteRange {
         ByteRange { offset: self.range.offset + index as u64 * BLOCK_BYTES, len: BLOCK_BYTES }
     }
@@ -56,37 +93,117 @@ impl Pair {
     }
 }
 
+impl ExtentPair {
+    fn new(ours: &drover_store::ExtentDigests, held: BlockMask, theirs: &ExtentDigests) -> Self {
+        let pairs = ours.blocks.iter().map(short).zip(&theirs.blocks);
+        let blocks: Vec<_> = pairs.map(|(ours, theirs)| (ours, ours != *theirs)).collect();
+        Self {
+            is_equal: ours.extent == theirs.extent && blocks.iter().all(|(_, differs)| !differs),
+            blocks,
+            held,
+            their_data_blocks: u64::from(theirs.data_blocks),
+        }
+    }
+
+    /// Neither side holds data.
+    fn empty(blocks: usize) -> Self {
+        let blocks = vec![(short(&zero_block_digest()), false); blocks];
+        Self { is_equal: true, blocks, held: BlockMask::EMPTY, their_data_blocks: 0 }
+    }
+}
+
 fn short(digest: &[u8; 32]) -> BlockDigest {
     digest[..BLOCK_DIGEST_BYTES].try_into().expect("a prefix of the digest")
+}
+
+fn extents(range: ByteRange) -> Vec<(ExtentIndex, ByteRange)> {
+    range.by_extent().collect()
+}
+
+fn block_count(range: ByteRange) -> usize {
+    (range.len / BLOCK_BYTES) as usize
 }
 
 impl Sender {
     /// An error has been noted already; the region is to be asked about again.
     pub(super) async fn digests(&self, region: RegionIndex) -> Result<Pair, ()> {
         let range = self.inside(ByteRange { offset: region.offset(), len: REGION_BYTES });
-        let guard = self.volume.enqueue(range).await;
-        let up = self.state.borrow().link.clone().ok_or(())?;
-        let reply: Reply = self.put(&up, Operation::Digests { region });
-        let ours =
-            self.volume.region_digests_locked(&guard, region).await.map_err(|error| self.trouble_here(&error))?;
-        let held = range.by_extent().map(|(extent, _)| self.volume.data_mask(extent)).collect();
-        drop(guard);
-        let theirs = match reply.await {
-            Ok(Answer::Digests(theirs)) if theirs.blocks.len() == ours.blocks.len() => theirs,
-            other => {
-                self.failed_on(up.number, &other.err().unwrap_or(IoError::Corrupt));
-                return Err(());
+        let runs = self.runs(range);
+        let pairs = stream::iter(runs).map(|run| self.run_pairs(run)).buffered(EXTENTS_AT_ONCE).try_concat().await?;
+        Ok(Pair::of(range, pairs))
+    }
+
+    /// Neighbouring extents without data together, every other extent by itself.
+    fn runs(&self, range: ByteRange) -> Vec<ByteRange> {
+        let mut runs: Vec<(ByteRange, bool)> = Vec::new();
+        for (extent, part) in range.by_extent() {
+            let is_empty = self.volume.data_mask(extent).is_empty();
+            match runs.last_mut() {
+                Some((run, true)) if is_empty => run.len += part.len,
+                _ => runs.push((part, is_empty)),
             }
+        }
+        runs.into_iter().map(|(run, _)| run).collect()
+    }
+
+    async fn run_pairs(&self, run: ByteRange) -> Result<Vec<ExtentPair>, ()> {
+        if run.len > EXTENT_BYTES && self.is_hole_at_both(run).await? {
+            return Ok(extents(run).into_iter().map(|(_, part)| ExtentPair::empty(block_count(part))).collect());
+        }
+        let mut pairs = Vec::new();
+        for (extent, part) in extents(run) {
+            pairs.push(self.extent_pair(extent, part).await?);
+        }
+        Ok(pairs)
+    }
+
+    /// Whether the run is certainly without data at both sides at one place of the stream. Reads nothing.
+    async fn is_hole_at_both(&self, run: ByteRange) -> Result<bool, ()> {
+        let Some(guard) = self.volume.try_lock(run) else { return Ok(false) };
+        if extents(run).iter().any(|(extent, _)| !self.volume.data_mask(*extent).is_empty()) {
+            return Ok(false);
+        }
+        let up = self.state.borrow().link.clone().ok_or(())?;
+        let reply: Reply = self.put(&up, Operation::BlockStatus { range: run });
+        drop(guard);
+        match reply.await {
+            Ok(Answer::Status(runs)) => {
+                Ok(runs.iter().all(|run| run.hole) && runs.iter().map(|run| run.len).sum::<u64>() == run.len)
+            }
+            other => self.no_answer(up.number, other),
+        }
+    }
+
+    async fn extent_pair(&self, extent: ExtentIndex, part: ByteRange) -> Result<ExtentPair, ()> {
+        let guard = self.volume.enqueue(part).await;
+        let up = self.state.borrow().link.clone().ok_or(())?;
+        let reply: Reply = self.put(&up, Operation::Digests { extent });
+        let content = self.content(guard, extent, part).await.map_err(|error| self.trouble_here(&error))?;
+        let held = content.held();
+        let has_data = content.has_data();
+        let hash = move || content.digests();
+        let ours = if has_data { self.world.offload(hash).await } else { hash() };
+        match reply.await {
+            Ok(Answer::Digests(theirs)) if theirs.blocks.len() == ours.blocks.len() => {
+                Ok(ExtentPair::new(&ours, held, &theirs))
+            }
+            other => self.no_answer(up.number, other),
+        }
+    }
+
+    /// Reads the extent and lets its lock go.
+    async fn content(&self, guard: LockGuard, extent: ExtentIndex, part: ByteRange) -> Result<ExtentContent, IoError> {
+        let guard = if is_planted(Bug::DigestCrossed) {
+            drop(guard);
+            self.volume.enqueue(part).await
+        } else {
+            guard
         };
-        let blocks: Vec<_> =
-            ours.blocks.iter().map(short).zip(&theirs.blocks).map(|(ours, theirs)| (ours, ours != *theirs)).collect();
-        Ok(Pair {
-            range,
-            is_equal: ours.region == theirs.region && blocks.iter().all(|(_, differs)| !differs),
-            blocks,
-            held,
-            our_data_blocks: ours.data_blocks,
-            their_data_blocks: theirs.data_blocks,
-        })
+        self.volume.extent_content_locked(&guard, extent).await
+    }
+
+    fn no_answer<T>(&self, link: u64, reply: Result<Answer, IoError>) -> Result<T, ()> {
+        self.failed_on(link, &reply.err().unwrap_or(IoError::Corrupt));
+        Err(())
     }
 }

@@ -1,7 +1,7 @@
 //! The proof that both sides are equal, before one of them is released.
 //!
-//! Every region is compared in stream order while the sender is synced. A difference counts when it is seen
-//! several times with the sender synced each time: an error of a write that crossed explains the first.
+//! Every extent of every region is compared in stream order while the sender is synced. A difference counts when it is
+//! seen several times with the sender synced each time: an error of a write explains the first.
 //!
 //! Invariant: figures belong to one link; a new link begins from zero.
 
@@ -11,7 +11,7 @@ use drover_base::units::region_count;
 use drover_wire::admin::Proof;
 use std::rc::Rc;
 
-/// Regions hashed at once: their locks are held meanwhile.
+/// Regions under comparison at once: one ends while the next has begun.
 const REGIONS_AT_ONCE: usize = 2;
 
 /// Looks at a region that differs before it counts as different.

@@ -3,8 +3,8 @@
 use crate::clients::Model;
 use crate::side::{Side, VOLUME_BYTES};
 use crate::wire::Wire;
-use drover_base::units::region_count;
-use drover_base::{ByteRange, Generation, MigrationId, RegionIndex};
+use drover_base::units::EXTENT_BYTES;
+use drover_base::{ByteRange, ExtentIndex, Generation, MigrationId};
 use drover_sim::runtime::Sim;
 use drover_store::{Tap, Unfenced};
 use drover_transfer::{OnLinkLoss, Receiver, Sender, SenderConfig, Start, TransferError};
@@ -223,10 +223,9 @@ impl Pair {
         if let Some(at) = ours.iter().zip(&theirs).position(|(ours, theirs)| ours != theirs) {
             return Err(format!("the sides differ at byte {at}"));
         }
-        for region in (0..region_count(VOLUME_BYTES)).map(RegionIndex) {
-            let (ours, theirs) = (digests(&self.from, region).await, digests(&self.to, region).await);
-            if ours.blocks != theirs.blocks || ours.region != theirs.region {
-                return Err(format!("the digests of region {region:?} differ"));
+        for extent in (0..VOLUME_BYTES.div_ceil(EXTENT_BYTES)).map(ExtentIndex) {
+            if digests(&self.from, extent).await != digests(&self.to, extent).await {
+                return Err(format!("the digests of extent {extent:?} differ"));
             }
         }
         Ok(())
@@ -234,18 +233,18 @@ impl Pair {
 
     /// Every block that is allocated at the destination is so at the source.
     pub fn check_thin(&self, source: &Side, destination: &Side) {
-        for extent in (0..VOLUME_BYTES.div_ceil(64 << 10)).map(drover_base::ExtentIndex) {
+        for extent in (0..VOLUME_BYTES.div_ceil(EXTENT_BYTES)).map(ExtentIndex) {
             let (has, may) = (destination.volume.data_mask(extent), source.volume.data_mask(extent));
             assert!(may.contains(has), "{extent:?}: {has:?} is not within {may:?}");
         }
     }
 }
 
-pub async fn digests(side: &Side, region: RegionIndex) -> drover_store::RegionDigests {
-    let offset = region.offset();
-    let range = ByteRange { offset, len: (4 << 20).min(VOLUME_BYTES - offset) };
+async fn digests(side: &Side, extent: ExtentIndex) -> drover_store::ExtentDigests {
+    let offset = extent.offset();
+    let range = ByteRange { offset, len: EXTENT_BYTES.min(VOLUME_BYTES - offset) };
     let guard = side.volume.enqueue(range).await;
-    side.volume.region_digests_locked(&guard, region).await.unwrap()
+    side.volume.extent_content_locked(&guard, extent).await.unwrap().digests()
 }
 
 /// Runs a scenario under one seed.

@@ -1,7 +1,7 @@
 //! Each planted bug of this crate is caught by a scenario that passes without it.
 
 use crate::pair::run;
-use crate::{back, copying, links};
+use crate::{back, copying, links, proving};
 use drover_base::planted::{Bug, plant};
 use drover_sim::runtime::Sim;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -47,4 +47,9 @@ fn mirror_not_awaited_is_caught() {
 #[test]
 fn way_back_not_recorded_is_caught() {
     is_caught(Bug::WayBackNotRecorded, 0..60, back::holder_dies);
+}
+
+#[test]
+fn digest_crossed_is_caught() {
+    is_caught(Bug::DigestCrossed, 0..5, proving::proven_under_constant_writes);
 }

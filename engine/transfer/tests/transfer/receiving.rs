@@ -4,8 +4,8 @@ use crate::clients::content_of;
 use crate::pair::{run, run_each};
 use crate::side::{Side, VOLUME_BYTES};
 use bytes::Bytes;
-use drover_base::units::BLOCK_BYTES;
-use drover_base::{ByteRange, IoError, RegionIndex};
+use drover_base::units::{BLOCK_BYTES, EXTENT_BYTES, REGION_BYTES};
+use drover_base::{ByteRange, ExtentIndex, IoError};
 use drover_store::Unfenced;
 use drover_transfer::Receiver;
 use drover_wire::peer::{Answer, Operation, Payload};
@@ -100,8 +100,10 @@ fn wrong_requests_are_refused_and_change_nothing() {
             (write(0, vec![1; 100]), "end"),
             (zero(ByteRange { offset: 0, len: VOLUME_BYTES + BLOCK_BYTES }), "end"),
             (zero(ByteRange { offset: 512, len: BLOCK_BYTES }), "end"),
-            (Operation::Digests { region: RegionIndex(3) }, "end"),
-            (Operation::Digests { region: RegionIndex(u64::MAX) }, "end"),
+            (Operation::Digests { extent: ExtentIndex(VOLUME_BYTES.div_ceil(EXTENT_BYTES)) }, "end"),
+            (Operation::Digests { extent: ExtentIndex(u64::MAX) }, "end"),
+            (Operation::BlockStatus { range: ByteRange { offset: 0, len: REGION_BYTES + BLOCK_BYTES } }, "end"),
+            (Operation::BlockStatus { range: ByteRange { offset: VOLUME_BYTES, len: BLOCK_BYTES } }, "end"),
             (bomb, "checksum"),
             (Operation::Read { range: ByteRange { offset: 0, len: BLOCK_BYTES } }, "not on this node"),
         ];

@@ -22,7 +22,7 @@ fn requests_read_back() {
         Operation::Trim { range, fua: true, replay: true },
         Operation::Flush,
         Operation::BlockStatus { range },
-        Operation::Digests { region: RegionIndex(4) },
+        Operation::Digests { extent: ExtentIndex(4) },
     ] {
         let sent = request(operation);
         assert_eq!(PeerRequest::decode(sent.clone().encode()), Ok(sent));
@@ -36,7 +36,7 @@ fn replies_read_back() {
         Ok(Answer::Data(Payload { bytes: Bytes::from_static(b"zstd"), raw_len: 4096 })),
         Ok(Answer::Done),
         Ok(Answer::Status(vec![StatusRun { len: 4096, hole: true, zero: true }])),
-        Ok(Answer::Digests(RegionDigests { region: [3; 32], blocks: vec![[1; 16]; 1024], data_blocks: 5 })),
+        Ok(Answer::Digests(ExtentDigests { extent: [3; 32], blocks: vec![[1; 16]; 16], data_blocks: 5 })),
         Err(IoError::Moved { epoch: Epoch(5), holder: NodeId::new("b").unwrap(), flushed: true }),
     ] {
         let sent = PeerReply { session: SessionId(1), sequence: 2, instance: InstanceId(3), result };
