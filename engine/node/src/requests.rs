@@ -199,14 +199,15 @@ impl Node {
     }
 
     async fn quiesce(self: &Rc<Self>, migration: MigrationId, of: Quiescing) -> Outcome {
-        let deadline = self.world().now() + of.deadline;
+        let asked = self.world().now();
+        let deadline = asked + of.deadline;
         let (seat, outbound) = self.sending(migration)?;
         let _turn = seat.changing.lock().await;
         still_sending(&seat, &outbound)?;
         check_generation(of.generation, outbound.generation)?;
         check_epoch(of.epoch, seat.record_view().epoch)?;
         if let Some(position) = already_drained(&seat, of.attempt)? {
-            return Ok(NodeReply::Drained { position });
+            return Ok(NodeReply::Drained { position, admitted_ms: 0 });
         }
         seat.attempt.set(of.attempt);
         let phase = outbound.sender.progress().phase;
@@ -216,8 +217,12 @@ impl Node {
         let too_late = |reason: String| Refusal::Deadline { reason };
         if is_planted(Bug::FlipWithoutDrain) {
             let position = outbound.sender.drain(deadline).await.map_err(|error| too_late(error.to_string()))?;
-            return Ok(NodeReply::Drained { position });
+            return Ok(NodeReply::Drained { position, admitted_ms: 0 });
         }
+        // While clients are served: the drain's own flush then has little to do. If this one fails, that one tells.
+        let lease = seat.lease();
+        let _ = self.world().timeout_at(deadline, seat.volume.flush(&*lease)).await;
+        let admitted_ms = self.world().now().since(asked).as_millis() as u64;
         seat.set_quiescing(true);
         let stopped = async {
             let closed = self.world().timeout_at(deadline, seat.volume.quiesce()).await;
@@ -231,7 +236,7 @@ impl Node {
                 // From here on it does not go on by itself, and no renewal sent before makes it serve again.
                 seat.lease().suspend();
                 *seat.stopped.borrow_mut() = Some(stopped);
-                Ok(NodeReply::Drained { position })
+                Ok(NodeReply::Drained { position, admitted_ms })
             }
             Err(refusal) => {
                 seat.set_quiescing(false);

@@ -40,6 +40,8 @@ impl Volume {
             return Err(StoreError::BadName { name: name.into() });
         }
         self.health.check()?;
+        // While clients are served: the flush below, for which they wait, then has little to do.
+        self.make_durable(Scope::All, None).await?;
         let still = Rc::new(if is_planted(Bug::SnapshotWithoutDrain) {
             Still { _turn: self.tree.clone().lock_owned().await, _clients: None, _mutations: None }
         } else {

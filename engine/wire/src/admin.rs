@@ -195,7 +195,11 @@ pub struct Export {
 pub enum NodeReply {
     Done,
     Status(Box<NodeStatus>),
-    Drained { position: Position },
+    Drained {
+        position: Position,
+        /// For so long of the request clients were still admitted, milliseconds: the pause began after them.
+        admitted_ms: u64,
+    },
     Progress(Box<SendProgress>),
     Refused(Refusal),
 }

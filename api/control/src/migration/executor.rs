@@ -180,7 +180,9 @@ impl Executor {
         self.knowledge.borrow_mut().asking(&asked);
         let answer = match self.control.nodes.call(node, &admin, &request, deadline).await {
             Ok(NodeReply::Done) => Answer::Done,
-            Ok(NodeReply::Drained { position }) => Answer::Drained(position),
+            Ok(NodeReply::Drained { position, admitted_ms }) => {
+                Answer::Drained(position, Duration::from_millis(admitted_ms))
+            }
             Ok(NodeReply::Progress(progress)) => Answer::Progress(progress),
             Ok(other) => Answer::Unknown(format!("an unexpected answer: {other:?}")),
             Err(CallError::Refused(refusal)) => Answer::Refused(refusal),

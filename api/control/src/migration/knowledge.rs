@@ -49,7 +49,8 @@ impl Effect {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Answer {
     Done,
-    Drained(Position),
+    /// Where, and for how long of the request clients were still admitted.
+    Drained(Position, Duration),
     Progress(Box<SendProgress>),
     Refused(Refusal),
     /// Whether it did what it was asked is unknown.
@@ -234,8 +235,12 @@ impl Knowledge {
                 self.tries.remove(&(asked.node.clone(), asked.effect.name()));
                 self.done(asked, now);
             }
-            (Effect::Quiesce { attempt }, Answer::Drained(position)) => {
+            (Effect::Quiesce { attempt }, Answer::Drained(position, admitted)) => {
                 self.drained = Some((*attempt, asked.instance, position));
+                if let Some((_, began)) = self.quiesce_began.as_mut().filter(|(of, _)| of == attempt) {
+                    // The pause is what clients felt.
+                    *began = (*began).max(asked.at + admitted);
+                }
             }
             (effect, Answer::Refused(refusal)) => self.was_refused(asked, effect, refusal, now),
             (effect, Answer::Unknown(reason)) => {

@@ -233,7 +233,7 @@ impl Walk {
     /// What the answer entitles to, kept apart from what the machine makes of it.
     fn note(&mut self, asked: &Asked, answer: &Answer) {
         match (&asked.effect, answer) {
-            (Effect::Quiesce { attempt }, Answer::Drained(_)) => self.drained = Some((*attempt, asked.instance)),
+            (Effect::Quiesce { attempt }, Answer::Drained(..)) => self.drained = Some((*attempt, asked.instance)),
             (Effect::Confirm { attempt, .. }, Answer::Done) => self.confirmed = Some(*attempt),
             (Effect::Progress, Answer::Progress(progress)) => {
                 let sound = progress.proof.as_ref().is_some_and(|proof| proof.regions_equal == proof.regions_total);
@@ -248,7 +248,7 @@ impl Walk {
 
     fn good_answer(&mut self, effect: &Effect) -> Answer {
         match effect {
-            Effect::Quiesce { attempt } => Answer::Drained(Position { session: *attempt, sequence: 1 }),
+            Effect::Quiesce { attempt } => Answer::Drained(Position { session: *attempt, sequence: 1 }, Duration::ZERO),
             Effect::Progress => {
                 let record = self.record();
                 let phase = match record.stage {

@@ -85,7 +85,7 @@ pub async fn quiesce(cluster: &Cluster, name: &str, epoch: u64, attempt: u64) ->
         deadline_ms: 5_000,
     };
     match cluster.ask(name, request).await {
-        NodeReply::Drained { position } => position,
+        NodeReply::Drained { position, .. } => position,
         other => panic!("{other:?}"),
     }
 }

@@ -283,7 +283,10 @@ impl FakeNode {
             let life = lives.entry(volume).or_default();
             match life.quiesced {
                 Some((of, true)) if of == attempt => {
-                    return Ok(NodeReply::Drained { position: Position { session: attempt, sequence: 0 } });
+                    return Ok(NodeReply::Drained {
+                        position: Position { session: attempt, sequence: 0 },
+                        admitted_ms: 0,
+                    });
                 }
                 Some((of, _)) if of >= attempt => return refused("another attempt"),
                 _ if life.ended_attempts >= attempt => return refused("the attempt is over"),
@@ -308,7 +311,10 @@ impl FakeNode {
                 }
                 if life.writes_under_way == 0 && whole && holds {
                     life.quiesced = Some((attempt, true));
-                    return Ok(NodeReply::Drained { position: Position { session: attempt, sequence: 0 } });
+                    return Ok(NodeReply::Drained {
+                        position: Position { session: attempt, sequence: 0 },
+                        admitted_ms: 0,
+                    });
                 }
             }
             self.world.sleep(Duration::from_millis(1)).await;
