@@ -51,6 +51,10 @@ const RECONNECT_PERIOD: (Duration, Duration) = (Duration::from_millis(20), Durat
 const LOOK_PERIOD: Duration = Duration::from_millis(500);
 const SILENCE_MAX: Duration = Duration::from_secs(2);
 
+/// How long the former holder may take to say that what it acknowledged is durable here: it is told of the new lease
+/// right after this node is. Less than what a replay of a full log takes.
+const FAREWELL_MAX: Duration = Duration::from_millis(100);
+
 struct Link {
     client: Rc<PeerClient>,
     epoch: Epoch,
@@ -141,9 +145,12 @@ impl Gateway {
         }
     }
 
-    /// The volume is served by this node itself from now on. What is in the log is replayed there first.
+    /// The volume is served by this node itself from now on. What is in the log is replayed there first, unless the
+    /// former holder says that it need not: so the connection to it stays until then.
     pub fn became_local(&self) {
-        self.close();
+        if !self.owes_replay() {
+            self.close();
+        }
         self.holder.take();
     }
 
@@ -155,6 +162,7 @@ impl Gateway {
     /// Replays the log into the volume of this node, which holds it now.
     pub async fn replay_here(&self, seat: &Seat) -> Result<(), IoError> {
         let _one = self.connecting.lock().await;
+        self.hear_former_holder().await;
         self.close();
         let lease = seat.lease();
         let batches = self.log.borrow().batches(REPLAY_BATCH);
@@ -166,6 +174,15 @@ impl Gateway {
         }
         self.log.borrow_mut().clear();
         Ok(())
+    }
+
+    /// A holder that handed over with everything flushed says so to any request: then the log is as durable here, and
+    /// its megabytes need not be written again while clients wait.
+    async fn hear_former_holder(&self) {
+        let Some((client, epoch)) = self.live_link() else { return };
+        let farewell = self.answered(&client, epoch, Operation::Flush);
+        // `answered` notes what it says. One that says nothing in time, or anything else, is not relied on.
+        let _ = self.context.world.timeout(FAREWELL_MAX, farewell).await;
     }
 
     /// Breaks the connection; the next request connects again.
