@@ -20,10 +20,6 @@ pub struct DirtySet {
 }
 
 impl DirtySet {
-    pub fn blocks(&self) -> u64 {
-        self.blocks
-    }
-
     pub fn bytes(&self) -> u64 {
         self.blocks * BLOCK_BYTES
     }
@@ -181,7 +177,7 @@ mod tests {
                     assert_eq!(set.get(extent), BlockMask(mask.fold(0, |mask, bit| mask | 1 << bit)));
                 }
             }
-            assert_eq!(set.blocks(), plain.len() as u64);
+            assert_eq!(set.bytes(), plain.len() as u64 * BLOCK_BYTES);
         }
         assert_eq!(all_blocks(&set), plain);
     }

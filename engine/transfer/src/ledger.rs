@@ -61,13 +61,13 @@ impl Ledger {
         Self { reached: Some(DirtySet::default()), ..Self::default() }
     }
 
-    /// Before the first send: these blocks make up the work.
-    pub fn begin_with(&mut self, initial: DirtySet, is_pending: bool) {
-        self.initial_blocks = initial.blocks();
+    /// Before the first send: these blocks are part of the work.
+    pub fn begin_with(&mut self, extent: ExtentIndex, mask: BlockMask, is_pending: bool) {
+        self.initial.mark(extent, mask);
+        self.initial_blocks += u64::from(mask.count());
         if is_pending {
-            self.pending = initial.clone();
+            self.pending.mark(extent, mask);
         }
-        self.initial = initial;
     }
 
     pub fn pending(&self) -> &DirtySet {
@@ -293,9 +293,7 @@ mod tests {
     #[test]
     fn zeros_that_never_reached_an_empty_side_cost_nothing() {
         let mut ledger = Ledger::for_empty();
-        let mut initial = DirtySet::default();
-        initial.mark(EXTENT, BlockMask(0xff));
-        ledger.begin_with(initial, true);
+        ledger.begin_with(EXTENT, BlockMask(0xff), true);
         ledger.mark_zeroed(ByteRange { len: EXTENT_BYTES / 4, ..RANGE });
         assert_eq!(ledger.pending().get(EXTENT), BlockMask(0xf0));
         assert_eq!((ledger.initial_bytes(), ledger.initial_left_bytes()), (8 * BLOCK_BYTES, 4 * BLOCK_BYTES));

@@ -26,7 +26,9 @@
 //!
 //! Ordering rules
 //! - Whatever is put on the stream about an extent is put there while its lock is held. So the other side, which
-//!   applies in stream order, sees the same order as this one.
+//!   applies in stream order, sees the same order as this one. Copies made before mirroring was asked for are the
+//!   exception: what is written over one before it is on the stream is marked, and sent after it; mirroring begins
+//!   when none of them is left.
 //! - Dirty bits are cleared before the content is read; both under the lock.
 //! - No lock is held across a network round trip by this crate. The store holds those of a write until it and its
 //!   mirror are done; a write that waits for a new link is therefore sent again by itself, not by the copier.
@@ -39,6 +41,7 @@ mod drain;
 mod flush;
 mod mirror;
 mod proof;
+mod scan;
 mod state;
 
 use crate::Link;
@@ -118,9 +121,10 @@ impl Sender {
     }
 
     /// Begins to track. To be called while no client request is admitted, the tap being installed in the same
-    /// moment. Computes what is to be sent, without waiting.
+    /// moment. Takes no time: what is to be sent is worked out afterwards.
     pub fn start(self: &Rc<Self>) {
         self.state.borrow_mut().begin(&self.volume, &self.config);
+        self.world.spawn(self.clone().run_scan()).detach();
         self.world.spawn(self.clone().run_copier()).detach();
         self.world.spawn(self.clone().run_flusher()).detach();
         if self.config.start == Start::Compare {
@@ -180,7 +184,7 @@ impl Sender {
     /// The region is durably equal at the other side: a crash there or here loses nothing of it.
     pub fn is_clean(&self, region: RegionIndex) -> bool {
         let state = self.state.borrow();
-        !state.compare.is_open(region) && state.ledger.is_clean(region)
+        !state.scan.is_open(region) && !state.compare.is_open(region) && state.ledger.is_clean(region)
     }
 
     /// Ends all sending. Answers that wait are given; the fence decides what they are worth.

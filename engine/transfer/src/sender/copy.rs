@@ -4,18 +4,22 @@
 //!  pick a run ── lock ── clear its bits, read, pack ── put on the stream ── unlock ── await the replies aside
 //!  (one after the other) └──────────────── several at once ─────────────────────────────────────────────────┘
 //! ```
+//! Until mirroring is asked for, a run unlocks before it packs: its writers wait for a read, not for compression.
 //!
 //! A round goes once over what is pending when it begins; what is written behind its back is left for the next.
 //!
 //! Invariants
 //! - `bytes_in_flight` counts the raw bytes of every run from its choice to its last reply: they bound the memory
 //!   here and, decompressed, at the other side.
-//! - A round ends when all of its runs have cleared their bits. So no extent is chosen twice for the same bits.
+//! - A round ends when all of its runs are on the stream. So no extent is chosen twice for the same bits, and what was
+//!   written while a run was packed is put there after it.
+//! - No write is mirrored while a run is packed without its locks: it would be put on the stream over the write.
 
 use super::{Sender, State, Step, Up};
 use crate::compress::{Piece, pack};
 use crate::ledger::{Flight, Taken};
 use drover_base::limits::SEND_WINDOW_BYTES;
+use drover_base::planted::{Bug, is_planted};
 use drover_base::units::{BLOCK_BYTES, BLOCKS_PER_EXTENT, EXTENT_BYTES, EXTENTS_PER_REGION};
 use drover_base::{BlockMask, ByteRange, ExtentIndex, Instant, IoError, LocalFuture, RegionIndex};
 use drover_disk::Buffer;
@@ -58,6 +62,8 @@ pub struct Copier {
     left_bytes: u64,
     pub ready: bool,
     reading: usize,
+    /// Runs among those that let their locks go before they are on the stream.
+    unlocked: usize,
     pub bytes_in_flight: u64,
 }
 
@@ -129,7 +135,11 @@ impl State {
         if self.stopped {
             return Step::Done(None);
         }
-        let may_send = self.link.is_some() && !self.is_failed() && !self.drained && (self.draining || !self.paused);
+        let may_send = self.link.is_some()
+            && !self.scan.is_running()
+            && !self.is_failed()
+            && !self.drained
+            && (self.draining || !self.paused);
         let window = if self.mirror_asked && !self.draining { MIRROR_WINDOW_BYTES } else { SEND_WINDOW_BYTES };
         if !may_send || self.copy.reading >= RUNS_READING_MAX || self.copy.bytes_in_flight >= window {
             return Step::Wait;
@@ -180,9 +190,10 @@ impl State {
         None
     }
 
-    /// Begins to mirror if that was asked for and what is on its way fits the window of mirroring.
+    /// Begins to mirror if that was asked for, no run is without its locks, and what is on its way fits the window.
     pub fn mirror_if_calm(&mut self) {
-        self.mirror |= self.mirror_asked && self.copy.bytes_in_flight <= MIRROR_WINDOW_BYTES;
+        let is_ordered = self.copy.unlocked == 0 || is_planted(Bug::MirrorOverCopies);
+        self.mirror |= self.mirror_asked && is_ordered && self.copy.bytes_in_flight <= MIRROR_WINDOW_BYTES;
     }
 
     fn end_round(&mut self) {
@@ -210,8 +221,7 @@ impl Sender {
     async fn send_run(self: Rc<Self>, run: Run) {
         let range = ByteRange { offset: run.first.offset(), len: run.extents * EXTENT_BYTES };
         let guard = self.volume.enqueue(self.inside(range)).await;
-        let replies = self.launch_run(&run, &guard).await;
-        drop(guard);
+        let replies = self.launch_run(&run, guard).await;
         let sent_bytes: u64 = replies.iter().map(|(flight, ..)| flight.range.len).sum();
         {
             let mut state = self.state.borrow_mut();
@@ -233,8 +243,8 @@ impl Sender {
         }
     }
 
-    /// Takes the run's dirty blocks, reads them and puts them on the stream; all under the run's locks.
-    async fn launch_run(&self, run: &Run, guard: &LockGuard) -> Vec<(Flight, u64, Reply)> {
+    /// Takes the run's dirty blocks, reads them and puts them on the stream.
+    async fn launch_run(&self, run: &Run, guard: LockGuard) -> Vec<(Flight, u64, Reply)> {
         let fenced = self.fence.check();
         if self.state.borrow().link.is_none() || fenced.is_err() {
             self.give_back(run.bytes, 0);
@@ -244,7 +254,31 @@ impl Sender {
             return Vec::new();
         }
         let load = self.load(run);
-        let packed = self.pack_load(&load, guard).await;
+        let read = self.read_load(&load, &guard).await;
+        let guard = self.unlocked_unless_mirroring(guard);
+        let packed = match read {
+            Ok(read) => Ok(self.pack_load(read, &load).await),
+            Err(error) => Err(error),
+        };
+        let replies = self.put_load(run, &load, packed);
+        if guard.is_none() {
+            let mut state = self.state.borrow_mut();
+            state.copy.unlocked -= 1;
+            state.mirror_if_calm();
+        }
+        replies
+    }
+
+    fn unlocked_unless_mirroring(&self, guard: LockGuard) -> Option<LockGuard> {
+        let mut state = self.state.borrow_mut();
+        if state.mirror_asked {
+            return Some(guard);
+        }
+        state.copy.unlocked += 1;
+        None
+    }
+
+    fn put_load(&self, run: &Run, load: &Load, packed: Result<Vec<Piece>, IoError>) -> Vec<(Flight, u64, Reply)> {
         let up = self.state.borrow().link.clone();
         match (packed, up) {
             (Ok(pieces), Some(up)) => {
@@ -280,16 +314,20 @@ impl Sender {
         load
     }
 
-    async fn pack_load(&self, load: &Load, guard: &LockGuard) -> Result<Vec<Piece>, IoError> {
-        let mut read: Vec<(u64, Buffer)> = Vec::with_capacity(load.data.len());
+    async fn read_load(&self, load: &Load, guard: &LockGuard) -> Result<Vec<(u64, Buffer)>, IoError> {
+        let mut read = Vec::with_capacity(load.data.len());
         for range in &load.data {
             read.push((range.offset, self.volume.read_locked(guard, *range).await?));
         }
+        Ok(read)
+    }
+
+    async fn pack_load(&self, read: Vec<(u64, Buffer)>, load: &Load) -> Vec<Piece> {
         let bytes: usize = read.iter().map(|(_, data)| data.len()).sum();
         let work = move || read.into_iter().flat_map(|(offset, data)| pack(offset, data)).collect::<Vec<_>>();
         let mut pieces = if bytes < POOL_BYTES_MIN { work() } else { self.world.offload(work).await };
         pieces.extend(load.zero.iter().map(|range| Piece::Zero(*range)));
-        Ok(pieces)
+        pieces
     }
 
     fn launch(&self, piece: Piece, up: &Up) -> (Flight, u64, Reply) {

@@ -54,7 +54,7 @@ impl State {
             return Step::WaitUntil(self.trouble.retry_at());
         }
         // What was acknowledged but got lost at the other side must be there again before a flush says so.
-        let is_whole = self.ledger.pending().is_empty() && self.copy.is_idle() && !self.compare.is_running();
+        let is_whole = self.ledger.pending().is_empty() && self.copy.is_idle() && !self.is_working_out();
         if is_whole { Step::Done(ClientFlush::Send) } else { Step::Wait }
     }
 }

@@ -4,14 +4,14 @@ use super::compare::Compare;
 use super::copy::Copier;
 use super::mirror::Outstanding;
 use super::proof::ProofRun;
+use super::scan::Scan;
 use super::{OnLinkLoss, SenderConfig, Start};
 use crate::Link;
-use crate::dirty::DirtySet;
 use crate::ledger::Ledger;
 use crate::rate::Rate;
 use crate::throttle::Throttle;
 use drover_base::units::region_count;
-use drover_base::{InstanceId, Instant, RegionIndex};
+use drover_base::{InstanceId, Instant};
 use drover_store::Volume;
 use drover_wire::admin::{SendPhase, SendProgress};
 use std::{collections::BTreeMap, rc::Rc, time::Duration};
@@ -95,6 +95,7 @@ pub struct State {
     pub synced: bool,
     /// Grows whenever `synced` is lost or could not come true by a flush that is on its way.
     pub unsynced: u64,
+    pub scan: Scan,
     pub copy: Copier,
     pub compare: Compare,
     pub proof: Option<ProofRun>,
@@ -133,6 +134,7 @@ impl State {
             drained: false,
             synced: false,
             unsynced: 0,
+            scan: Scan::default(),
             copy: Copier::new(config.options.mirror_at_once),
             compare: Compare::default(),
             proof: None,
@@ -151,21 +153,11 @@ impl State {
         }
     }
 
-    /// Works out what is to be sent: some nanoseconds an extent that holds data.
     pub fn begin(&mut self, volume: &Volume, config: &SenderConfig) {
         self.started = true;
-        if config.start == Start::Clean {
-            return;
-        }
-        let regions = region_count(volume.size_bytes());
-        let mut initial = DirtySet::default();
-        for region in (0..regions).map(RegionIndex).filter(|region| volume.region_has_data(*region)) {
-            let inside = region.extents().take_while(|extent| extent.offset() < volume.size_bytes());
-            inside.for_each(|extent| initial.mark(extent, volume.data_mask(extent)));
-        }
-        self.ledger.begin_with(initial, config.start == Start::AllData);
+        self.scan = Scan::of(volume, config.start);
         if config.start == Start::Compare {
-            self.compare = Compare::all(regions);
+            self.compare = Compare::all(region_count(volume.size_bytes()));
         }
     }
 
@@ -201,14 +193,19 @@ impl State {
         self.mirror
             && !self.synced
             && self.link.is_some()
-            && !self.compare.is_running()
+            && !self.is_working_out()
             && self.copy.is_idle()
             && self.ledger.pending().is_empty()
     }
 
     /// Everything is sent and acknowledged, mirrored writes included.
     pub fn is_all_sent(&self) -> bool {
-        self.link.is_some() && !self.compare.is_running() && self.copy.is_idle() && self.ledger.is_sent()
+        self.link.is_some() && !self.is_working_out() && self.copy.is_idle() && self.ledger.is_sent()
+    }
+
+    /// What is to be sent is not all known yet.
+    pub fn is_working_out(&self) -> bool {
+        self.scan.is_running() || self.compare.is_running()
     }
 
     pub fn is_failed(&self) -> bool {
@@ -220,7 +217,7 @@ impl State {
             SendPhase::Failed
         } else if self.drained {
             SendPhase::Drained
-        } else if self.link.is_none() {
+        } else if self.link.is_none() || self.scan.is_running() {
             SendPhase::Connecting
         } else if self.compare.is_running() {
             SendPhase::Comparing

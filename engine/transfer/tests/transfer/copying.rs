@@ -50,6 +50,23 @@ fn writes_to_what_is_being_copied_are_not_lost() {
     run_each(100..115, hot_extents);
 }
 
+/// Mirroring is asked for while much is being copied, and what is copied is written.
+pub async fn mirroring_at_any_moment(sim: Sim) -> Result<(), String> {
+    let mut random = sim.generator("when");
+    let mut pair = Pair::new(&sim, options()).await;
+    pair.model.start(&pair.from);
+    pair.connect();
+    pair.sleep(Duration::from_micros(random.below(25_000))).await;
+    pair.sender.begin_mirror();
+    pair.until_phase(SendPhase::Synced).await;
+    pair.drain_and_compare().await
+}
+
+#[test]
+fn mirroring_may_be_asked_for_at_any_moment() {
+    run_each(0..25, mirroring_at_any_moment);
+}
+
 #[test]
 fn mirroring_at_once_converges_too() {
     run_each(0..10, async |sim| {
