@@ -71,6 +71,8 @@ bugs! {
     WayBackNotRecorded,
     /// A connection is served whatever proof of the secret it shows.
     SecretNotChecked,
+    /// A tier is opened whatever label its device bears.
+    LabelNotChecked,
     /// The source is released without comparing digests.
     ProofSkipped,
     /// A comparison reads its own content after the extent's lock was let go: a write may cross it.

@@ -4,6 +4,7 @@
 mod buffer;
 mod device;
 pub mod fault;
+mod part;
 pub mod sim;
 mod uring;
 
@@ -12,4 +13,5 @@ mod contract;
 
 pub use buffer::Buffer;
 pub use device::{DEVICE_REQUEST_BYTES_MAX, Device, DeviceError};
+pub use part::Part;
 pub use uring::{KernelError, OpenError, UringDevice, check_kernel, run};

@@ -18,7 +18,8 @@
 //! name = "fast"
 //! class = "nvme"                      # nvme, ssd or hdd
 //! path = "/srv/nvme"                  # a directory or a block device
-//! size = "100GiB"
+//! size = "100GiB"                     # for slots; a label takes 64 KiB more
+//! overwrite = false                   # true: take the device though it is not empty; only for a new tier
 //! ```
 
 pub mod checks;
@@ -80,8 +81,10 @@ pub struct TierConfig {
     /// The file or block device that holds the slots.
     pub device: PathBuf,
     pub is_block_device: bool,
-    /// A multiple of the extent's size.
+    /// Bytes for slots, a multiple of the extent's size. The device has a header before them.
     pub size_bytes: u64,
+    /// A device that is not empty may be taken for a new tier.
+    pub overwrite: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -132,6 +135,8 @@ struct TierFile {
     class: String,
     path: PathBuf,
     size: String,
+    #[serde(default)]
+    overwrite: bool,
 }
 
 impl NodeConfig {
@@ -244,7 +249,14 @@ fn check_tiers(problems: &mut Problems, files: &[TierFile]) -> Vec<TierConfig> {
         } else if tiers.iter().any(|tier| tier.device == device) {
             problems.add(&key("path"), "another tier uses it", "every tier has a device of its own");
         }
-        tiers.push(TierConfig { name: file.name.clone(), class, device, is_block_device, size_bytes: size });
+        tiers.push(TierConfig {
+            name: file.name.clone(),
+            class,
+            device,
+            is_block_device,
+            size_bytes: size,
+            overwrite: file.overwrite,
+        });
     }
     tiers
 }

@@ -5,13 +5,15 @@
 //! ```
 //! Orders that must hold
 //! - Nothing is served, and the control plane is told nothing, before recovery is done and every address is bound.
-//! - A tier keeps its device number for life: the numbers stand in the maps, so they are recorded by name.
+//! - A tier keeps its device number for life: the numbers stand in the maps, so they are recorded by name. Its device
+//!   bears a label, without which it is not opened again.
 //! - Stopping loses nothing also when it is cut off: what was acknowledged as flushed already is durable.
 
 // The machine's side: sockets, signals, time of the runtime.
 #![allow(clippy::disallowed_methods, clippy::disallowed_types)]
 
 mod check;
+pub(crate) mod label;
 mod tiers;
 
 pub use check::{Checked, check, restore};
@@ -21,7 +23,7 @@ use crate::nbd::{self, NbdAddress, NbdListener, ServerSettings};
 use crate::{Node, NodeSettings, NodeStorage, Reservations, RestoredError, StartError};
 use drover_base::world::{Connection, Listener};
 use drover_base::{InstanceId, World};
-use drover_disk::{Device, KernelError, OpenError, UringDevice};
+use drover_disk::{Device, KernelError, Part};
 use drover_runtime::Workers;
 use drover_store::checkpoint::{CheckpointFile, CheckpointPlace};
 use drover_store::meta::{Meta, MetaError, rocks::RocksMeta};
@@ -34,6 +36,7 @@ use std::{fs, io};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 
+use label::{HEADER_BYTES, OpenTier};
 pub use tiers::TierError;
 
 /// Threads for hashing and compression.
@@ -67,8 +70,6 @@ pub enum DaemonError {
     Sound { meta: PathBuf },
     #[error("{path}: {error}")]
     Folder { path: PathBuf, error: io::Error },
-    #[error("tier {tier}: {error}")]
-    Device { tier: String, error: OpenError },
     #[error(transparent)]
     Tiers(#[from] TierError),
     #[error("{meta}: {error}")]
@@ -158,19 +159,18 @@ async fn refuse_lost_meta(config: &NodeConfig, meta: &dyn Meta) -> Result<(), Da
 }
 
 async fn open_storage(config: &NodeConfig, world: &World, meta: Rc<dyn Meta>) -> Result<NodeStorage, DaemonError> {
-    let ordered = tiers::in_recorded_order(&*meta, &config.tiers).await?;
+    let open = label::open_tiers(world, &config.id, &*meta, &config.tiers).await?;
     let mut devices: Vec<Rc<dyn Device>> = Vec::new();
-    for tier in &ordered {
-        let opened = if tier.is_block_device {
-            UringDevice::open(&tier.device)
-        } else {
-            UringDevice::open_or_create(&tier.device, tier.size_bytes)
-        };
-        let device = opened.map_err(|error| DaemonError::Device { tier: tier.name.clone(), error })?;
+    let mut ordered = Vec::new();
+    for OpenTier { tier, device } in open {
         if !device.direct() {
             tracing::warn!(target: "node", tier = %tier.name, "its file system has no O_DIRECT: slower, and memory is used twice");
         }
-        devices.push(Rc::new(device));
+        if tier.overwrite {
+            tracing::warn!(target: "node", tier = %tier.name, "overwrite has done its work: take it out of the settings");
+        }
+        devices.push(Rc::new(Part::behind(Rc::new(device), HEADER_BYTES)));
+        ordered.push(tier);
     }
     let specs = ordered.iter().map(|tier| TierSpec {
         name: tier.name.clone(),

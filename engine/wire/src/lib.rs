@@ -7,5 +7,6 @@ pub mod peer;
 pub mod preamble;
 pub mod rpc;
 pub mod seat_record;
+pub mod tier_label;
 
 pub use error::WireError;

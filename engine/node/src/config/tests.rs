@@ -31,6 +31,9 @@ fn a_good_file_is_read() {
     assert_eq!(config.tiers.len(), 1);
     assert_eq!(config.tiers[0].device, folder.path().join("fast.slots"));
     assert_eq!(config.tiers[0].size_bytes, 1 << 30);
+    assert!(!config.tiers[0].overwrite);
+    let overwrites = NodeConfig::parse(&text(folder.path(), |text| text + "overwrite = true\n")).unwrap();
+    assert!(overwrites.tiers[0].overwrite);
     assert_eq!(config.secret, [0; 32]);
     assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0, "checking must change nothing");
 }

@@ -52,6 +52,11 @@ fn an_unchecked_secret_is_caught() {
 }
 
 #[test]
+fn an_unchecked_label_is_caught() {
+    caught(Bug::LabelNotChecked, crate::daemon::label::tests::exchanged_tiers_are_refused);
+}
+
+#[test]
 fn a_mirror_that_is_not_awaited_is_caught() {
     caught(Bug::MirrorNotAwaited, flip::what_was_acknowledged_is_at_both_sides);
 }
