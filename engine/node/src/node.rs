@@ -18,11 +18,11 @@ use crate::nbd::{BlockExport, BlockService, ExportFacts, ExportName};
 use crate::peer_server;
 use crate::router::{Route, RoutedExport};
 use crate::seat::{EXPORT_PREFIX, SEAT_PREFIX, Seat};
-use crate::space::Reservations;
+use crate::space::{Reservations, SpaceWatch};
 use drover_base::world::{Connection, Listener};
 use drover_base::{Epoch, InstanceId, Instant, LocalFuture, MigrationId, VolumeId, World, units::EXTENT_BYTES};
 use drover_store::meta::{Meta, MetaError};
-use drover_store::{SpaceLevel, Store, TierClass, Tiers, Volume};
+use drover_store::{Store, TierClass, Tiers, Volume};
 use drover_wire::admin::{
     Export, Grant, NodeAddress, NodeRegistration, NodeReply, NodeRequest, NodeStatus, Role, TierStatus,
 };
@@ -374,7 +374,7 @@ async fn accept(node: Rc<Node>, mut listener: Box<dyn Listener>, serve: fn(&Rc<N
 /// What was last told of the tiers and volumes.
 #[derive(Default)]
 struct Told {
-    levels: BTreeMap<String, SpaceLevel>,
+    space: SpaceWatch,
     poisoned: BTreeMap<VolumeId, bool>,
 }
 
@@ -393,15 +393,7 @@ async fn watch(node: Weak<Node>, watches_tiers: bool) {
 
 impl Told {
     fn tiers(&mut self, node: &Node) {
-        for tier in node.tiers.usage() {
-            let before = self.levels.insert(tier.name.clone(), tier.level).unwrap_or(SpaceLevel::Normal);
-            let text = match tier.level {
-                level if level == before => continue,
-                SpaceLevel::Normal => format!("tier {} is below 80 % again", tier.name),
-                SpaceLevel::At80 => format!("tier {} is 80 % full", tier.name),
-                SpaceLevel::At90 => format!("tier {} is 90 % full", tier.name),
-                SpaceLevel::Full => format!("tier {} is full: writes that need space fail", tier.name),
-            };
+        for text in self.space.look(&node.tiers.usage()) {
             node.context.control.event("tier-space", None, text);
         }
     }

@@ -1,12 +1,13 @@
-//! Space of the tiers that migrations were promised.
+//! Space of the tiers: what migrations were promised of it, and what is told as it runs out.
 //!
 //! Invariants
 //! - A promise is refused unless all promises together fit what is free: what a migration has filled of its own is no
 //!   longer promised but used.
 //! - Promises are kept in the seats' records; this is their sum over the node's shards.
+//! - A level is told when it is reached, and as left only when clearly left: a tier at the edge tells it once.
 
 use drover_base::{VolumeId, units::EXTENT_BYTES};
-use drover_store::Tiers;
+use drover_store::{SpaceLevel, TierUsage, Tiers};
 use std::{
     collections::BTreeMap,
     sync::{Arc, Mutex, MutexGuard},
@@ -73,10 +74,88 @@ fn free_bytes(tiers: &Tiers) -> u64 {
     tiers.usage().iter().filter(|tier| !tier.poisoned).map(free).sum::<u64>() * EXTENT_BYTES
 }
 
+/// How far, in percent of the tier, it must fall below a level's threshold before the level counts as left.
+const HYSTERESIS_PERCENT: u64 = 2;
+
+/// What was last told of each tier's level.
+#[derive(Default)]
+pub(crate) struct SpaceWatch(BTreeMap<String, SpaceLevel>);
+
+impl SpaceWatch {
+    /// What is to be told now.
+    pub(crate) fn look(&mut self, tiers: &[TierUsage]) -> Vec<String> {
+        tiers.iter().filter_map(|tier| self.look_at(tier)).collect()
+    }
+
+    fn look_at(&mut self, tier: &TierUsage) -> Option<String> {
+        let told = self.0.entry(tier.name.clone()).or_insert(SpaceLevel::Normal);
+        // To be left behind, a level must not be reached with this much more used either.
+        let margin = (tier.slots_total.saturating_mul(HYSTERESIS_PERCENT) / 100).max(1);
+        let left = SpaceLevel::of(tier.slots_used.saturating_add(margin), tier.slots_total);
+        let level = tier.level.max(left.min(*told));
+        let before = std::mem::replace(told, level);
+        let name = &tier.name;
+        match level {
+            _ if level == before => None,
+            SpaceLevel::Full => Some(format!("tier {name} is full: writes that need space fail")),
+            SpaceLevel::At90 if before == SpaceLevel::Full => {
+                Some(format!("tier {name} has room again, and is still 90 % full"))
+            }
+            SpaceLevel::At90 => Some(format!("tier {name} is 90 % full")),
+            SpaceLevel::At80 if before > level => Some(format!("tier {name} is below 90 % again, and still 80 % full")),
+            SpaceLevel::At80 => Some(format!("tier {name} is 80 % full")),
+            SpaceLevel::Normal => Some(format!("tier {name} is below 80 % again")),
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use drover_store::{TierClass, TierSpec};
+
+    /// What is told while a tier of so many slots has, one after the other, so many used.
+    fn told(slots: u64, used: &[u64]) -> Vec<String> {
+        let mut watch = SpaceWatch::default();
+        let mut taken = Vec::new();
+        let tiers = Tiers::new(vec![TierSpec { name: "t".into(), class: TierClass::Nvme, slots }]);
+        let mut look = |used: &u64| {
+            let used = *used as usize;
+            match taken.len() < used {
+                true => taken.extend(tiers.allocate(used - taken.len()).unwrap()),
+                false => tiers.free(&taken.split_off(used)),
+            }
+            watch.look(&tiers.usage())
+        };
+        used.iter().flat_map(&mut look).collect()
+    }
+
+    #[test]
+    fn each_threshold_is_told_upwards_and_downwards() {
+        let all = told(1000, &[799, 800, 900, 999, 1000, 979, 879, 779]);
+        let expected = [
+            "tier t is 80 % full",
+            "tier t is 90 % full",
+            "tier t is full: writes that need space fail",
+            "tier t has room again, and is still 90 % full",
+            "tier t is below 90 % again, and still 80 % full",
+            "tier t is below 80 % again",
+        ];
+        assert_eq!(all, expected);
+        assert_eq!(told(1000, &[1000, 0]), [expected[2], expected[5]], "what lies between is passed over");
+    }
+
+    /// A guest that writes and discards at a threshold would fill the log with one event a look.
+    #[test]
+    fn a_tier_at_the_edge_of_a_level_tells_it_once() {
+        for edge in [800, 900, 1000] {
+            let hovering: Vec<u64> = (0..100).map(|turn| if turn % 2 == 0 { edge } else { edge - 20 }).collect();
+            assert_eq!(told(1000, &hovering).len(), 1, "at {edge}");
+            assert_eq!(told(1000, &[edge, edge - 20, edge - 21, edge]).len(), 3, "at {edge}");
+        }
+        // A tier so small that the margin is less than a slot.
+        assert_eq!(told(10, &[10, 9, 10, 9]), ["tier t is full: writes that need space fail"]);
+    }
 
     #[test]
     fn promises_are_kept_apart_and_shrink_as_they_are_filled() {

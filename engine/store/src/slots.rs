@@ -44,6 +44,18 @@ pub enum SpaceLevel {
     Full,
 }
 
+impl SpaceLevel {
+    /// The level of a tier with so many slots, of which so many are used.
+    pub fn of(slots_used: u64, slots_total: u64) -> Self {
+        match slots_used.saturating_mul(100) {
+            _ if slots_used >= slots_total => Self::Full,
+            share if share >= slots_total.saturating_mul(90) => Self::At90,
+            share if share >= slots_total.saturating_mul(80) => Self::At80,
+            _ => Self::Normal,
+        }
+    }
+}
+
 /// A tier's slots, counted.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TierUsage {
@@ -350,12 +362,6 @@ impl Tier {
         let slots_total = self.spec.slots;
         let slots_held = self.held_count();
         let slots_used = self.taken_count - slots_held;
-        let level = match slots_used.saturating_mul(100) {
-            _ if slots_used >= slots_total => SpaceLevel::Full,
-            share if share >= slots_total.saturating_mul(90) => SpaceLevel::At90,
-            share if share >= slots_total.saturating_mul(80) => SpaceLevel::At80,
-            _ => SpaceLevel::Normal,
-        };
         TierUsage {
             name: self.spec.name.clone(),
             class: self.spec.class,
@@ -363,7 +369,7 @@ impl Tier {
             slots_used,
             slots_held,
             poisoned: self.poisoned,
-            level,
+            level: SpaceLevel::of(slots_used, slots_total),
         }
     }
 }
