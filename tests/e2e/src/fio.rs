@@ -28,6 +28,8 @@ pub struct Running(Child);
 impl Fio {
     /// Writes zeroes all over the area, through that endpoint, and flushes them.
     pub fn prepare(endpoint: &Endpoint, export: &str, area: Area, folder: &Path, seed: u64) -> Self {
+        // Of the run before nothing is left that could be taken for this one's.
+        let _ = std::fs::remove_dir_all(folder);
         std::fs::create_dir_all(folder).expect("a folder for fio");
         let mut client = Client::connect(&endpoint.socket, export).expect("the endpoint answers");
         for index in 0..area.blocks {
@@ -52,10 +54,11 @@ impl Fio {
         Running(fio.spawn().expect("fio runs"))
     }
 
-    /// Reads and compares every block of which the run before was answered that it is written.
+    /// Reads and compares every block of which the run before was answered that it is written. One after the other:
+    /// with more in flight fio reads past its state, into what was never answered.
     pub fn verify_saved(&self, uri: &str) -> Result<(), String> {
         let mut fio = self.command(uri);
-        fio.args(["--verify_only", "--verify_state_load=1", "--verify_state_save=0"]);
+        fio.args(["--verify_only", "--verify_state_load=1", "--verify_state_save=0", "--iodepth=1"]);
         succeeded(&fio.output().expect("fio runs"))
     }
 
@@ -84,20 +87,57 @@ fn succeeded(output: &Output) -> Result<(), String> {
 }
 
 /// nbdkit before a node's export, which makes every write durable before it is answered (FUA): what its client is
-/// answered a kill of the node must not take. Its URI comes with it.
-pub fn flushing_proxy(cluster: &Cluster, node: usize, export: &str) -> (Daemon, String) {
-    let socket = cluster.folder().join("flushing.sock");
-    let uri = format!("uri={}", cluster.uri(node, export));
-    let arguments =
-        ["-f", "-U", &socket.display().to_string(), "--filter=fua", "nbd", &uri, "fuamode=force"].map(String::from);
-    let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
-    let log = cluster.folder().join("nbdkit.log");
-    let mut proxy = Daemon::new("nbdkit", Path::new("nbdkit"), &arguments, &log);
-    proxy.start().expect("nbdkit starts");
-    let deadline = Instant::now() + Duration::from_secs(20);
-    while !socket.exists() {
-        assert!(proxy.is_running() && Instant::now() < deadline, "nbdkit: {}", proxy.log());
-        std::thread::sleep(Duration::from_millis(5));
+/// answered a kill of the node must not take.
+pub struct FlushingProxy {
+    daemon: Daemon,
+    socket: PathBuf,
+    requests: PathBuf,
+}
+
+impl FlushingProxy {
+    pub fn start(cluster: &Cluster, node: usize, export: &str) -> Self {
+        let at = |name: &str| cluster.folder().join(name);
+        let (socket, requests) = (at("nbdkit.sock"), at("nbdkit.requests"));
+        let arguments = [
+            "-f",
+            "-U",
+            &socket.display().to_string(),
+            "--filter=log",
+            "--filter=fua",
+            "nbd",
+            &format!("uri={}", cluster.uri(node, export)),
+            "fuamode=force",
+            &format!("logfile={}", requests.display()),
+            "logappend=true",
+        ];
+        let mut daemon = Daemon::new("nbdkit", Path::new("nbdkit"), &arguments, &at("nbdkit.log"));
+        daemon.start().expect("nbdkit starts");
+        let mut proxy = Self { daemon, socket, requests };
+        proxy.wait("nbdkit to listen", |proxy| proxy.socket.exists());
+        proxy
     }
-    (proxy, format!("nbd+unix:///?socket={}", socket.display()))
+
+    pub fn uri(&self) -> String {
+        format!("nbd+unix:///?socket={}", self.socket.display())
+    }
+
+    /// Forgets the writes that have come.
+    pub fn forget(&self) {
+        std::fs::File::create(&self.requests).expect("the list of requests is emptied");
+    }
+
+    /// Waits until so many writes have come since they were forgotten.
+    pub fn wait_writes(&mut self, count: usize) {
+        let writes = |requests: &Path| std::fs::read_to_string(requests).unwrap_or_default().matches(" Write ").count();
+        self.wait("writes", |proxy| writes(&proxy.requests) >= count);
+    }
+
+    fn wait(&mut self, what: &str, is_done: impl Fn(&Self) -> bool) {
+        let deadline = Instant::now() + Duration::from_secs(60);
+        while !is_done(self) {
+            assert!(Instant::now() < deadline, "waiting for {what}: {}", self.daemon.log());
+            assert!(self.daemon.is_running(), "nbdkit ended: {}", self.daemon.log());
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
 }

@@ -3,6 +3,7 @@
 mod api;
 mod client;
 mod cluster;
+mod ends;
 mod fio;
 mod link;
 mod prober;
@@ -15,7 +16,8 @@ mod writer;
 pub use api::{Api, Failure};
 pub use client::{BLOCK, Client};
 pub use cluster::{Cluster, Endpoint, Layout, drover_program, node_name};
-pub use fio::{Fio, flushing_proxy};
+pub use ends::Ends;
+pub use fio::{Fio, FlushingProxy};
 pub use link::Link;
 pub use prober::{Probe, Prober, Seen};
 pub use process::Daemon;

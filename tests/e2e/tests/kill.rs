@@ -3,7 +3,7 @@
 //!
 //! 50 moments, times `DROVER_SOAK`; `DROVER_SEED` says which.
 
-use drover_e2e::{Area, Cluster, Fio, Layout, OnLoss, Random, Writer, flushing_proxy};
+use drover_e2e::{Area, Cluster, Ends, Fio, FlushingProxy, Layout, OnLoss, Random, Writer};
 use std::{
     sync::atomic::{AtomicBool, Ordering::Relaxed},
     thread,
@@ -39,7 +39,7 @@ fn nothing_is_lost_when_the_holder_is_killed() {
     let mut random = Random::new(seed);
     let direct = Writer::start(&cluster.socket(0), "v", DIRECT, OnLoss::Reconnect, seed);
     let gateway = Writer::start(&cluster.socket(1), "v", GATEWAY, OnLoss::Fail, seed + 1);
-    let (_proxy, flushing) = flushing_proxy(&cluster, 0, "v");
+    let mut flushing = FlushingProxy::start(&cluster, 0, "v");
     let (fios, is_over) = (folder.path().join("fio"), AtomicBool::new(false));
     let endpoint = cluster.endpoint(1);
     let (mut cut_off, mut verified) = (0, 0);
@@ -54,13 +54,15 @@ fn nothing_is_lost_when_the_holder_is_killed() {
             }
             runs
         });
+        let ends = Ends(&is_over);
         for round in 1..=rounds {
             direct.wait_flushes(5);
             gateway.wait_flushes(5);
             let fio = Fio::prepare(&cluster.endpoint(0), "v", FIO_DIRECT, &fios.join("direct"), seed + round);
-            let running = fio.start_writing(&flushing);
-            // It takes some 200 ms to connect.
-            thread::sleep(Duration::from_micros(200_000 + random.below(400_000)));
+            flushing.forget();
+            let running = fio.start_writing(&flushing.uri());
+            flushing.wait_writes(16);
+            thread::sleep(Duration::from_micros(random.below(300_000)));
             cluster.nodes[0].kill();
             cut_off += u64::from(running.was_cut_off());
             thread::sleep(Duration::from_millis(random.below(100)));
@@ -72,7 +74,7 @@ fn nothing_is_lost_when_the_holder_is_killed() {
                 .unwrap_or_else(|error| panic!("round {round}: fio was answered what is not there: {error}"));
             assert!(!through_gateway.is_finished(), "fio at the gateway failed");
         }
-        is_over.store(true, Relaxed);
+        drop(ends);
         verified = through_gateway.join().expect("fio at the gateway sees nothing wrong");
     });
     gateway.wait_flushes(5);

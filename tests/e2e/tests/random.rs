@@ -6,7 +6,7 @@
 //!
 //! 50 kills, times `DROVER_SOAK`; `DROVER_SEED` says when and whom.
 
-use drover_e2e::{Api, Area, Cluster, Layout, OnLoss, Random, Writer, assert_one_holder_per_epoch, node_name};
+use drover_e2e::{Api, Area, Cluster, Ends, Layout, OnLoss, Random, Writer, assert_one_holder_per_epoch, node_name};
 use serde_json::{Value, json};
 use std::{
     collections::BTreeMap,
@@ -63,6 +63,7 @@ fn kills_at_random_times_lose_nothing_and_every_migration_ends() {
         let api = cluster.api.another();
         let is_over = &is_over;
         let mover = scope.spawn(move || move_about(&api, is_over, Random::new(seed + 100)));
+        let over = Ends(is_over);
         let mut random = Random::new(seed);
         for _ in 0..kills {
             thread::sleep(Duration::from_millis(random.below(1_200)));
@@ -71,7 +72,7 @@ fn kills_at_random_times_lose_nothing_and_every_migration_ends() {
             *phases.entry(phase).or_insert(0u64) += 1;
             kill_one(&mut cluster, &mut random);
         }
-        is_over.store(true, Relaxed);
+        drop(over);
         mover.join().expect("every migration ends")
     });
     println!("killed in {phases:?}; ended {ends:?}");
