@@ -1,8 +1,10 @@
-//! Faults by chance: one after the other in a lane, several lanes at once.
+//! Faults by chance: one after the other in a lane, several lanes at once, and one that is aimed at a phase: the
+//! moments in which a lease moves are too short to be met by chance.
 
 use crate::world::Cluster;
 use drover_sim::runtime::{Generator, NetConfig};
 use drover_sim::storage::End;
+use drover_types::Phase;
 use std::{cell::Cell, time::Duration};
 
 const PROCESSES: [&str; 4] = ["a", "b", "gateway", "control"];
@@ -17,6 +19,59 @@ pub async fn lane(cluster: &Cluster, mut random: Generator, count: u64, done: &C
         fault(cluster, &mut random).await;
         done.set(done.get() + 1);
     }
+}
+
+/// Phases are looked at this often: a flip takes longer.
+const AIM_PERIOD: Duration = Duration::from_millis(2);
+/// A migration that has not come to the phase by then is let be.
+const AIM_PATIENCE: Duration = Duration::from_secs(120);
+
+/// One fault as soon as the migration is in a phase that is drawn before; nothing where it never is.
+pub async fn aimed(cluster: &Cluster, mut random: Generator, phase: impl Fn() -> Option<Phase>, done: &Cell<u64>) {
+    let sim = &cluster.sim;
+    let at = *random.pick(&[Phase::Flipping, Phase::Settling, Phase::Settling, Phase::RollingBack]);
+    let deadline = sim.now() + AIM_PATIENCE;
+    while phase() != Some(at) {
+        if sim.now() > deadline || phase().is_some_and(Phase::is_final) {
+            return;
+        }
+        sim.sleep(AIM_PERIOD).await;
+    }
+    sim.sleep(Duration::from_micros(random.below(20_000))).await;
+    let holder = if at == Phase::Flipping { "a" } else { "b" };
+    cluster.tell(&format!("aimed at {at}"));
+    match random.below(3) {
+        0 => {
+            let lasts = Duration::from_millis(random.between(1_000, 12_000));
+            cluster.tell(&format!("control and {holder} are cut for {lasts:?}"));
+            sim.partition("control", holder);
+            sim.sleep(lasts).await;
+            sim.heal("control", holder);
+        }
+        1 => gone_alone(cluster, &mut random, holder).await,
+        _ => absent(cluster, &mut random, holder).await,
+    }
+    done.set(done.get() + 1);
+}
+
+/// The two sides are cut, the holder serves alone for a while, then it is gone for longer than its lease.
+async fn gone_alone(cluster: &Cluster, random: &mut Generator, holder: &'static str) {
+    cluster.tell("the sides are cut");
+    cluster.sim.partition("a", "b");
+    cluster.sim.sleep(Duration::from_millis(random.between(1_000, 5_000))).await;
+    absent(cluster, random, holder).await;
+    cluster.sim.heal("a", "b");
+}
+
+/// It loses power, and comes back past its lease.
+async fn absent(cluster: &Cluster, random: &mut Generator, name: &'static str) {
+    let name = take(cluster, random, &[name]).await;
+    let lasts = Duration::from_millis(random.between(PAST_LEASE_MS.0, PAST_LEASE_MS.1));
+    cluster.tell(&format!("{name} loses power for {lasts:?}"));
+    cluster.kill_node(name, End::PowerLost);
+    cluster.sim.sleep(lasts).await;
+    cluster.start_node(name).await;
+    give_back(cluster, name);
 }
 
 /// One of `among` that no fault has down or paused, held for the caller; waits until there is one.

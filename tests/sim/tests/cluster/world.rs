@@ -11,7 +11,7 @@ use drover_node::{Node, NodeSettings, NodeStorage, Reservations};
 use drover_sim::runtime::Sim;
 use drover_sim::storage::{End, Opened, Storage};
 use drover_store::{Store, StoreConfig, TierClass, TierSpec, Tiers};
-use drover_types::{CreateExport, CreateVolume};
+use drover_types::{CreateExport, CreateVolume, Phase};
 use drover_wire::admin::{NodeAddress, Role};
 use std::{
     cell::{Cell, RefCell},
@@ -157,6 +157,19 @@ impl Cluster {
             .filter(|(_, volume)| volume.role == Role::Holder)
             .map(|(name, volume)| (name, volume.volume, volume.epoch.0))
             .collect()
+    }
+
+    /// Where the migration stands; `None`: the control plane is down.
+    pub fn phase(&self, migration: &str) -> Option<Phase> {
+        let control = self.control.borrow();
+        Some(control.as_ref()?.show_migration(migration).ok()?.value.phase)
+    }
+
+    /// Whether the control plane says that a lease was taken over.
+    pub fn is_taken_over(&self) -> bool {
+        let control = self.control.borrow();
+        let events = control.as_ref().map(|control| control.events(0, 10_000, None)).unwrap_or_default();
+        events.iter().any(|event| event.kind == "migration.taken_over")
     }
 
     /// What the control plane says happened.
