@@ -47,8 +47,6 @@ bugs! {
     CleanWithoutFlush,
     /// A mirrored write is answered before the destination has it.
     MirrorNotAwaited,
-    /// Mirroring begins while older copies of what is written have yet to be put on the stream.
-    MirrorOverCopies,
     /// The holder applies without looking at its epoch and lease.
     EpochNotChecked,
     /// The holder acknowledges without looking at its epoch and lease again.

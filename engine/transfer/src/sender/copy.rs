@@ -19,7 +19,6 @@ use super::{Sender, State, Step, Up};
 use crate::compress::{Piece, pack};
 use crate::ledger::{Flight, Taken};
 use drover_base::limits::SEND_WINDOW_BYTES;
-use drover_base::planted::{Bug, is_planted};
 use drover_base::units::{BLOCK_BYTES, BLOCKS_PER_EXTENT, EXTENT_BYTES, EXTENTS_PER_REGION};
 use drover_base::{BlockMask, ByteRange, ExtentIndex, Instant, IoError, LocalFuture, RegionIndex};
 use drover_disk::Buffer;
@@ -192,8 +191,7 @@ impl State {
 
     /// Begins to mirror if that was asked for, no run is without its locks, and what is on its way fits the window.
     pub fn mirror_if_calm(&mut self) {
-        let is_ordered = self.copy.unlocked == 0 || is_planted(Bug::MirrorOverCopies);
-        self.mirror |= self.mirror_asked && is_ordered && self.copy.bytes_in_flight <= MIRROR_WINDOW_BYTES;
+        self.mirror |= self.mirror_asked && self.copy.unlocked == 0 && self.copy.bytes_in_flight <= MIRROR_WINDOW_BYTES;
     }
 
     fn end_round(&mut self) {

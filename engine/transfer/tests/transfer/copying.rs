@@ -51,7 +51,7 @@ fn writes_to_what_is_being_copied_are_not_lost() {
 }
 
 /// Mirroring is asked for while much is being copied, and what is copied is written.
-pub async fn mirroring_at_any_moment(sim: Sim) -> Result<(), String> {
+async fn mirroring_at_any_moment(sim: Sim) -> Result<(), String> {
     let mut random = sim.generator("when");
     let mut pair = Pair::new(&sim, options()).await;
     pair.model.start(&pair.from);

@@ -53,8 +53,3 @@ fn way_back_not_recorded_is_caught() {
 fn digest_crossed_is_caught() {
     is_caught(Bug::DigestCrossed, 0..5, proving::proven_under_constant_writes);
 }
-
-#[test]
-fn mirror_over_copies_is_caught() {
-    is_caught(Bug::MirrorOverCopies, 0..60, copying::mirroring_at_any_moment);
-}
