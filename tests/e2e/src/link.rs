@@ -49,12 +49,6 @@ impl Link {
         Ok(())
     }
 
-    /// Takes the link between the hosts down or up; both still reach the root namespace.
-    pub fn set_up(&self, up: bool) -> io::Result<()> {
-        let state = if up { "up" } else { "down" };
-        ip(&format!("-n {} link set between {state}", self.namespace(0)))
-    }
-
     pub fn namespace(&self, host: usize) -> String {
         format!("{}h{host}", self.prefix)
     }

@@ -116,14 +116,6 @@ impl Storage {
             State::Open { .. } => panic!("the storage is open"),
         }
     }
-
-    /// Metadata is gone, as if its directory had been deleted.
-    pub fn lose_metadata(&self) {
-        match &mut *self.state.borrow_mut() {
-            State::Closed { meta, .. } => meta.clear(),
-            State::Open { .. } => panic!("the storage is open"),
-        }
-    }
 }
 
 #[cfg(test)]
