@@ -46,9 +46,9 @@ impl Client {
     }
 
     /// The error number, 0 for none.
-    pub fn write(&mut self, offset: u64, block: &[u8; BLOCK]) -> io::Result<u32> {
-        let request = self.request(WRITE, offset, BLOCK as u32);
-        self.stream.write_all(&[&request[..], block].concat())?;
+    pub fn write(&mut self, offset: u64, data: &[u8]) -> io::Result<u32> {
+        let request = self.request(WRITE, offset, data.len() as u32);
+        self.stream.write_all(&[&request[..], data].concat())?;
         self.answer()
     }
 

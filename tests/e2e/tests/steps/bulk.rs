@@ -3,6 +3,7 @@
 use drover_e2e::{BLOCK, Client, Cluster, Random};
 
 const OFFSET: u64 = 4 << 20;
+const REQUEST_BLOCKS: usize = 128;
 
 /// What was last written there.
 pub struct Bulk {
@@ -17,11 +18,14 @@ impl Bulk {
         bulk
     }
 
-    /// Writes all of it anew, every block different from before.
+    /// Writes all of it anew, every block different from before; in large requests, so that it is done several times
+    /// while a throttled round lasts, even where each write waits for a flush.
     pub fn rewrite(&mut self, client: &mut Client) {
         self.pass += 1;
-        for index in 0..self.blocks {
-            let error = client.write(offset(index), &self.block(index)).expect("the connection lives");
+        for first in (0..self.blocks).step_by(REQUEST_BLOCKS) {
+            let end = self.blocks.min(first + REQUEST_BLOCKS as u64);
+            let data: Vec<u8> = (first..end).flat_map(|index| self.block(index)).collect();
+            let error = client.write(offset(first), &data).expect("the connection lives");
             assert_eq!(error, 0, "a write of the bulk");
         }
     }
