@@ -41,6 +41,10 @@ impl At {
         Self { moment: Moment::After, step: step.into() }
     }
 
+    fn is_cleanup(&self) -> bool {
+        self.step.starts_with("cleaned_up ")
+    }
+
     /// The line without the migration's id.
     fn parse(line: &str) -> Self {
         let mut words = line.trim_end().splitn(3, ' ');
@@ -101,7 +105,8 @@ impl Steps {
         Self { shared, socket: socket.into(), held, go, thread: Some(thread) }
     }
 
-    /// These are to be held, one after the other, each when it comes for the first time after the one before.
+    /// These are to be held, one after the other, each when it comes for the first time after the one before; those of a
+    /// clean-up that follow each other in any order.
     pub fn want(&self, steps: impl IntoIterator<Item = At>) {
         *self.shared.wanted.lock().expect("no thread panics") = steps.into_iter().collect();
         self.shared.seen.lock().expect("no thread panics").clear();
@@ -133,11 +138,10 @@ fn serve(shared: &Shared, stream: UnixStream, holding: &mpsc::Sender<At>, going:
         let at = At::parse(&line);
         let is_wanted = {
             let mut wanted = shared.wanted.lock().expect("no thread panics");
-            let is_wanted = wanted.front() == Some(&at);
-            if is_wanted {
-                wanted.pop_front();
-            }
-            is_wanted
+            // The nodes are told at once that it is over: their answers come in any order.
+            let any_order = wanted.iter().take_while(|at| at.is_cleanup()).count();
+            let place = wanted.iter().take(any_order.max(1)).position(|wanted| *wanted == at);
+            place.and_then(|place| wanted.remove(place)).is_some()
         };
         shared.seen.lock().expect("no thread panics").push(line);
         // Whoever waits may have given up.
