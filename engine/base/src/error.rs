@@ -32,6 +32,9 @@ pub enum IoError {
     TimedOut,
     #[error("the connection to the node that holds the volume broke")]
     Disconnected,
+    /// This node was away for too long after the holder had restarted, and others went on.
+    #[error("writes that were acknowledged are lost; what was read before may be wrong: connect again")]
+    WritesLost,
 }
 
 /// What a caller can do about an [`IoError`].
@@ -53,7 +56,7 @@ impl IoError {
             Self::Fenced { .. } | Self::Moved { .. } | Self::NotHere | Self::Disconnected => Remedy::Retry,
             Self::OutOfRange { .. } | Self::TooLarge { .. } | Self::NotFast => Remedy::FixInput,
             Self::Poisoned => Remedy::Reopen,
-            Self::NoSpace | Self::Device | Self::Corrupt | Self::TimedOut => Remedy::Report,
+            Self::NoSpace | Self::Device | Self::Corrupt | Self::TimedOut | Self::WritesLost => Remedy::Report,
         }
     }
 }

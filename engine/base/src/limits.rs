@@ -39,6 +39,9 @@ pub const SNAPSHOTS_MAX: usize = 256;
 /// How long two processes may take to show each other that they belong to one cluster: two round trips.
 pub const PREAMBLE_DEADLINE: Duration = Duration::from_secs(5);
 
+/// What a node keeps with a volume: a handful of numbers and a node's name.
+pub const NOTE_BYTES_MAX: usize = 4096;
+
 /// Nominal life of a timed lease.
 pub const LEASE_TTL: Duration = Duration::from_secs(9);
 

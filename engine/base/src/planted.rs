@@ -61,6 +61,10 @@ bugs! {
     LossNotTold,
     /// What a checkpoint says of leases is believed after a restore.
     RestoredLeaseTrusted,
+    /// A holder takes every replay, of whatever term.
+    ReplayOverNewer,
+    /// Another's write does not end the term of the one whose gateway keeps writes.
+    SecondWriterNotTold,
     /// The lease moves before the source has drained.
     FlipWithoutDrain,
     /// A forced takeover does not wait for the lease to run out.

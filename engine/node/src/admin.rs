@@ -17,6 +17,7 @@ use drover_store::StoreError;
 use drover_store::meta::Batch;
 use drover_wire::admin::{Export, NodeReply, NodeRequest, Refusal, Role};
 use drover_wire::seat_record::{LegDirection, SeatRecord, encode_export};
+use drover_wire::writer_record::WriterRecord;
 use std::rc::Rc;
 
 pub(crate) type Outcome = Result<NodeReply, Refusal>;
@@ -76,7 +77,8 @@ impl Node {
             }
             Ask::RollbackSnapshot { volume, name } => {
                 let (seat, _turn) = self.free_holder(volume).await?;
-                seat.volume.rollback(&name).await.map_err(refusal_of)?;
+                // What gateways keep is of the content that is given up.
+                seat.end_term(seat.volume.rollback(&name)).await.map_err(refusal_of)?;
                 Ok(NodeReply::Done)
             }
             Ask::DeleteSnapshot { volume, name } => {
@@ -117,7 +119,7 @@ impl Node {
         };
         // Not served before the record is durable: a crash in between leaves a volume that nobody holds.
         self.write_record(volume, &record).await?;
-        self.seat_volume(made, record);
+        self.seat_volume(made, record, WriterRecord::default());
         Ok(NodeReply::Done)
     }
 
@@ -213,19 +215,26 @@ impl Node {
         seat.sessions.drained(all).await;
         // While the volume is poisoned every answer is an error: those that waited for the other side, too.
         crate::grants::stop_sending(&seat);
-        let (reopened, route) = (seat.clone(), self.known_route(volume).filter(|_| seat.is_holder()));
+        let held = seat.writers.hold().await;
+        let (reopened, route) = (seat.clone(), self.known_route(volume));
         let lose = move || {
             if is_planted(Bug::LossNotTold) {
                 return;
             }
+            // A note that cannot be read leaves the volume to nobody.
+            if let Ok(writers) = WriterRecord::decode(&reopened.volume.note()) {
+                let owes = crate::writers::writer_may_owe(&reopened.context, route.as_deref(), &writers);
+                reopened.writers.load(writers, owes);
+            }
             reopened.new_instance();
             // Those that came meanwhile were told the instance of before.
             reopened.sessions.close(all);
-            if let Some(route) = route {
+            if let Some(route) = route.filter(|_| reopened.is_holder()) {
                 route.lost_unflushed();
             }
         };
         self.context.store.reopen_with(volume, lose).await.map_err(refusal_of)?;
+        drop(held);
         self.resume_return_mirror(&seat);
         self.context.control.event("reopened", Some(volume), "opened through recovery; unflushed writes may be lost");
         Ok(NodeReply::Done)

@@ -1,21 +1,21 @@
 //! Forwards the I/O of this node's exports of a volume to the node that holds it.
 //!
 //! ```text
-//!  router ──► attempt ──► link up? ──no──► find the holder, connect, replay if its instance changed
-//!                 │ yes                         (nothing new is sent before all of the log is there again)
-//!                 └──► request ──► answer: a mutation enters the log, then the client is told
+//!  router ──► attempt ──► link up? ──no──► find the holder, connect, replay if it says so
+//!                 │ yes                         (nothing new is sent before all of the log is there again, durably)
+//!                 └──► request ──► answer: a mutation that is not durable enters the log, then the client is told
 //! ```
 //! Invariants
-//! - An acknowledged mutation is in the log until a flush that was sent after its acknowledgement has succeeded, or
-//!   the holder said that it moved with everything flushed.
+//! - An acknowledged mutation that was not durable is in the log until a flush that was sent after its acknowledgement
+//!   has succeeded, or the holder said that all of its term is durable (`writers`).
+//! - The holder judges the log whenever a connection begins. Where it went on without what is in there, every export
+//!   that was open then fails: its clients were promised what is lost.
 //! - An answer counts only while the connection it came by is the current one: a mutation whose answer came by an
 //!   older one is sent again, since it is not in what was replayed.
 //! - Mutations that overlap are sent one after the other, so the log's order is the order of application.
 //! - A read waits for mutations under way of what it reads: it never shows what a restart of the holder could still
 //!   take back until the mutation is sent again.
 //! - A mutation that is given up takes its connection with it: the holder fences it before the session goes on.
-//! - What one gateway replays may lie over what another has written since: clients of several nodes that write the same
-//!   blocks have to flush before they hand over, as every cluster file system and every migrating VM does.
 //! - The log is bounded; a mutation that has no room waits for a flush. Reads are never kept.
 
 use crate::backoff::Backoff;
@@ -24,11 +24,14 @@ use crate::overlap::Changing;
 use crate::peer_client::{ConnectError, Introduction, PeerClient};
 use crate::replay_log::{Mutation, ReplayLog};
 use crate::seat::Seat;
-use drover_base::limits::REPLAY_LOG_BYTES_MAX;
+use crate::writers::Way;
+use bytes::Bytes;
+use drover_base::limits::{HOLD_DEADLINE, REPLAY_LOG_BYTES_MAX};
 use drover_base::planted::{Bug, is_planted};
-use drover_base::{Epoch, InstanceId, IoError, NodeId, SessionId, VolumeId, error::Remedy};
+use drover_base::{Epoch, InstanceId, IoError, NodeId, VolumeId, error::Remedy};
 use drover_wire::admin::NodeAddress;
-use drover_wire::peer::{Answer, Operation, Purpose};
+use drover_wire::peer::{Answer, LogVerdict, Operation, Purpose};
+use drover_wire::writer_record::Writer;
 use std::{
     cell::{Cell, RefCell},
     rc::Rc,
@@ -42,18 +45,19 @@ const REPLAY_BATCH: usize = 64;
 /// A flush begins by itself when the log is this full, so that writers seldom wait for one.
 const FLUSH_EARLY_BYTES: u64 = REPLAY_LOG_BYTES_MAX / 2;
 
-/// While the log is not empty a lost holder is looked for without a request asking for it: what is in the log is
-/// missing there for other clients too.
+/// A lost holder is looked for without a request asking for it: what is in the log is missing there for other clients
+/// too, and they wait to hear that nothing is.
 const RECONNECT_PERIOD: (Duration, Duration) = (Duration::from_millis(20), Duration::from_secs(1));
+
+/// For how long, where the log is empty: a holder that stays away for longer than any request waits is not waited for.
+const RECONNECT_EMPTY_MAX: Duration = HOLD_DEADLINE;
 
 /// How often a silent holder is looked at, and for how long it may be silent before the control plane is asked whether
 /// the volume is elsewhere by now.
 const LOOK_PERIOD: Duration = Duration::from_millis(500);
 const SILENCE_MAX: Duration = Duration::from_secs(2);
 
-/// How long the former holder may take to say that what it acknowledged is durable here: it is told of the new lease
-/// right after this node is. Less than what a replay of a full log takes.
-const FAREWELL_MAX: Duration = Duration::from_millis(100);
+const FLUSH: Operation = Operation::Flush { note: Bytes::new() };
 
 struct Link {
     client: Rc<PeerClient>,
@@ -70,12 +74,14 @@ struct Holder {
 pub(crate) struct Gateway {
     context: Rc<Context>,
     volume: VolumeId,
-    session: SessionId,
+    writer: Rc<Writer>,
     sequence: Rc<Cell<u64>>,
     link: RefCell<Option<Link>>,
     connecting: tokio::sync::Mutex<()>,
     holder: RefCell<Option<Holder>>,
     log: RefCell<ReplayLog>,
+    /// How often what was in the log got lost.
+    losses: Cell<u64>,
     /// Cost of mutations under way, which the log must have room for.
     coming_bytes: Cell<u64>,
     /// A mutation under way has ended.
@@ -111,17 +117,17 @@ impl Drop for GivenUp<'_> {
 }
 
 impl Gateway {
-    pub fn new(context: Rc<Context>, volume: VolumeId) -> Rc<Self> {
-        let session = SessionId(context.world.random.next_u64());
+    pub fn new(context: Rc<Context>, volume: VolumeId, writer: Rc<Writer>) -> Rc<Self> {
         Rc::new(Self {
             context,
             volume,
-            session,
+            writer,
             sequence: Rc::default(),
             link: RefCell::default(),
             connecting: tokio::sync::Mutex::new(()),
             holder: RefCell::default(),
             log: RefCell::default(),
+            losses: Cell::new(0),
             coming_bytes: Cell::new(0),
             left: Notify::new(),
             flushing: tokio::sync::Mutex::new(()),
@@ -135,7 +141,7 @@ impl Gateway {
     pub async fn attempt(self: &Rc<Self>, operation: &Operation) -> Result<Answer, IoError> {
         match mutation(operation) {
             Some((mutation, durable)) => self.mutate(operation, mutation, durable).await,
-            None if *operation == Operation::Flush => self.flush().await.map(|()| Answer::Done),
+            None if matches!(operation, Operation::Flush { .. }) => self.flush().await.map(|()| Answer::Done),
             None => {
                 if let Operation::Read { range } = operation {
                     self.changing.settled(*range).await;
@@ -145,12 +151,10 @@ impl Gateway {
         }
     }
 
-    /// The volume is served by this node itself from now on. What is in the log is replayed there first, unless the
-    /// former holder says that it need not: so the connection to it stays until then.
+    /// The volume is served by this node itself from now on. What is in the log is replayed there first, if it may be
+    /// missing there: after a flip it is not.
     pub fn became_local(&self) {
-        if !self.owes_replay() {
-            self.close();
-        }
+        self.close();
         self.holder.take();
     }
 
@@ -160,29 +164,41 @@ impl Gateway {
     }
 
     /// Replays the log into the volume of this node, which holds it now.
-    pub async fn replay_here(&self, seat: &Seat) -> Result<(), IoError> {
+    pub async fn replay_here(&self, seat: &Rc<Seat>) -> Result<(), IoError> {
         let _one = self.connecting.lock().await;
-        self.hear_former_holder().await;
         self.close();
+        let Some(origin) = self.log.borrow().origin() else { return Ok(()) };
         let lease = seat.lease();
-        let batches = self.log.borrow().batches(REPLAY_BATCH);
-        for batch in batches {
-            let performed = batch.iter().map(|entry| seat.perform(&*lease, entry.replay()));
-            for answer in futures::future::join_all(performed).await {
-                answer?;
+        match seat.greet(&self.writer, Some(origin)).await? {
+            LogVerdict::Wanted => {
+                let entries = self.log.borrow().newest();
+                for batch in entries.chunks(REPLAY_BATCH) {
+                    let performed =
+                        batch.iter().map(|entry| seat.perform(&self.writer, Way::Replay, &*lease, entry.replay()));
+                    for answer in futures::future::join_all(performed).await {
+                        answer?;
+                    }
+                }
             }
+            LogVerdict::Lost => self.lose(),
+            LogVerdict::Applied | LogVerdict::Durable => {}
         }
+        // From now on these clients go down with the volume's holder, like any other's.
         self.log.borrow_mut().clear();
         Ok(())
     }
 
-    /// A holder that handed over with everything flushed says so to any request: then the log is as durable here, and
-    /// its megabytes need not be written again while clients wait.
-    async fn hear_former_holder(&self) {
-        let Some((client, epoch)) = self.live_link() else { return };
-        let farewell = self.answered(&client, epoch, Operation::Flush);
-        // `answered` notes what it says. One that says nothing in time, or anything else, is not relied on.
-        let _ = self.context.world.timeout(FAREWELL_MAX, farewell).await;
+    /// Grows when acknowledged writes were lost.
+    pub fn losses(&self) -> u64 {
+        self.losses.get()
+    }
+
+    fn lose(&self) {
+        self.log.borrow_mut().clear();
+        self.losses.set(self.losses.get() + 1);
+        let text =
+            "the holder went on without what this gateway's clients were acknowledged: they have to connect again";
+        self.context.control.event("writes-lost", Some(self.volume), text);
     }
 
     /// Breaks the connection; the next request connects again.
@@ -202,9 +218,11 @@ impl Gateway {
         let _room = self.room(mutation.cost_bytes()).await?;
         let (answer, client) = self.exchange(operation).await?;
         self.still_current(&client)?;
-        self.log.borrow_mut().push(mutation, durable);
-        self.flush_early();
-        Ok(answer)
+        if let Answer::Unflushed { term } = answer {
+            self.log.borrow_mut().push(term, mutation, durable);
+            self.flush_early();
+        }
+        Ok(Answer::Done)
     }
 
     /// Flushes until the log has room for a mutation, and holds the room.
@@ -247,7 +265,7 @@ impl Gateway {
         // the instance that is asked to flush.
         let (client, epoch) = self.connected().await?;
         let mark = self.log.borrow().mark();
-        self.answered(&client, epoch, Operation::Flush).await?;
+        self.answered(&client, epoch, FLUSH).await?;
         self.still_current(&client)?;
         self.log.borrow_mut().release(mark);
         Ok(())
@@ -296,7 +314,7 @@ impl Gateway {
     /// `flushed`.
     fn moved(&self, instance: InstanceId, epoch: Epoch, holder: &NodeId, flushed: bool) {
         let mut log = self.log.borrow_mut();
-        if flushed && log.instance() == Some(instance) {
+        if flushed && log.origin().is_some_and(|origin| origin.instance == instance) {
             log.clear();
         }
         let known = self.context.control.known_grant(self.volume);
@@ -330,17 +348,24 @@ impl Gateway {
         }
         self.close();
         let holder = self.find_holder().await?;
+        let log = self.log.borrow().origin();
         let to = Introduction {
             address: &holder.address.peer,
             volume: self.volume,
-            purpose: Purpose::Gateway,
-            session: self.session,
+            purpose: Purpose::Gateway { log },
+            session: self.writer.session,
             epoch: holder.epoch,
             sequence: self.sequence.clone(),
         };
         let client = PeerClient::connect(&self.context, to).await.map_err(|error| self.no_connection(error))?;
         let epoch = client.welcome().epoch;
-        self.replay(&client, epoch).await?;
+        match client.welcome().log {
+            LogVerdict::Wanted => self.replay(&client, epoch).await?,
+            LogVerdict::Durable => self.log.borrow_mut().clear(),
+            LogVerdict::Lost => self.lose(),
+            LogVerdict::Applied => {}
+        }
+        self.log.borrow_mut().belongs_to(client.instance());
         *self.link.borrow_mut() = Some(Link { client: client.clone(), epoch });
         self.watch(&client, epoch);
         Ok((client, epoch))
@@ -375,26 +400,23 @@ impl Gateway {
         Ok(holder)
     }
 
-    /// Brings all of the log to the holder if its instance is not the one that acknowledged it.
+    /// Brings all of the log to the holder, durably.
     async fn replay(&self, client: &Rc<PeerClient>, epoch: Epoch) -> Result<(), IoError> {
-        let instance = client.instance();
-        if is_planted(Bug::ReplayForgotten) && self.log.borrow().instance() != Some(instance) {
+        if is_planted(Bug::ReplayForgotten) {
             self.log.borrow_mut().clear();
         }
-        if self.log.borrow().instance() == Some(instance) || self.log.borrow().is_empty() {
-            self.log.borrow_mut().belongs_to(instance);
-            return Ok(());
-        }
-        let batches = self.log.borrow().batches(REPLAY_BATCH);
-        tracing::info!(target: "drover::gateway", volume = %self.volume, batches = batches.len(), %instance,
-            "the holder's instance changed: unflushed writes are replayed");
-        for batch in batches {
-            let sent: Vec<_> = batch.iter().map(|entry| self.answered(client, epoch, entry.replay())).collect();
+        let entries = self.log.borrow().newest();
+        tracing::info!(target: "drover::gateway", volume = %self.volume, entries = entries.len(),
+            instance = %client.instance(), "the holder's instance changed: unflushed writes are replayed");
+        for batch in entries.chunks(REPLAY_BATCH) {
+            let sent = batch.iter().map(|entry| self.answered(client, epoch, entry.replay()));
             for answer in futures::future::join_all(sent).await {
                 answer?;
             }
         }
-        self.log.borrow_mut().belongs_to(instance);
+        // It also tells that the replay is done.
+        self.answered(client, epoch, FLUSH).await?;
+        self.log.borrow_mut().clear();
         Ok(())
     }
 
@@ -424,7 +446,9 @@ impl Gateway {
 
     async fn reconnect(self: &Rc<Self>) {
         let mut backoff = Backoff::new(RECONNECT_PERIOD.0, RECONNECT_PERIOD.1);
-        while self.live_link().is_none() && self.owes_replay() {
+        let until = self.context.world.now() + RECONNECT_EMPTY_MAX;
+        let is_needed = || self.owes_replay() || self.context.world.now() < until;
+        while self.live_link().is_none() && is_needed() {
             // A connection that is made watches itself.
             let _ = self.connected().await;
             backoff.wait(&self.context.world).await;

@@ -12,12 +12,14 @@ use crate::migration::{Leaving, Outbound};
 use crate::node::Node;
 use crate::seat::Seat;
 use crate::session::SessionKey;
+use crate::writers::writer_may_owe;
 use drover_base::{Instant, VolumeId};
-use drover_store::Quiesced;
 use drover_store::meta::MetaError;
+use drover_store::{Quiesced, Unfenced};
 use drover_transfer::Start;
 use drover_wire::admin::{Grant, Leg, Refusal, Role, SendOptions};
 use drover_wire::seat_record::{LegDirection, SeatRecord};
+use drover_wire::writer_record::WriterRecord;
 use std::{rc::Rc, time::Duration};
 
 /// What a return mirror is sent with: as fast as it goes, it mirrors from the start.
@@ -88,6 +90,13 @@ impl Node {
     /// This node holds the volume from now on.
     async fn activate(self: &Rc<Self>, seat: &Rc<Seat>, record: SeatRecord, grant: Grant) -> Result<(), Refusal> {
         let quiesced = fence_and_drain(seat).await;
+        // Nothing to do after a drain. Where the lease is taken over, what the note says of earlier terms becomes true
+        // here; if that fails, the volume is poisoned, and opened again it has the note that is.
+        let _ = seat.volume.flush(&Unfenced).await;
+        let writers = WriterRecord::decode(&seat.volume.note()).map_err(|error| {
+            seat.give_up_role_change();
+            Refusal::Failed { reason: format!("the volume's note is damaged: {error}") }
+        })?;
         let confirmed = seat.confirmed.get().filter(|confirmed| {
             record.role == Role::Mirror && record.leg.as_ref().is_some_and(|leg| leg.migration == confirmed.migration)
         });
@@ -106,6 +115,10 @@ impl Node {
             seat.give_up_role_change();
             return Err(not_durable(error));
         }
+        // This instance has had everything since it confirmed a position; otherwise it may have lost something.
+        let owes =
+            confirmed.is_none() && writer_may_owe(&self.context, self.known_route(seat.id()).as_deref(), &writers);
+        seat.writers.load(writers, owes);
         // Nothing waits between the new guard and the tap: no request comes in between.
         let lease = seat.take_office();
         seat.set_handed_over(false);

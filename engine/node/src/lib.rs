@@ -39,6 +39,7 @@ mod session;
 mod space;
 #[cfg(test)]
 mod tests;
+mod writers;
 
 pub use lease::LeaseGuard;
 pub use node::{Node, NodeSettings, NodeStorage, StartError, merge_status};

@@ -19,6 +19,7 @@ use crate::peer_server;
 use crate::router::{Route, RoutedExport};
 use crate::seat::{EXPORT_PREFIX, SEAT_PREFIX, Seat};
 use crate::space::{Reservations, SpaceWatch};
+use crate::writers::{Writers, writer_may_owe};
 use drover_base::world::{Connection, Listener};
 use drover_base::{Epoch, InstanceId, Instant, LocalFuture, MigrationId, VolumeId, World, units::EXTENT_BYTES};
 use drover_store::meta::{Meta, MetaError};
@@ -29,6 +30,7 @@ use drover_wire::admin::{
 use drover_wire::peer::PeerRequest;
 use drover_wire::preamble::{Channel, Preamble};
 use drover_wire::seat_record::{SeatRecord, decode_export};
+use drover_wire::writer_record::WriterRecord;
 use drover_wire::{WireError, nbd, rpc};
 use std::{
     cell::RefCell,
@@ -141,7 +143,10 @@ impl Node {
             let id = VolumeId(u64::from_be_bytes(id));
             let record = SeatRecord::decode(&value).map_err(damaged)?;
             match self.context.store.volume(id) {
-                Some(volume) => self.take_seat(volume, record),
+                Some(volume) => {
+                    let writers = WriterRecord::decode(&volume.note()).map_err(damaged)?;
+                    self.take_seat(volume, record, writers);
+                }
                 None => {
                     self.orphans.borrow_mut().insert(id, record);
                 }
@@ -155,12 +160,12 @@ impl Node {
         Ok(())
     }
 
-    fn take_seat(self: &Rc<Self>, volume: Rc<Volume>, record: SeatRecord) {
+    fn take_seat(self: &Rc<Self>, volume: Rc<Volume>, record: SeatRecord, writers: WriterRecord) {
         let (reserved, has_leg) = (record.reserve_bytes, record.leg.is_some());
         if reserved > 0 {
             self.reservations.restore(volume.id(), reserved, volume.usage().used_bytes);
         }
-        let seat = self.seat_volume(volume, record);
+        let seat = self.seat_volume(volume, record, writers);
         if has_leg {
             self.resume_return_mirror(&seat);
         }
@@ -241,8 +246,10 @@ impl Node {
         self.seats.borrow().values().cloned().collect()
     }
 
-    pub(crate) fn seat_volume(&self, volume: Rc<Volume>, record: SeatRecord) -> Rc<Seat> {
-        let seat = Seat::new(self.context.clone(), volume, record);
+    pub(crate) fn seat_volume(&self, volume: Rc<Volume>, record: SeatRecord, writers: WriterRecord) -> Rc<Seat> {
+        let route = self.known_route(volume.id());
+        let owes = writer_may_owe(&self.context, route.as_deref(), &writers);
+        let seat = Seat::new(self.context.clone(), volume, record, Writers::new(writers, owes));
         self.reseat(seat.clone());
         seat
     }

@@ -85,7 +85,12 @@ impl PeerClient {
         let (sender, peer) = (connection.sender, connection.peer);
         let greeting = async {
             to.sequence.set(to.sequence.get() + 1);
-            let hello = Hello { volume: to.volume, from: context.address.node.clone(), purpose: to.purpose };
+            let hello = Hello {
+                volume: to.volume,
+                from: context.address.node.clone(),
+                instance: context.instance,
+                purpose: to.purpose,
+            };
             let request = PeerRequest {
                 session: to.session,
                 epoch: to.epoch,

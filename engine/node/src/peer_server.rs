@@ -12,6 +12,7 @@
 use crate::node::Node;
 use crate::seat::Seat;
 use crate::session::{Attended, SessionFence, SessionKey};
+use crate::writers::Way;
 use drover_base::limits::{CONNECTION_BYTES_IN_FLIGHT_MAX, CONNECTION_REQUESTS_IN_FLIGHT_MAX};
 use drover_base::planted::{Bug, is_planted};
 use drover_base::units::EXTENT_BYTES;
@@ -19,9 +20,10 @@ use drover_base::world::{Connection, MessageReceiver, MessageSender};
 use drover_base::{Epoch, Generation, InstanceId, IoError, MigrationId, SessionId};
 use drover_store::Fence;
 use drover_transfer::Receiver;
-use drover_wire::peer::{Answer, Hello, Operation, PeerReply, PeerRequest, Purpose, Welcome};
+use drover_wire::peer::{Answer, Hello, LogOrigin, LogVerdict, Operation, PeerReply, PeerRequest, Purpose, Welcome};
 use drover_wire::preamble::{Channel, Preamble};
-use futures::future::select;
+use drover_wire::writer_record::Writer;
+use futures::future::{Either, select};
 use std::{pin::pin, rc::Rc, sync::Arc, time::Duration};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
@@ -56,7 +58,11 @@ pub(crate) async fn serve(node: &Rc<Node>, hello: PeerRequest, connection: Conne
         return;
     };
     match introduction.purpose {
-        Purpose::Gateway => serve_gateway(seat, hello, connection).await,
+        Purpose::Gateway { log } => {
+            let session = hello.session;
+            let writer = Writer { session, node: introduction.from.clone(), instance: introduction.instance };
+            serve_gateway(seat, hello, (Rc::new(writer), log), connection).await;
+        }
         Purpose::Mirror { migration, generation } => {
             let stream = Stream { migration, generation, session: hello.session, epoch: hello.epoch };
             serve_mirror(seat, hello, stream, connection).await;
@@ -129,13 +135,18 @@ fn bytes_of(operation: &Operation) -> u64 {
         Operation::Digests { .. } => EXTENT_BYTES,
         Operation::Zero { .. }
         | Operation::Trim { .. }
-        | Operation::Flush
+        | Operation::Flush { .. }
         | Operation::BlockStatus { .. }
         | Operation::Hello(_) => ROOM_UNIT,
     }
 }
 
-async fn serve_gateway(seat: Rc<Seat>, hello: PeerRequest, connection: Connection) {
+async fn serve_gateway(
+    seat: Rc<Seat>,
+    hello: PeerRequest,
+    (who, log): (Rc<Writer>, Option<LogOrigin>),
+    connection: Connection,
+) {
     let epoch = seat.lease().epoch();
     let error = match () {
         () if !seat.is_holder() => Some(seat.elsewhere()),
@@ -150,16 +161,24 @@ async fn serve_gateway(seat: Rc<Seat>, hello: PeerRequest, connection: Connectio
     let key = SessionKey::Gateway(hello.session);
     let Connection { sender, mut receiver, .. } = connection;
     let Some(attended) = seat.sessions.enter(key, sender.clone()).await else { return };
+    let log = match seat.greet(&who, log).await {
+        Ok(log) => log,
+        Err(error) => {
+            refuse(&sender, &hello, seat.instance(), seat.told(error)).await;
+            seat.sessions.leave(key, &attended).await;
+            return;
+        }
+    };
     let served = Served::new(seat.clone(), attended.clone(), sender, hello.session);
-    let welcome = Welcome { size_bytes: seat.volume.size_bytes(), epoch };
+    let welcome = Welcome { size_bytes: seat.volume.size_bytes(), epoch, log };
     served.reply(hello.sequence, Ok(Answer::Welcome(welcome))).await;
     while let Some((request, held)) = served.next(&mut receiver).await {
         if !attended.is_open() && !is_planted(Bug::SessionNotFenced) {
             break;
         }
-        let (served, running) = (served.clone(), attended.begin());
+        let (served, who, running) = (served.clone(), who.clone(), attended.begin());
         let answer = async move {
-            let result = gateway_request(&served, request.epoch, request.operation).await;
+            let result = gateway_request(&served, &who, request.epoch, request.operation).await;
             served.reply(request.sequence, result).await;
             drop((held, running));
         };
@@ -168,7 +187,12 @@ async fn serve_gateway(seat: Rc<Seat>, hello: PeerRequest, connection: Connectio
     seat.sessions.leave(key, &attended).await;
 }
 
-async fn gateway_request(served: &Served, epoch: Epoch, operation: Operation) -> Result<Answer, IoError> {
+async fn gateway_request(
+    served: &Served,
+    who: &Rc<Writer>,
+    epoch: Epoch,
+    operation: Operation,
+) -> Result<Answer, IoError> {
     let seat = &served.seat;
     // A request of a connection that was fenced meanwhile must not keep the newer one waiting.
     select(pin!(seat.admitted()), pin!(served.connection.closed())).await;
@@ -182,7 +206,21 @@ async fn gateway_request(served: &Served, epoch: Epoch, operation: Operation) ->
         }
     }
     let fence = SessionFence { connection: served.connection.clone(), inner: lease };
-    seat.perform(&fence, operation).await.map_err(|error| seat.told(error))
+    let way = if is_replay(&operation) { Way::Replay } else { Way::Gateway };
+    if way != Way::Replay {
+        match select(pin!(seat.settled(who, &fence)), pin!(served.connection.closed())).await {
+            Either::Left((settled, _)) => settled.map_err(|error| seat.told(error))?,
+            Either::Right(_) => return Err(IoError::Disconnected),
+        }
+    }
+    seat.perform(who, way, &fence, operation).await.map_err(|error| seat.told(error))
+}
+
+fn is_replay(operation: &Operation) -> bool {
+    match operation {
+        Operation::Write { replay, .. } | Operation::Zero { replay, .. } | Operation::Trim { replay, .. } => *replay,
+        _ => false,
+    }
 }
 
 /// The stream that a `Hello` announced.
@@ -240,7 +278,8 @@ async fn serve_mirror(seat: Rc<Seat>, hello: PeerRequest, stream: Stream, connec
     let applier = Receiver::new(seat.context.world.clone(), seat.volume.clone(), fence);
     seat.receive_by(stream.session, applier.clone());
     let served = Served::new(seat.clone(), attended.clone(), sender, hello.session);
-    let welcome = Welcome { size_bytes: seat.volume.size_bytes(), epoch: stream.epoch };
+    let log = LogVerdict::Applied;
+    let welcome = Welcome { size_bytes: seat.volume.size_bytes(), epoch: stream.epoch, log };
     served.reply(hello.sequence, Ok(Answer::Welcome(welcome))).await;
     while let Some((request, held)) = served.next(&mut receiver).await {
         if !attended.is_open() && !is_planted(Bug::SessionNotFenced) {

@@ -3,15 +3,16 @@
 //! Invariants
 //! - Entries stand in the order of their acknowledgements. Mutations that overlap are never in flight together
 //!   (`gateway`), so for each block this is the order in which they were applied.
-//! - All entries were acknowledged, or replayed and acknowledged again, by one instance of the holder.
+//! - All entries are of one term, and were acknowledged by one instance of the holder or are known to be applied there.
 //! - A mutation that was durable on its own (FUA) stands here too while anything does: an older entry replayed over
 //!   it would undo it.
 
 use bytes::Bytes;
 use drover_base::limits::REPLAY_LOG_BYTES_MAX;
+use drover_base::units::BLOCK_BYTES;
 use drover_base::{ByteRange, InstanceId};
-use drover_wire::peer::{Operation, Payload};
-use std::collections::VecDeque;
+use drover_wire::peer::{LogOrigin, Operation, Payload};
+use std::collections::{BTreeMap, VecDeque};
 
 /// What an entry costs beside its data.
 const ENTRY_BYTES: u64 = 64;
@@ -35,6 +36,29 @@ impl Mutation {
         match self {
             Self::Write { data, .. } => data.len() as u64 + ENTRY_BYTES,
             Self::Zero { .. } | Self::Trim { .. } => ENTRY_BYTES,
+        }
+    }
+
+    /// The bytes that it changes: a trim only whole blocks.
+    fn changed(&self) -> ByteRange {
+        let range = self.range();
+        if !matches!(self, Self::Trim { .. }) {
+            return range;
+        }
+        let start = range.offset.next_multiple_of(BLOCK_BYTES);
+        let end = range.end() - range.end() % BLOCK_BYTES;
+        ByteRange { offset: start, len: end.saturating_sub(start) }
+    }
+
+    /// What it makes of a part of what it changes.
+    fn piece(&self, part: ByteRange) -> Self {
+        match self {
+            Self::Write { offset, data } => {
+                let start = (part.offset - offset) as usize;
+                Self::Write { offset: part.offset, data: data.slice(start..start + part.len as usize) }
+            }
+            Self::Zero { may_unmap, .. } => Self::Zero { range: part, may_unmap: *may_unmap },
+            Self::Trim { .. } => Self::Zero { range: part, may_unmap: true },
         }
     }
 
@@ -62,7 +86,8 @@ pub(crate) struct ReplayLog {
     /// Number of the first entry.
     first: u64,
     bytes: u64,
-    instance: Option<InstanceId>,
+    term: u64,
+    instance: InstanceId,
 }
 
 impl ReplayLog {
@@ -79,18 +104,23 @@ impl ReplayLog {
         self.bytes + cost_bytes <= REPLAY_LOG_BYTES_MAX + ENTRY_BYTES
     }
 
-    /// Whose acknowledgements these are.
-    pub fn instance(&self) -> Option<InstanceId> {
-        self.instance
+    /// Whose acknowledgements these are; `None`: there are none.
+    pub fn origin(&self) -> Option<LogOrigin> {
+        (!self.is_empty()).then_some(LogOrigin { instance: self.instance, term: self.term })
     }
 
-    /// `instance` has acknowledged all that is in the log.
+    /// `instance` has applied all that is in the log, and acknowledges what comes.
     pub fn belongs_to(&mut self, instance: InstanceId) {
-        self.instance = Some(instance);
+        self.instance = instance;
     }
 
-    pub fn push(&mut self, mutation: Mutation, durable: bool) {
-        if durable && self.is_empty() {
+    pub fn push(&mut self, term: u64, mutation: Mutation, durable: bool) {
+        if term > self.term || self.is_empty() {
+            // What was acknowledged in an older term became durable when it ended.
+            self.clear();
+            self.term = term;
+        }
+        if term < self.term || durable && self.is_empty() {
             return;
         }
         self.bytes += mutation.cost_bytes();
@@ -115,20 +145,46 @@ impl ReplayLog {
         self.release(self.mark());
     }
 
-    /// The entries in order, as batches of at most `most` that do not overlap within a batch: those of one batch may
-    /// be replayed at once.
-    pub fn batches(&self, most: usize) -> Vec<Vec<Mutation>> {
-        let mut batches: Vec<Vec<Mutation>> = Vec::new();
-        for entry in &self.entries {
-            let fits = |batch: &Vec<Mutation>| {
-                batch.len() < most && !batch.iter().any(|other| overlap(other.range(), entry.range()))
-            };
-            match batches.last_mut().filter(|batch| fits(batch)) {
-                Some(batch) => batch.push(entry.clone()),
-                None => batches.push(vec![entry.clone()]),
-            }
+    /// What the entries come to, newest content only: pieces that do not overlap, so that their order does not matter
+    /// and a replay that is cut off has put nothing old over anything newer.
+    pub fn newest(&self) -> Vec<Mutation> {
+        let mut covered = Covered::default();
+        let mut pieces = Vec::new();
+        for entry in self.entries.iter().rev() {
+            let gaps = covered.add(entry.changed());
+            pieces.extend(gaps.into_iter().map(|gap| entry.piece(gap)));
         }
-        batches
+        pieces
+    }
+}
+
+/// Disjoint ranges that do not touch, as end by start.
+#[derive(Default)]
+struct Covered(BTreeMap<u64, u64>);
+
+impl Covered {
+    /// Adds the range; returns the parts of it that were not in there, ascending.
+    fn add(&mut self, range: ByteRange) -> Vec<ByteRange> {
+        let (mut start, mut end) = (range.offset, range.end());
+        let touched: Vec<(u64, u64)> =
+            self.0.range(..=end).rev().take_while(|(_, e)| **e >= start).map(|(s, e)| (*s, *e)).collect();
+        let mut gaps = Vec::new();
+        let mut at = range.offset;
+        for (s, e) in touched.into_iter().rev() {
+            if s > at {
+                gaps.push(ByteRange { offset: at, len: s - at });
+            }
+            at = at.max(e);
+            (start, end) = (start.min(s), end.max(e));
+            self.0.remove(&s);
+        }
+        if at < range.end() {
+            gaps.push(ByteRange { offset: at, len: range.end() - at });
+        }
+        if start < end {
+            self.0.insert(start, end);
+        }
+        gaps
     }
 }
 
@@ -147,12 +203,12 @@ mod tests {
     #[test]
     fn a_flush_releases_what_was_acknowledged_before_it_was_sent() {
         let mut log = ReplayLog::default();
-        log.push(write(0, 4096), false);
+        log.push(1, write(0, 4096), false);
         let mark = log.mark();
-        log.push(write(4096, 4096), false);
+        log.push(1, write(4096, 4096), false);
         log.release(mark);
-        assert_eq!(log.batches(8).len(), 1);
-        assert_eq!(log.batches(8)[0][0].range().offset, 4096);
+        assert_eq!(log.newest().len(), 1);
+        assert_eq!(log.newest()[0].range().offset, 4096);
         // A late answer to an older flush releases nothing more.
         log.release(mark);
         assert!(!log.is_empty());
@@ -162,27 +218,72 @@ mod tests {
 
     /// W1 unflushed, W2 over it with FUA, the holder restarts: replaying W1 alone would undo a durable write.
     #[test]
-    fn a_durable_write_over_an_unflushed_one_is_replayed_after_it() {
+    fn a_durable_write_over_an_unflushed_one_is_replayed_too() {
         let mut log = ReplayLog::default();
-        log.push(write(0, 4096), true);
+        log.push(1, write(0, 4096), true);
         assert!(log.is_empty(), "nothing older could undo it");
-        log.push(write(0, 4096), false);
-        log.push(write(0, 512), true);
-        let batches = log.batches(8);
-        assert_eq!(batches.len(), 2);
-        assert_eq!(batches[1][0].range().len, 512);
+        log.push(1, write(0, 4096), false);
+        log.push(1, write(0, 512), true);
+        let lens: Vec<_> = log.newest().iter().map(|piece| piece.range().len).collect();
+        assert_eq!(lens, [512, 4096 - 512]);
     }
 
+    /// Against the entries carried out one after the other.
     #[test]
-    fn batches_keep_the_order_of_what_overlaps() {
-        let mut log = ReplayLog::default();
-        for offset in [0, 8192, 4096, 8192, 12_288] {
-            log.push(write(offset, 4096), false);
+    fn the_newest_pieces_are_what_the_entries_come_to() {
+        const LEN: u64 = 10 * BLOCK_BYTES;
+        let apply = |content: &mut [u8], mutation: &Mutation| {
+            let range = mutation.changed();
+            let span = &mut content[range.offset as usize..range.end() as usize];
+            match mutation {
+                Mutation::Write { data, .. } => span.copy_from_slice(data),
+                Mutation::Zero { .. } | Mutation::Trim { .. } => span.fill(0),
+            }
+        };
+        let mut state = 1_u64;
+        let mut below = |bound: u64| {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+            (state >> 33) % bound
+        };
+        for _ in 0..200 {
+            let (mut log, mut expected) = (ReplayLog::default(), vec![0xff; LEN as usize]);
+            for number in 1..20 {
+                let unit = [1, 512, BLOCK_BYTES][below(3) as usize];
+                let len = 1 + below(3 * BLOCK_BYTES / unit);
+                let range = ByteRange { offset: below(LEN / unit - len + 1) * unit, len: len * unit };
+                let mutation = match below(4) {
+                    0 => Mutation::Zero { range, may_unmap: false },
+                    1 => Mutation::Trim { range },
+                    _ => Mutation::Write { offset: range.offset, data: vec![number; range.len as usize].into() },
+                };
+                apply(&mut expected, &mutation);
+                log.push(1, mutation, false);
+            }
+            let pieces = log.newest();
+            let mut content = vec![0xff; LEN as usize];
+            // In either order.
+            pieces.iter().rev().for_each(|piece| apply(&mut content, piece));
+            assert!(content == expected);
+            for (at, piece) in pieces.iter().enumerate() {
+                assert!(pieces[..at].iter().all(|other| !overlap(other.range(), piece.range())));
+            }
         }
-        log.push(Mutation::Trim { range: ByteRange { offset: 0, len: 16_384 } }, false);
-        let sizes: Vec<_> = log.batches(8).iter().map(Vec::len).collect();
-        assert_eq!(sizes, [3, 2, 1]);
-        assert_eq!(log.batches(2).iter().map(Vec::len).max(), Some(2));
+    }
+
+    /// A higher term says that what was acknowledged before is durable, and maybe overwritten by others.
+    #[test]
+    fn a_log_is_of_one_term() {
+        let mut log = ReplayLog::default();
+        log.belongs_to(InstanceId(1));
+        log.push(2, write(0, 4096), false);
+        log.push(4, write(8192, 4096), false);
+        // An answer that was overtaken.
+        log.push(2, write(4096, 4096), false);
+        let kept: Vec<_> = log.newest().iter().map(Mutation::range).collect();
+        assert_eq!(kept, [write(8192, 4096).range()]);
+        assert_eq!(log.origin(), Some(LogOrigin { instance: InstanceId(1), term: 4 }));
+        log.clear();
+        assert_eq!((log.origin(), log.bytes()), (None, 0));
     }
 
     #[test]
@@ -190,7 +291,7 @@ mod tests {
         let mut log = ReplayLog::default();
         assert!(log.has_room(write(0, drover_base::limits::REQUEST_BYTES_MAX as usize).cost_bytes()));
         while log.has_room(write(0, 1 << 20).cost_bytes()) {
-            log.push(write(0, 1 << 20), false);
+            log.push(1, write(0, 1 << 20), false);
         }
         assert!(log.bytes() <= REPLAY_LOG_BYTES_MAX + ENTRY_BYTES);
     }

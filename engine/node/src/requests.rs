@@ -22,6 +22,7 @@ use drover_store::StoreError;
 use drover_transfer::Start;
 use drover_wire::admin::{Leg, NodeAddress, NodeReply, NodeRequest, Position, Refusal, Role, SendOptions, SendPhase};
 use drover_wire::seat_record::{LegDirection, SeatRecord};
+use drover_wire::writer_record::WriterRecord;
 use std::{rc::Rc, time::Duration};
 
 /// A `BeginSend`.
@@ -133,7 +134,7 @@ impl Node {
         self.write_record(of.volume, &record).await?;
         let made = self.context.store.create_volume(of.volume, &of.name, of.size_bytes).await.map_err(refusal_of)?;
         self.forget_orphan(of.volume);
-        self.seat_volume(made, record);
+        self.seat_volume(made, record, WriterRecord::default());
         Ok(NodeReply::Done)
     }
 
@@ -195,6 +196,10 @@ impl Node {
             self.context.control.renew_now();
         }
         outbound.sender.begin_mirror();
+        if let Some(route) = self.known_route(seat.id()) {
+            // After the flip this node's clients come through a gateway.
+            seat.name_if_alone(route.writer());
+        }
         Ok(NodeReply::Done)
     }
 

@@ -7,8 +7,10 @@
 //! Invariants
 //! - A request is answered by an error only if its remedy is not to try again, or after `HOLD_DEADLINE`.
 //! - A write's data is kept until it is answered, unless nothing can fence it: an untimed lease without a leg.
-//! - After a loss of what was acknowledged and not flushed, the next flush of each connection fails.
-//! - Before this node's own volume serves an export, it has what the export's gateway still had to replay.
+//! - After a loss of what was acknowledged and not flushed here, the next flush of each connection fails. An export that
+//!   was open when its gateway lost such writes fails every request from then on.
+//! - Before this node's own volume serves an export, it has what the export's gateway still had to replay, and what
+//!   the gateway of another node had (`writers`).
 
 use crate::backoff::Backoff;
 use crate::context::Context;
@@ -16,19 +18,24 @@ use crate::gateway::Gateway;
 use crate::lease::LeaseGuard;
 use crate::nbd::{BlockExport, BlockStatus, ExportFacts, ZeroRequest};
 use crate::seat::Seat;
+use crate::writers::Way;
 use drover_base::error::Remedy;
 use drover_base::limits::HOLD_DEADLINE;
 use drover_base::planted::{Bug, is_planted};
-use drover_base::{ByteRange, Instant, IoError, LocalFuture, VolumeId};
+use drover_base::{ByteRange, Instant, IoError, LocalFuture, SessionId, VolumeId};
 use drover_disk::Buffer;
 use drover_store::ZeroMode;
 use drover_wire::peer::{Answer, Operation, Payload};
+use drover_wire::writer_record::Writer;
 use futures::future::select;
 use std::{
     cell::{Cell, OnceCell, RefCell},
     pin::pin,
     rc::Rc,
 };
+
+/// This node's own seat, and the lease under which it serves.
+type Local = (Rc<Seat>, Rc<LeaseGuard>);
 
 /// The way to one volume, shared by its exports on this node.
 pub(crate) struct Route {
@@ -38,11 +45,20 @@ pub(crate) struct Route {
     gateway: OnceCell<Rc<Gateway>>,
     /// How often what clients here had not flushed may have been lost while they stayed connected.
     losses: Cell<u64>,
+    /// The clients of this node, to whoever holds the volume.
+    writer: Rc<Writer>,
 }
 
 impl Route {
     pub fn new(context: Rc<Context>, volume: VolumeId, seat: Option<Rc<Seat>>) -> Rc<Self> {
-        Rc::new(Self { context, volume, seat: RefCell::new(seat), gateway: OnceCell::new(), losses: Cell::new(0) })
+        let session = SessionId(context.world.random.next_u64());
+        let writer = Writer { session, node: context.address.node.clone(), instance: context.instance };
+        let (seat, gateway, writer) = (RefCell::new(seat), OnceCell::new(), Rc::new(writer));
+        Rc::new(Self { context, volume, seat, gateway, losses: Cell::new(0), writer })
+    }
+
+    pub fn writer(&self) -> &Rc<Writer> {
+        &self.writer
     }
 
     /// The volume came to this node, or left it.
@@ -55,19 +71,33 @@ impl Route {
         self.losses.set(self.losses.get() + 1);
     }
 
-    /// This node holds the volume from now on.
-    pub fn became_local(&self) {
-        if let Some(gateway) = self.gateway.get() {
-            gateway.became_local();
+    /// This node holds the volume from now on. What is in the gateway's log is replayed at once: others wait for it.
+    pub fn became_local(self: &Rc<Self>) {
+        let Some(gateway) = self.gateway.get() else { return };
+        gateway.became_local();
+        if gateway.owes_replay() {
+            let route = self.clone();
+            // A flush that fails: the next request replays.
+            self.context.world.spawn(async move { drop(route.run(FLUSH).await) }).detach();
         }
     }
 
+    /// Whether there are writes that this node's clients were acknowledged and the volume may lack.
+    pub fn owes_replay(&self) -> bool {
+        self.gateway.get().is_some_and(|gateway| gateway.owes_replay())
+    }
+
+    /// Grows when acknowledged writes were lost.
+    fn gateway_losses(&self) -> u64 {
+        self.gateway.get().map_or(0, |gateway| gateway.losses())
+    }
+
     /// This node's own seat if requests may go there right now.
-    fn local(&self) -> Option<(Rc<Seat>, Rc<LeaseGuard>)> {
+    fn local(&self) -> Option<Local> {
         let seat = self.seat.borrow().clone()?;
         let lease = seat.lease();
         let may_serve = lease.is_valid() || is_planted(Bug::EpochNotChecked) && seat.is_holder();
-        let is_quiet = !seat.is_quiescing() && !self.gateway.get().is_some_and(|gateway| gateway.owes_replay());
+        let is_quiet = !seat.is_quiescing() && !self.owes_replay() && seat.writers.is_settled();
         (may_serve && is_quiet).then_some((seat, lease))
     }
 
@@ -111,10 +141,14 @@ impl Route {
             if let Some(gateway) = self.gateway.get().filter(|gateway| gateway.owes_replay()) {
                 gateway.replay_here(&seat).await?;
             }
+            let lease = seat.lease();
+            seat.settled(&self.writer, &*lease).await.map_err(|error| seat.told(error))?;
             // Not cut short by the deadline: what was given up might still be applied, over what is written later.
-            return seat.perform(&*seat.lease(), operation.clone()).await.map_err(|error| seat.told(error));
+            let performed = seat.perform(&self.writer, Way::Local, &*lease, operation.clone()).await;
+            return performed.map_err(|error| seat.told(error));
         }
-        let gateway = self.gateway.get_or_init(|| Gateway::new(self.context.clone(), self.volume));
+        let gateway = || Gateway::new(self.context.clone(), self.volume, self.writer.clone());
+        let gateway = self.gateway.get_or_init(gateway);
         world.timeout_at(deadline, gateway.attempt(operation)).await.unwrap_or(Err(IoError::TimedOut))
     }
 }
@@ -125,12 +159,14 @@ pub struct RoutedExport {
     facts: ExportFacts,
     /// Losses that this connection has been told of, or that were before it.
     told_losses: Cell<u64>,
+    /// Losses of the gateway when this was opened.
+    gateway_losses: u64,
 }
 
 impl RoutedExport {
     pub(crate) fn new(route: Rc<Route>, facts: ExportFacts) -> Rc<Self> {
-        let told_losses = Cell::new(route.losses.get());
-        Rc::new(Self { route, facts, told_losses })
+        let (told_losses, gateway_losses) = (Cell::new(route.losses.get()), route.gateway_losses());
+        Rc::new(Self { route, facts, told_losses, gateway_losses })
     }
 
     /// Asked before a flush is answered. The volume's own I/O goes on once it was opened again, and whoever asked for
@@ -140,10 +176,30 @@ impl RoutedExport {
         if self.told_losses.replace(losses) == losses { Ok(()) } else { Err(IoError::Poisoned) }
     }
 
+    /// This node's own seat if requests may go there right now.
+    fn local(&self) -> Result<Option<Local>, IoError> {
+        self.is_whole().map(|()| self.route.local())
+    }
+
+    /// Carries out a request wherever the volume is.
+    async fn run(&self, operation: Operation) -> Result<Answer, IoError> {
+        let answer = self.route.run(operation).await?;
+        // It may have been found out on the way, and a flush would have told otherwise.
+        self.is_whole()?;
+        Ok(answer)
+    }
+
     async fn change(&self, operation: Operation) -> Result<(), IoError> {
-        self.route.run(operation).await.map(|_| ())
+        self.run(operation).await.map(|_| ())
+    }
+
+    /// Whether all that clients of this export were acknowledged is still there.
+    fn is_whole(&self) -> Result<(), IoError> {
+        if self.gateway_losses == self.route.gateway_losses() { Ok(()) } else { Err(IoError::WritesLost) }
     }
 }
+
+const FLUSH: Operation = Operation::Flush { note: bytes::Bytes::new() };
 
 /// Whether the fast path's answer stands.
 fn is_final<T>(result: &Result<T, IoError>) -> bool {
@@ -157,13 +213,13 @@ impl BlockExport for RoutedExport {
 
     fn read(self: Rc<Self>, offset: u64, len: u64) -> LocalFuture<'static, Result<Buffer, IoError>> {
         Box::pin(async move {
-            if let Some((seat, lease)) = self.route.local() {
+            if let Some((seat, lease)) = self.local()? {
                 let read = seat.read(&*lease, offset, len).await;
                 if is_final(&read) {
                     return read;
                 }
             }
-            match self.route.run(Operation::Read { range: ByteRange { offset, len } }).await? {
+            match self.run(Operation::Read { range: ByteRange { offset, len } }).await? {
                 Answer::Data(data) if data.bytes.len() as u64 == len => Ok(Buffer::from_slice(&data.bytes)),
                 _ => Err(IoError::Corrupt),
             }
@@ -172,9 +228,10 @@ impl BlockExport for RoutedExport {
 
     fn write(self: Rc<Self>, offset: u64, data: Buffer, fua: bool) -> LocalFuture<'static, Result<(), IoError>> {
         Box::pin(async move {
-            if let Some((seat, lease)) = self.route.local()
+            if let Some((seat, lease)) = self.local()?
                 && !seat.keeps_copies()
             {
+                let _pass = seat.enter(&self.route.writer, Way::Local).await?;
                 return seat.write(&*lease, offset, data, fua).await;
             }
             let data = Payload::plain(data.into_bytes());
@@ -191,7 +248,8 @@ impl BlockExport for RoutedExport {
         Box::pin(async move {
             let range = ByteRange { offset, len };
             let ZeroRequest { may_unmap, fast_only, fua } = zero;
-            if let Some((seat, lease)) = self.route.local() {
+            if let Some((seat, lease)) = self.local()? {
+                let _pass = seat.enter(&self.route.writer, Way::Local).await?;
                 let zeroed = seat.write_zeroes(&*lease, range, ZeroMode { may_unmap, fast_only }, fua).await;
                 if is_final(&zeroed) {
                     return zeroed;
@@ -204,7 +262,8 @@ impl BlockExport for RoutedExport {
     fn trim(self: Rc<Self>, offset: u64, len: u64, fua: bool) -> LocalFuture<'static, Result<(), IoError>> {
         Box::pin(async move {
             let range = ByteRange { offset, len };
-            if let Some((seat, lease)) = self.route.local() {
+            if let Some((seat, lease)) = self.local()? {
+                let _pass = seat.enter(&self.route.writer, Way::Local).await?;
                 let trimmed = seat.trim(&*lease, range, fua).await;
                 if is_final(&trimmed) {
                     return trimmed;
@@ -216,13 +275,13 @@ impl BlockExport for RoutedExport {
 
     fn flush(self: Rc<Self>) -> LocalFuture<'static, Result<(), IoError>> {
         Box::pin(async move {
-            if let Some((seat, lease)) = self.route.local() {
+            if let Some((seat, lease)) = self.local()? {
                 let flushed = seat.flush(&*lease).await;
                 if is_final(&flushed) {
                     return flushed.and_then(|()| self.nothing_lost());
                 }
             }
-            self.change(Operation::Flush).await?;
+            self.change(FLUSH).await?;
             self.nothing_lost()
         })
     }
@@ -240,13 +299,13 @@ impl BlockExport for RoutedExport {
     ) -> LocalFuture<'static, Result<Vec<(u64, BlockStatus)>, IoError>> {
         Box::pin(async move {
             let range = ByteRange { offset, len };
-            if let Some((seat, lease)) = self.route.local() {
+            if let Some((seat, lease)) = self.local()? {
                 let runs = seat.block_status(&*lease, range, most);
                 if is_final(&runs) {
                     return runs;
                 }
             }
-            match self.route.run(Operation::BlockStatus { range }).await? {
+            match self.run(Operation::BlockStatus { range }).await? {
                 Answer::Status(runs) if !runs.is_empty() => {
                     let runs = runs.into_iter().take(most);
                     Ok(runs.map(|run| (run.len, BlockStatus { hole: run.hole, zero: run.zero })).collect())

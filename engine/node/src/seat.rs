@@ -16,6 +16,7 @@ use crate::context::Context;
 use crate::lease::LeaseGuard;
 use crate::migration::Outbound;
 use crate::session::Sessions;
+use crate::writers::{Way, Writers};
 use drover_base::limits::REQUEST_BYTES_MAX;
 use drover_base::{ByteRange, Epoch, InstanceId, Instant, IoError, MigrationId, RegionIndex, SessionId, VolumeId};
 use drover_disk::Buffer;
@@ -27,6 +28,7 @@ use drover_wire::admin::{Position, Role, SnapshotStatus, VolumeStatus};
 use drover_wire::nbd::BlockStatus;
 use drover_wire::peer::{Answer, Operation, Payload, STATUS_RUNS_MAX, StatusRun};
 use drover_wire::seat_record::{LegDirection, SeatRecord};
+use drover_wire::writer_record::Writer;
 use std::{
     cell::{Cell, Ref, RefCell},
     rc::Rc,
@@ -100,6 +102,7 @@ pub(crate) struct Seat {
     handed_over: Cell<bool>,
     pub outbound: RefCell<Option<Rc<Outbound>>>,
     pub sessions: Sessions,
+    pub writers: Rc<Writers>,
     pub confirmed: Cell<Option<Confirmed>>,
     inbound: RefCell<Option<Inbound>>,
     /// The role is about to change: no stream is taken any more.
@@ -119,7 +122,7 @@ impl Inbound {
 
 impl Seat {
     /// A seat as recorded; the lease of a timed holder waits for its confirmation.
-    pub fn new(context: Rc<Context>, volume: Rc<Volume>, record: SeatRecord) -> Rc<Self> {
+    pub fn new(context: Rc<Context>, volume: Rc<Volume>, record: SeatRecord, writers: Rc<Writers>) -> Rc<Self> {
         let lease = guard_of(&context, &record);
         let heat = Heat::new(volume.size_bytes(), context.world.now());
         let instance = context.instance;
@@ -139,6 +142,7 @@ impl Seat {
             handed_over: Cell::new(false),
             outbound: RefCell::default(),
             sessions: Sessions::default(),
+            writers,
             confirmed: Cell::new(None),
             inbound: RefCell::default(),
             changing_role: Cell::new(false),
@@ -401,8 +405,14 @@ impl Seat {
         Ok(runs.into_iter().map(|(len, status)| (len, BlockStatus { hole: status.hole, zero: status.zero })).collect())
     }
 
-    /// Carries out a request of a client, from wherever it came.
-    pub async fn perform(&self, fence: &dyn Fence, operation: Operation) -> Result<Answer, IoError> {
+    /// Carries out a request of a client of `who`, from wherever it came; `settled` was awaited.
+    pub async fn perform(
+        self: &Rc<Self>,
+        who: &Rc<Writer>,
+        way: Way,
+        fence: &dyn Fence,
+        operation: Operation,
+    ) -> Result<Answer, IoError> {
         match operation {
             Operation::Read { range } => {
                 let buffer = self.read(fence, range.offset, range.len).await?;
@@ -412,18 +422,22 @@ impl Seat {
                 if data.is_compressed() {
                     return Err(IoError::Corrupt);
                 }
-                self.write(fence, offset, Buffer::from_slice(&data.bytes), fua).await?;
-                Ok(Answer::Done)
+                let pass = self.enter(who, way).await?;
+                self.write(fence, offset, Buffer::from_slice(&data.bytes), fua || pass.writes_through()).await?;
+                Ok(pass.answer())
             }
             Operation::Zero { range, may_unmap, fast_only, fua, .. } => {
-                self.write_zeroes(fence, range, ZeroMode { may_unmap, fast_only }, fua).await?;
-                Ok(Answer::Done)
+                let pass = self.enter(who, way).await?;
+                let zero = ZeroMode { may_unmap, fast_only };
+                self.write_zeroes(fence, range, zero, fua || pass.writes_through()).await?;
+                Ok(pass.answer())
             }
             Operation::Trim { range, fua, .. } => {
-                self.trim(fence, range, fua).await?;
-                Ok(Answer::Done)
+                let pass = self.enter(who, way).await?;
+                self.trim(fence, range, fua || pass.writes_through()).await?;
+                Ok(pass.answer())
             }
-            Operation::Flush => {
+            Operation::Flush { .. } => {
                 self.flush(fence).await?;
                 Ok(Answer::Done)
             }

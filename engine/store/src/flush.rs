@@ -12,6 +12,8 @@
 //! - A request that arrives while a flush runs is served by one whose cut is taken later.
 //! - A batch that holds a region holds the changed entries of *all* layers for it, so a slot that moved from
 //!   one layer to another is named by exactly one of them at every crash.
+//! - A changed note is committed by the first flush of everything that is cut after the change: it is durable only
+//!   where everything that had completed before it was given is.
 //! - Slots freed in memory wait with their region for the batch; those of a batch that failed wait in
 //!   `limbo` until the volume is reopened.
 
@@ -64,6 +66,7 @@ struct Request {
 #[derive(Default)]
 pub struct Flusher {
     dirty: RefCell<BTreeMap<RegionIndex, Dirty>>,
+    note_changed: Cell<bool>,
     limbo: RefCell<Vec<SlotAddress>>,
     waiting: RefCell<Option<Request>>,
     running: Cell<bool>,
@@ -74,6 +77,7 @@ pub struct Flusher {
 struct Cut {
     regions: Vec<(RegionIndex, Vec<LayerId>)>,
     changes: Vec<Change>,
+    note: Option<Change>,
     freed: Vec<SlotAddress>,
 }
 
@@ -92,13 +96,19 @@ impl Flusher {
         self.dirty.borrow_mut().entry(region).or_default().freed.push(slot);
     }
 
+    /// The volume's note changed: the next flush of everything commits it.
+    pub fn note_changed(&self) {
+        self.note_changed.set(true);
+    }
+
     /// Whether no flush runs and none would have anything to commit.
     fn is_clean(&self) -> bool {
-        !self.running.get() && self.dirty.borrow().is_empty()
+        !self.running.get() && self.dirty.borrow().is_empty() && !self.note_changed.get()
     }
 
     /// Takes every slot that waits for a batch, and forgets what was changed.
     pub fn clear(&self) -> Vec<SlotAddress> {
+        self.note_changed.set(false);
         let mut slots = self.limbo.take();
         slots.extend(self.dirty.take().into_values().flat_map(|dirty| dirty.freed));
         slots
@@ -195,6 +205,7 @@ impl Volume {
             cut.changes = self.encode(&cut.regions);
         }
         let mut batch = Batch { changes: std::mem::take(&mut cut.changes) };
+        batch.changes.extend(cut.note.take());
         batch.changes.extend(structural.iter().flat_map(|change| change.changes.iter().cloned()));
         if !batch.is_empty() {
             self.env.commit(batch).await.map_err(|_| IoError::Poisoned)?;
@@ -205,12 +216,16 @@ impl Volume {
 
     /// Step (0): no await from here to the calls of sync.
     fn cut(&self, scope: &Scope) -> Cut {
-        let mut cut = Cut { regions: Vec::new(), changes: Vec::new(), freed: Vec::new() };
+        let mut cut = Cut { regions: Vec::new(), changes: Vec::new(), note: None, freed: Vec::new() };
         for (region, dirty) in self.flusher.take(scope) {
             cut.regions.push((region, dirty.layers));
             cut.freed.extend(dirty.freed);
         }
         cut.changes = self.encode(&cut.regions);
+        if matches!(scope, Scope::All) && self.flusher.note_changed.take() {
+            let (key, value) = (record::note_key(self.id), record::encode_note(self.id, &self.note()));
+            cut.note = Some(Change::Put { key, value });
+        }
         cut
     }
 

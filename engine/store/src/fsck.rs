@@ -2,7 +2,7 @@
 //!
 //! Checked: keys and checksums of all records; that layers form a tree under their volume, with the head as a
 //! leaf and snapshots on frozen layers; sizes; that entries are of known kinds and inside their devices; that
-//! no slot is named twice; that active regions exist.
+//! no slot is named twice; that active regions and the volumes of notes exist.
 
 use crate::{
     StoreError,
@@ -68,6 +68,9 @@ pub async fn check(meta: &dyn Meta, device_slots: &[u64]) -> Result<Report, Meta
     }
     for (key, value) in meta.scan(record::ACTIVITIES).await? {
         check.activity(&key, &value);
+    }
+    for (key, value) in meta.scan(record::NOTES).await? {
+        check.note(&key, &value);
     }
     Ok(check.report)
 }
@@ -189,6 +192,14 @@ impl Check<'_> {
         let size = self.layers.get(&volume.head).map_or(0, |head| head.size_bytes);
         if region.0 >= region_count(size) {
             self.problem(record::show(key), format!("region {} is past the end of {id}", region.0));
+        }
+    }
+
+    fn note(&mut self, key: &[u8], value: &[u8]) {
+        match record::decode_note(key, value) {
+            Ok((id, _)) if self.volumes.contains_key(&id) => {}
+            Ok((id, _)) => self.problem(record::show(key), format!("{id} is missing")),
+            Err(error) => self.problem(record::show(key), error),
         }
     }
 }

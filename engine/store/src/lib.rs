@@ -40,7 +40,8 @@ pub use slots::{SpaceLevel, TierClass, TierSpec, TierUsage, Tiers};
 pub use store::{Store, StoreConfig};
 pub use tap::{Fence, Tap, TapChange, Unfenced};
 pub use volume::{
-    BlockStatus, ExtentContent, ExtentDigests, Quiesced, SnapshotInfo, Volume, VolumeUsage, ZeroMode, zero_block_digest,
+    Admitted, BlockStatus, ExtentContent, ExtentDigests, Quiesced, SnapshotInfo, Volume, VolumeUsage, ZeroMode,
+    zero_block_digest,
 };
 
 /// Longest name of a volume or snapshot.

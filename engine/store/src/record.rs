@@ -6,6 +6,7 @@
 //! l layer:u64be                      volume:u64 parent:u64 size_bytes:u64 flags:u8
 //! m layer:u64be region:u64be         64 × entry:u64
 //! a volume:u64be region:u64be        nothing: the region is active
+//! o volume:u64be                     the volume's note, as the node gave it
 //! c "probe"                          nothing: written to learn whether commits work again
 //!
 //! value    | version:u8 | payload … | crc32c:u32 |     the checksum covers key, version and payload
@@ -21,7 +22,11 @@ use crate::{
     entry::{BadEntry, Entry},
     map::RegionEntries,
 };
-use drover_base::{LayerId, RegionIndex, VolumeId, limits::SNAPSHOTS_MAX, units::EXTENTS_PER_REGION};
+use drover_base::{
+    LayerId, RegionIndex, VolumeId,
+    limits::{NOTE_BYTES_MAX, SNAPSHOTS_MAX},
+    units::EXTENTS_PER_REGION,
+};
 
 /// Every volume record's key begins so.
 pub const VOLUMES: &[u8] = b"v";
@@ -31,6 +36,8 @@ pub const LAYERS: &[u8] = b"l";
 pub const MAPS: &[u8] = b"m";
 /// Every active region's key begins so.
 pub const ACTIVITIES: &[u8] = b"a";
+/// Every note's key begins so.
+pub const NOTES: &[u8] = b"o";
 
 /// Versions of the values.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -105,6 +112,10 @@ pub fn activity_prefix(volume: VolumeId) -> Vec<u8> {
 
 pub fn activity_key(volume: VolumeId, region: RegionIndex) -> Vec<u8> {
     key(ACTIVITIES, &[volume.0, region.0])
+}
+
+pub fn note_key(volume: VolumeId) -> Vec<u8> {
+    key(NOTES, &[volume.0])
 }
 
 pub fn probe_key() -> Vec<u8> {
@@ -302,6 +313,19 @@ pub fn decode_activity(key: &[u8], value: &[u8]) -> Result<(VolumeId, RegionInde
     Ok((VolumeId(volume), RegionIndex(region)))
 }
 
+pub fn encode_note(volume: VolumeId, note: &[u8]) -> Vec<u8> {
+    seal(&note_key(volume), note)
+}
+
+pub fn decode_note(key: &[u8], value: &[u8]) -> Result<(VolumeId, Vec<u8>), StoreError> {
+    let [volume] = numbers::<1>(NOTES, key)?;
+    let reader = unseal(key, value)?;
+    if reader.rest.len() > NOTE_BYTES_MAX {
+        return Err(reader.corrupt());
+    }
+    Ok((VolumeId(volume), reader.rest.to_vec()))
+}
+
 pub fn encode_probe() -> Vec<u8> {
     seal(&probe_key(), &[])
 }
@@ -333,6 +357,8 @@ mod tests {
         }
         let (id, region) = (VolumeId(7), RegionIndex(1 << 40));
         assert_eq!(decode_activity(&activity_key(id, region), &encode_activity(id, region)), Ok((id, region)));
+        let note = vec![3; NOTE_BYTES_MAX];
+        assert_eq!(decode_note(&note_key(id), &encode_note(id, &note)), Ok((id, note)));
     }
 
     #[test]

@@ -13,6 +13,7 @@ use crate::{
     slots::Tiers,
     stack::Stack,
 };
+use bytes::Bytes;
 use drover_base::{
     IoError, RegionIndex, VolumeId,
     units::{BLOCK_BYTES, region_count},
@@ -27,6 +28,7 @@ pub struct Loaded {
     pub slots: Vec<SlotAddress>,
     /// Active regions: after a crash they may differ from what was last flushed.
     pub active: Vec<RegionIndex>,
+    pub note: Bytes,
 }
 
 /// All volume records, ascending.
@@ -101,7 +103,11 @@ pub async fn load_volume(
         }
         active.push(region);
     }
-    Ok(Loaded { stack, slots, active })
+    let note = match meta.get(&record::note_key(id)).await? {
+        Some(value) => record::decode_note(&record::note_key(id), &value)?.1.into(),
+        None => Bytes::new(),
+    };
+    Ok(Loaded { stack, slots, active, note })
 }
 
 /// Writes the data of regions again that were written since the last good flush, and syncs. After a failed

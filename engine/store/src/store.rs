@@ -12,6 +12,7 @@ use crate::{
     snapshot::{forget_layer, put_volume},
     stack::Stack,
 };
+use bytes::Bytes;
 use drover_base::{
     LayerId, VolumeId, World,
     ids::is_name,
@@ -76,7 +77,7 @@ impl Store {
             }
             let layers = layers.remove(&record.id).unwrap_or_default();
             let loaded = recovery::load_volume(&*env.meta, record, &layers, &env.tiers).await?;
-            let volume = Volume::new(env.clone(), loaded.stack, loaded.active);
+            let volume = Volume::new(env.clone(), loaded.stack, loaded.active, loaded.note);
             volume.start_merging();
             env.volumes.borrow_mut().insert(volume.id, volume);
         }
@@ -208,7 +209,7 @@ async fn create(env: &Rc<Env>, id: VolumeId, name: &str, size_bytes: u64) -> Res
         Change::Put { key: record::layer_key(head.id), value: stack.layer_record(&head).encode() },
     ];
     env.commit(Batch { changes }).await?;
-    let volume = Volume::new(env.clone(), stack, Vec::new());
+    let volume = Volume::new(env.clone(), stack, Vec::new(), Bytes::new());
     env.volumes.borrow_mut().insert(id, volume.clone());
     Ok(volume)
 }
@@ -225,6 +226,7 @@ impl Volume {
         let mut batch = Batch::default();
         batch.delete(record::volume_key(self.id));
         batch.delete_prefix(record::activity_prefix(self.id));
+        batch.delete(record::note_key(self.id));
         for layer in self.stack.borrow().layers() {
             batch.changes.extend(forget_layer(layer));
         }
@@ -277,6 +279,7 @@ impl Volume {
         self.inflight.retire(slots);
         *self.stack.borrow_mut() = loaded.stack;
         self.activity.load(loaded.active);
+        self.load_note(loaded.note);
         inside();
         self.health.reset();
         drop((_clients, _turn, _mutations));

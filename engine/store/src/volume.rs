@@ -25,7 +25,7 @@ pub use zero::ZeroMode;
 
 use crate::{
     activity::{Activity, ActivityPin},
-    admission::{Closed, Gate},
+    admission::{Closed, Gate, Inside},
     entry::{Entry, SlotAddress},
     env::Env,
     flush::{Flusher, Scope},
@@ -37,9 +37,10 @@ use crate::{
     stack::Stack,
     tap::{Fence, Tap},
 };
+use bytes::Bytes;
 use drover_base::{
     ByteRange, ExtentIndex, IoError, RegionIndex, VolumeId,
-    limits::REQUEST_BYTES_MAX,
+    limits::{NOTE_BYTES_MAX, REQUEST_BYTES_MAX},
     planted::{Bug, is_planted},
 };
 use std::{
@@ -67,6 +68,13 @@ pub struct Volume {
     pub(crate) activity: Rc<Activity>,
     pub(crate) merger: Merger,
     tap: RefCell<Option<Rc<dyn Tap>>>,
+    note: RefCell<Bytes>,
+}
+
+/// A client of the volume is inside: nobody who quiesces gets on while it lives.
+#[must_use = "it counts until it is dropped"]
+pub struct Admitted {
+    _inside: Inside,
 }
 
 /// Client requests wait while it lives; those that were running have ended.
@@ -76,7 +84,7 @@ pub struct Quiesced {
 }
 
 impl Volume {
-    pub(crate) fn new(env: Rc<Env>, stack: Stack, active: Vec<RegionIndex>) -> Rc<Self> {
+    pub(crate) fn new(env: Rc<Env>, stack: Stack, active: Vec<RegionIndex>, note: Bytes) -> Rc<Self> {
         let activity = Rc::new(Activity::default());
         activity.load(active);
         let tiers = env.tiers.clone();
@@ -95,6 +103,7 @@ impl Volume {
             activity,
             merger: Merger::default(),
             tap: RefCell::default(),
+            note: RefCell::new(note),
         })
     }
 
@@ -202,6 +211,27 @@ impl Volume {
     /// Admits no client request and waits for those that run; the others wait until the result is dropped.
     pub async fn quiesce(&self) -> Quiesced {
         Quiesced { _closed: self.clients.close().await }
+    }
+
+    /// Waits until client requests are admitted, and counts as one until the result is dropped.
+    pub async fn admit(&self) -> Admitted {
+        Admitted { _inside: self.clients.enter().await }
+    }
+
+    /// What the node keeps with the volume: as last given, or as last flushed before the volume was opened.
+    pub fn note(&self) -> Bytes {
+        self.note.borrow().clone()
+    }
+
+    /// Gives the volume another note; the next flush makes it durable, with everything that completed before.
+    pub fn set_note(&self, note: Bytes) {
+        assert!(note.len() <= NOTE_BYTES_MAX, "notes are bounded where they are made");
+        *self.note.borrow_mut() = note;
+        self.flusher.note_changed();
+    }
+
+    pub(crate) fn load_note(&self, note: Bytes) {
+        *self.note.borrow_mut() = note;
     }
 
     /// Installs or removes the tap. Requests that run keep the one they began with: do it in a barrier.

@@ -10,9 +10,10 @@
 //!   whatever else runs at once.
 //! - What was handled runs to its end, also when nobody waits for its answer any more: no half of it can come
 //!   after the next connection's first operation, which waits for [`Receiver::drained`].
-//! - A flush begins when every operation before it has ended. `durable` is the last flush that succeeded.
+//! - A flush begins when every operation before it has ended, and takes over the sender's note with them. `durable` is the last flush that succeeded.
 
 use crate::compress::unpack;
+use bytes::Bytes;
 use drover_base::units::{BLOCK_BYTES, EXTENT_BYTES, REGION_BYTES};
 use drover_base::{ByteRange, ExtentIndex, IoError, LocalFuture, World};
 use drover_store::{Fence, LockGuard, LockTicket, Volume};
@@ -92,7 +93,7 @@ impl Receiver {
                 Ok(ticket) => self.run(sequence, me.status(ticket, range)),
                 Err(error) => refuse(error),
             },
-            Operation::Flush => self.run(sequence, me.flush(sequence)),
+            Operation::Flush { note } => self.run(sequence, me.flush(sequence, note)),
             // A mirror serves nobody.
             Operation::Hello(_) | Operation::Read { .. } | Operation::Trim { .. } => refuse(IoError::NotHere),
         }
@@ -210,8 +211,12 @@ impl Receiver {
         ))
     }
 
-    async fn flush(self: Rc<Self>, sequence: u64) -> Result<Answer, IoError> {
+    async fn flush(self: Rc<Self>, sequence: u64, note: Bytes) -> Result<Answer, IoError> {
         self.ended_before(sequence).await;
+        self.fence.check()?;
+        if self.volume.note() != note {
+            self.volume.set_note(note);
+        }
         self.volume.flush(&*self.fence).await?;
         self.fence.check()?;
         let mut state = self.state.borrow_mut();

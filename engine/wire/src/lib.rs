@@ -8,5 +8,6 @@ pub mod preamble;
 pub mod rpc;
 pub mod seat_record;
 pub mod tier_label;
+pub mod writer_record;
 
 pub use error::WireError;

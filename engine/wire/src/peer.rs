@@ -8,11 +8,12 @@
 //!  | magic  |version| kind | flags | status | session | epoch | sequence| offset | length| instance | crc   | raw  |
 //! ```
 //! All little-endian. Data comes first where it is hot: one cache line holds all that routes a frame.
+//! `offset` of a reply is the term of `Unflushed`.
 //! `crc` is CRC-32C of the body as sent; `raw` the body's length before compression (equal: not compressed).
 
 use crate::WireError;
 use bytes::Bytes;
-use drover_base::limits::{MESSAGE_BODY_BYTES_MAX, REQUEST_BYTES_MAX};
+use drover_base::limits::{MESSAGE_BODY_BYTES_MAX, NOTE_BYTES_MAX, REQUEST_BYTES_MAX};
 use drover_base::world::Message;
 use drover_base::{
     ByteRange, Epoch, ExtentIndex, Generation, InstanceId, IoError, MigrationId, NodeId, SessionId, VolumeId,
@@ -24,8 +25,9 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 /// `DRVP`.
 const MAGIC: u32 = 0x5056_5244;
 
-/// Version 1: the first.
-const VERSION: u16 = 1;
+/// Version 1: the first. Version 2: acknowledgements name the writer's term, `Hello` and `Welcome` speak about the
+/// gateway's log, a stream's flush bears the volume's note.
+const VERSION: u16 = 2;
 
 /// Runs of a block status reply at most.
 pub const STATUS_RUNS_MAX: usize = 4096;
@@ -52,6 +54,7 @@ mod kind {
     pub const REPLY_STATUS: u16 = 104;
     pub const REPLY_DIGESTS: u16 = 105;
     pub const REPLY_ERROR: u16 = 106;
+    pub const REPLY_UNFLUSHED: u16 = 107;
 }
 
 #[derive(Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
@@ -100,16 +103,40 @@ impl Payload {
 pub struct Hello {
     pub volume: VolumeId,
     pub from: NodeId,
+    /// The sender's start: of two of one node only the newer lives.
+    pub instance: InstanceId,
     pub purpose: Purpose,
 }
 
 /// What a session is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Purpose {
-    /// Requests of clients that are attached elsewhere. Concurrent requests have no order.
-    Gateway,
+    /// Requests of clients that are attached elsewhere. Concurrent requests have no order. `log`: what was acknowledged
+    /// to the session and is not known to be durable; `None`: nothing.
+    Gateway { log: Option<LogOrigin> },
     /// Data of a migration. Requests of one extent are applied in the order of their sequence.
     Mirror { migration: MigrationId, generation: Generation },
+}
+
+/// Whose acknowledgements a gateway's log holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LogOrigin {
+    pub instance: InstanceId,
+    /// As told by [`Answer::Unflushed`].
+    pub term: u64,
+}
+
+/// What the holder says of a gateway's log.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum LogVerdict {
+    /// This instance has applied all of it: the log goes on.
+    Applied,
+    /// It may be missing here: to be replayed before anything else.
+    Wanted,
+    /// It is durable, and may have been overwritten since.
+    Durable,
+    /// Others went on without it: it must not be replayed any more.
+    Lost,
 }
 
 /// The answer to [`Hello`].
@@ -117,6 +144,8 @@ pub enum Purpose {
 pub struct Welcome {
     pub size_bytes: u64,
     pub epoch: Epoch,
+    /// Of the log that `Hello` told of; where it told of none, and of streams: `Applied`.
+    pub log: LogVerdict,
 }
 
 /// What a frame asks for.
@@ -145,7 +174,10 @@ pub enum Operation {
         fua: bool,
         replay: bool,
     },
-    Flush,
+    /// `note`: of a stream, the note of the sender's volume, durable with the flush; otherwise empty.
+    Flush {
+        note: Bytes,
+    },
     BlockStatus {
         range: ByteRange,
     },
@@ -191,6 +223,10 @@ pub enum Answer {
     Welcome(Welcome),
     Data(Payload),
     Done,
+    /// A change was made that the end of this instance may undo: the gateway keeps it for replay, within this term.
+    Unflushed {
+        term: u64,
+    },
     Status(Vec<StatusRun>),
     Digests(ExtentDigests),
 }
@@ -237,7 +273,10 @@ impl PeerRequest {
                 set(flag::REPLAY, replay);
                 (kind::TRIM, range)
             }
-            Operation::Flush => (kind::FLUSH, NO_RANGE),
+            Operation::Flush { note } => {
+                body = Payload::plain(note);
+                (kind::FLUSH, NO_RANGE)
+            }
             Operation::BlockStatus { range } => (kind::BLOCK_STATUS, range),
             Operation::Digests { extent } => (kind::DIGESTS, ByteRange { offset: extent.0, len: 0 }),
         };
@@ -267,7 +306,10 @@ impl PeerRequest {
                 replay: has(flag::REPLAY),
             },
             kind::TRIM => Operation::Trim { range, fua: has(flag::FUA), replay: has(flag::REPLAY) },
-            kind::FLUSH => Operation::Flush,
+            kind::FLUSH if body.bytes.len() > NOTE_BYTES_MAX || body.is_compressed() => {
+                return Err(WireError::Body("a note"));
+            }
+            kind::FLUSH => Operation::Flush { note: body.bytes },
             kind::BLOCK_STATUS => Operation::BlockStatus { range },
             kind::DIGESTS => Operation::Digests { extent: ExtentIndex(range.offset) },
             other => return Err(WireError::Kind(other)),
@@ -285,15 +327,20 @@ impl PeerReply {
     pub fn encode(self) -> Message {
         let mut head = empty_head(self.session, self.sequence);
         head.instance = self.instance.0.into();
+        let mut range = NO_RANGE;
         let (kind, body) = match self.result {
             Ok(Answer::Welcome(welcome)) => (kind::REPLY_HELLO, Payload::plain(to_bytes(&welcome))),
             Ok(Answer::Data(data)) => (kind::REPLY_DATA, data),
             Ok(Answer::Done) => (kind::REPLY_DONE, Payload::plain(Bytes::new())),
+            Ok(Answer::Unflushed { term }) => {
+                range.offset = term;
+                (kind::REPLY_UNFLUSHED, Payload::plain(Bytes::new()))
+            }
             Ok(Answer::Status(runs)) => (kind::REPLY_STATUS, Payload::plain(to_bytes(&runs))),
             Ok(Answer::Digests(digests)) => (kind::REPLY_DIGESTS, Payload::plain(to_bytes(&digests))),
             Err(error) => (kind::REPLY_ERROR, Payload::plain(to_bytes(&error))),
         };
-        finish(head, kind, NO_RANGE, body)
+        finish(head, kind, range, body)
     }
 
     pub fn decode(message: Message) -> Result<Self, WireError> {
@@ -302,6 +349,7 @@ impl PeerReply {
             kind::REPLY_HELLO => Ok(Answer::Welcome(from_bytes(&body.bytes, "Welcome")?)),
             kind::REPLY_DATA => Ok(Answer::Data(body)),
             kind::REPLY_DONE => Ok(Answer::Done),
+            kind::REPLY_UNFLUSHED => Ok(Answer::Unflushed { term: head.offset.get() }),
             kind::REPLY_STATUS => {
                 let runs: Vec<StatusRun> = from_bytes(&body.bytes, "StatusRun")?;
                 if runs.len() > STATUS_RUNS_MAX {

@@ -70,14 +70,14 @@ pub fn decode_export(bytes: &[u8]) -> Result<Export, WireError> {
     Ok(export)
 }
 
-fn seal<T: Serialize>(value: &T) -> Vec<u8> {
+pub(crate) fn seal<T: Serialize>(value: &T) -> Vec<u8> {
     let mut bytes = postcard::to_stdvec(value).expect("plain data always encodes");
     let crc = crc32c::crc32c(&bytes);
     bytes.extend_from_slice(&crc.to_le_bytes());
     bytes
 }
 
-fn unseal<T: for<'a> Deserialize<'a>>(bytes: &[u8], what: &'static str) -> Result<T, WireError> {
+pub(crate) fn unseal<T: for<'a> Deserialize<'a>>(bytes: &[u8], what: &'static str) -> Result<T, WireError> {
     let (body, crc) = bytes.split_last_chunk::<4>().ok_or(WireError::Body(what))?;
     let (expected, got) = (u32::from_le_bytes(*crc), crc32c::crc32c(body));
     if expected != got {

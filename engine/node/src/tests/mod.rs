@@ -10,3 +10,4 @@ mod leases;
 mod planted;
 mod reopening;
 mod restored;
+mod writers;

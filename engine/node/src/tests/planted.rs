@@ -1,6 +1,6 @@
 //! Each bug of this crate's concern, planted, must fail a test here.
 
-use super::{flip, gateway, leases, reopening, restored};
+use super::{flip, gateway, leases, reopening, restored, writers};
 use drover_base::planted::{Bug, plant};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
@@ -14,6 +14,16 @@ fn caught(bug: Bug, test: fn()) {
 #[test]
 fn a_forgotten_replay_is_caught() {
     caught(Bug::ReplayForgotten, gateway::acknowledged_writes_survive_the_holder_s_death);
+}
+
+#[test]
+fn a_replay_over_newer_writes_is_caught() {
+    caught(Bug::ReplayOverNewer, writers::what_others_have_flushed_is_not_replayed_over);
+}
+
+#[test]
+fn a_second_writer_that_ends_no_term_is_caught() {
+    caught(Bug::SecondWriterNotTold, writers::what_others_have_flushed_is_not_replayed_over);
 }
 
 #[test]

@@ -86,7 +86,7 @@ impl Sender {
             let syncs = state.wants_sync().then_some(state.unsynced);
             (up, state.ledger.flush_sent(), syncs)
         };
-        let reply: Reply = self.put(&up, Operation::Flush);
+        let reply: Reply = self.put(&up, Operation::Flush { note: self.volume.note() });
         let position = up.link.position();
         let error = match reply.await {
             Ok(Answer::Done) => {

@@ -51,7 +51,7 @@ fn operations_that_overlap_are_applied_in_stream_order() {
     });
 }
 
-/// A flush that is put on the stream behind writes covers them, though none was answered when it came.
+/// A flush that is put on the stream behind writes covers them, though none was answered when it came; and its note.
 #[test]
 fn a_flush_covers_what_stands_before_it_in_the_stream() {
     run_each(0..10, async |sim| {
@@ -63,10 +63,12 @@ fn a_flush_covers_what_stands_before_it_in_the_stream() {
             expected.extend_from_slice(&data);
             drop(receiver.handle(sequence, write((sequence - 1) * BLOCK_BYTES, data)));
         }
-        assert_eq!(receiver.handle(41, Operation::Flush).await, Ok(Answer::Done));
+        let note = Bytes::from_static(b"who writes");
+        assert_eq!(receiver.handle(41, Operation::Flush { note: note.clone() }).await, Ok(Answer::Done));
         assert_eq!(receiver.durable_position(), 41);
         drop(receiver);
         side.crash().await;
+        assert_eq!(side.volume.note(), note);
         if side.content().await[..expected.len()] == expected[..] { Ok(()) } else { Err("not covered".into()) }
     });
 }

@@ -126,7 +126,7 @@ impl Shared {
         let faults = self.faults.get();
         let ppm = match operation {
             Operation::Write { .. } | Operation::Zero { .. } => faults.refused_ppm,
-            Operation::Flush => faults.flushes_refused_ppm,
+            Operation::Flush { .. } => faults.flushes_refused_ppm,
             _ => 0,
         };
         ppm > 0 && self.random.borrow_mut().chance_ppm(ppm)

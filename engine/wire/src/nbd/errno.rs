@@ -47,7 +47,8 @@ impl Errno {
             IoError::NotFast => Self::NotSupported,
             // The router retries these; one that arrives here ran out of time.
             IoError::Fenced { .. } | IoError::Moved { .. } | IoError::NotHere | IoError::Disconnected => Self::Io,
-            IoError::Poisoned | IoError::Device | IoError::Corrupt | IoError::TimedOut => Self::Io,
+            IoError::Poisoned | IoError::Device | IoError::Corrupt => Self::Io,
+            IoError::TimedOut | IoError::WritesLost => Self::Io,
         }
     }
 }

@@ -11,16 +11,21 @@ fn requests_read_back() {
     let hello = Hello {
         volume: VolumeId(5),
         from: NodeId::new("a").unwrap(),
+        instance: InstanceId(6),
         purpose: Purpose::Mirror { migration: MigrationId(9), generation: Generation(2) },
     };
+    let log = Some(LogOrigin { instance: InstanceId(8), term: 3 });
+    let of_gateway = Hello { purpose: Purpose::Gateway { log }, ..hello.clone() };
     let data = Payload::plain(Bytes::from_static(b"some bytes"));
     for operation in [
         Operation::Hello(hello),
+        Operation::Hello(of_gateway),
         Operation::Read { range },
         Operation::Write { offset: 12, data, fua: true, replay: false },
         Operation::Zero { range, may_unmap: true, fast_only: false, fua: false, replay: true },
         Operation::Trim { range, fua: true, replay: true },
-        Operation::Flush,
+        Operation::Flush { note: Bytes::new() },
+        Operation::Flush { note: Bytes::from_static(&[7; NOTE_BYTES_MAX]) },
         Operation::BlockStatus { range },
         Operation::Digests { extent: ExtentIndex(4) },
     ] {
@@ -32,7 +37,8 @@ fn requests_read_back() {
 #[test]
 fn replies_read_back() {
     for result in [
-        Ok(Answer::Welcome(Welcome { size_bytes: 1 << 30, epoch: Epoch(4) })),
+        Ok(Answer::Welcome(Welcome { size_bytes: 1 << 30, epoch: Epoch(4), log: LogVerdict::Wanted })),
+        Ok(Answer::Unflushed { term: u64::MAX }),
         Ok(Answer::Data(Payload { bytes: Bytes::from_static(b"zstd"), raw_len: 4096 })),
         Ok(Answer::Done),
         Ok(Answer::Status(vec![StatusRun { len: 4096, hole: true, zero: true }])),
@@ -66,6 +72,8 @@ fn a_flipped_bit_is_an_error_or_another_field_never_a_panic() {
 fn declared_lengths_are_bounded() {
     let sent = request(Operation::Read { range: ByteRange { offset: 0, len: REQUEST_BYTES_MAX + 1 } }).encode();
     assert!(matches!(PeerRequest::decode(sent), Err(WireError::BodyTooLarge { .. })));
+    let sent = request(Operation::Flush { note: Bytes::from_static(&[7; NOTE_BYTES_MAX + 1]) }).encode();
+    assert!(matches!(PeerRequest::decode(sent), Err(WireError::Body(_))));
     let payload = Payload { bytes: Bytes::from_static(b"x"), raw_len: u32::MAX };
     let reply =
         PeerReply { session: SessionId(1), sequence: 1, instance: InstanceId(1), result: Ok(Answer::Data(payload)) };

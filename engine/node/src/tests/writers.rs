@@ -1,0 +1,250 @@
+//! Clients of several nodes write to one volume, and its holder dies: what a gateway kept must neither be lost nor lie
+//! over what others have written since.
+
+use super::cluster::{Client, Cluster, VOLUME, each_seed};
+use super::flip;
+use crate::writers::WRITER_PATIENCE;
+use drover_base::IoError;
+use drover_wire::admin::NodeRequest;
+use std::time::Duration;
+
+/// The holder `a`, and gateways `g` and `h`.
+async fn start(cluster: &Cluster) -> [Client; 3] {
+    for name in ["a", "g", "h"] {
+        cluster.start(name).await;
+    }
+    cluster.create("a").await;
+    [cluster.attach("a").await, cluster.attach("g").await, cluster.attach("h").await]
+}
+
+async fn restart(cluster: &Cluster) {
+    cluster.kill("a");
+    cluster.start("a").await;
+}
+
+/// Writes until the client's gateway keeps what it is acknowledged.
+async fn become_the_writer(cluster: &Cluster, client: &Client) {
+    client.write(100, b'-').await.unwrap();
+    cluster.sim.sleep(Duration::from_millis(1_100)).await;
+    client.write(100, b'.').await.unwrap();
+    cluster.sim.sleep(Duration::from_millis(100)).await;
+}
+
+/// The bug: `g` was acknowledged X = 1, which it keeps; then a client elsewhere was acknowledged X = 2 and flushed it. The
+/// holder died, and `g` put its 1 over the flushed 2.
+#[test]
+pub fn what_others_have_flushed_is_not_replayed_over() {
+    each_seed(0..20, async |cluster| {
+        let [at_holder, g, h] = start(&cluster).await;
+        for other in [&at_holder, &h] {
+            become_the_writer(&cluster, &g).await;
+            g.write(1, b'1').await.unwrap();
+            g.write(2, b'3').await.unwrap();
+            other.write(1, b'2').await.unwrap();
+            other.flush().await.unwrap();
+            restart(&cluster).await;
+            let again = cluster.attach("a").await;
+            for client in [&g, &h, &again] {
+                assert_eq!(client.read(1).await, Ok(b'2'));
+                assert_eq!(client.read(2).await, Ok(b'3'));
+            }
+            // Whoever was at the holder is a new client.
+            if std::ptr::eq(other, &at_holder) {
+                again.write(1, b'-').await.unwrap();
+            }
+        }
+    });
+}
+
+/// The same without a flush: both were acknowledged to clients that survived, so the newer one stays.
+#[test]
+fn the_newer_of_two_unflushed_writes_stays() {
+    each_seed(0..20, async |cluster| {
+        let [_, g, h] = start(&cluster).await;
+        become_the_writer(&cluster, &g).await;
+        for turn in 0..10 {
+            for (block, (one, other)) in [(&g, &h), (&h, &g)].into_iter().enumerate() {
+                one.write(block as u64, b'a' + turn).await.unwrap();
+                other.write(block as u64, b'A' + turn).await.unwrap();
+            }
+            if turn % 3 == 0 {
+                restart(&cluster).await;
+            }
+            for client in [&g, &h] {
+                assert_eq!(client.read(0).await, Ok(b'A' + turn), "turn {turn}");
+                assert_eq!(client.read(1).await, Ok(b'A' + turn), "turn {turn}");
+            }
+        }
+    });
+}
+
+/// After a restart everybody waits for the one whose writes may be missing; what they write then is newer.
+#[test]
+fn others_wait_for_a_gateway_that_comes_late() {
+    each_seed(0..10, async |cluster| {
+        let [_, g, h] = start(&cluster).await;
+        become_the_writer(&cluster, &g).await;
+        for block in 0..40 {
+            g.write(block, b'1').await.unwrap();
+        }
+        cluster.sim.partition("a", "g");
+        restart(&cluster).await;
+        let at_holder = cluster.attach("a").await;
+        let heal = async {
+            cluster.sim.sleep(WRITER_PATIENCE / 2).await;
+            cluster.sim.heal("a", "g");
+        };
+        let written = async { (h.write(1, b'2').await, h.read(2).await) };
+        let ((), written, read) = futures::join!(heal, written, at_holder.read(3));
+        assert_eq!((written, read), ((Ok(()), Ok(b'1')), Ok(b'1')));
+        assert_eq!(g.read(1).await, Ok(b'2'), "the replay came before");
+        assert_eq!(g.read(39).await, Ok(b'1'));
+    });
+}
+
+/// Nobody waits for ever. What the late one had is lost, its clients are told, and it changes nothing any more.
+#[test]
+fn a_gateway_that_stays_away_is_given_up() {
+    each_seed(0..10, async |cluster| {
+        let [_, g, h] = start(&cluster).await;
+        become_the_writer(&cluster, &g).await;
+        g.write(1, b'1').await.unwrap();
+        cluster.sim.partition("a", "g");
+        restart(&cluster).await;
+        let before = cluster.sim.now();
+        h.write(1, b'2').await.unwrap();
+        let waited = cluster.sim.now() - before;
+        assert!(waited >= WRITER_PATIENCE && waited < WRITER_PATIENCE * 2, "{waited:?}");
+        h.flush().await.unwrap();
+        cluster.sim.heal("a", "g");
+        // Not even a flush that was under way all the time says that all is well.
+        assert_eq!(g.flush().await, Err(IoError::WritesLost));
+        assert_eq!(g.read(1).await, Err(IoError::WritesLost));
+        let again = cluster.attach("g").await;
+        assert_eq!(again.read(1).await, Ok(b'2'));
+        again.write(1, b'3').await.unwrap();
+        restart(&cluster).await;
+        assert_eq!((again.read(1).await, h.read(1).await), (Ok(b'3'), Ok(b'3')));
+    });
+}
+
+/// The gateway's machine died with the holder: nobody has its writes, so nobody is waited for once it is up again.
+#[test]
+fn a_gateway_that_died_is_not_waited_for() {
+    each_seed(0..10, async |cluster| {
+        let [_, g, h] = start(&cluster).await;
+        become_the_writer(&cluster, &g).await;
+        g.write(1, b'1').await.unwrap();
+        cluster.kill("g");
+        cluster.kill("a");
+        cluster.start("g").await;
+        cluster.start("a").await;
+        let before = cluster.sim.now();
+        let again = cluster.attach("g").await;
+        let (old, new) = futures::join!(h.read(1), again.read(1));
+        assert_eq!(old, new);
+        assert!(cluster.sim.now() - before < WRITER_PATIENCE);
+        // It is another writer than before.
+        h.write(1, b'2').await.unwrap();
+        again.write(1, b'3').await.unwrap();
+        restart(&cluster).await;
+        assert_eq!(h.read(1).await, Ok(b'3'));
+    });
+}
+
+/// A failed sync, and the volume opened again: as after a restart, for those who write elsewhere, too.
+#[test]
+fn a_reopened_volume_waits_for_the_replay() {
+    each_seed(0..10, async |cluster| {
+        let [at_holder, g, h] = start(&cluster).await;
+        become_the_writer(&cluster, &g).await;
+        g.flush().await.unwrap();
+        g.write(1, b'1').await.unwrap();
+        g.write(2, b'1').await.unwrap();
+        cluster.fail_sync("a");
+        assert!(h.flush().await.is_err());
+        let reopen = async {
+            cluster.ask("a", NodeRequest::Reopen { volume: VOLUME }).await;
+        };
+        let late = async {
+            while at_holder.write(1, b'2').await.is_err() {
+                cluster.sim.sleep(Duration::from_millis(1)).await;
+            }
+        };
+        futures::join!(reopen, late);
+        for client in [&at_holder, &g, &h] {
+            assert_eq!((client.read(1).await, client.read(2).await), (Ok(b'2'), Ok(b'1')));
+        }
+    });
+}
+
+/// What a gateway kept is of the content that a rollback gave up.
+#[test]
+fn a_rolled_back_volume_gets_no_replay() {
+    each_seed(0..10, async |cluster| {
+        let [_, g, _] = start(&cluster).await;
+        become_the_writer(&cluster, &g).await;
+        g.write(1, b'1').await.unwrap();
+        let name = || "s".to_owned();
+        cluster.ask("a", NodeRequest::CreateSnapshot { volume: VOLUME, name: name() }).await;
+        g.write(1, b'2').await.unwrap();
+        cluster.ask("a", NodeRequest::RollbackSnapshot { volume: VOLUME, name: name() }).await;
+        assert_eq!(g.read(1).await, Ok(b'1'));
+        restart(&cluster).await;
+        assert_eq!(g.read(1).await, Ok(b'1'));
+    });
+}
+
+/// Flips keep the writer's term: nobody waits, and a log that is brought late to the new holder changes nothing there.
+/// Then the new holder dies for good, and the side that takes over gets what it may lack.
+#[test]
+fn a_log_survives_a_flip_and_a_takeover() {
+    each_seed(0..10, async |cluster| {
+        let [_, g, h] = start(&cluster).await;
+        cluster.start("b").await;
+        flip::mirror(&cluster).await;
+        become_the_writer(&cluster, &g).await;
+        g.write(1, b'1').await.unwrap();
+        // It does not learn of the flip before others have written there.
+        cluster.sim.partition("a", "g");
+        cluster.sim.partition("b", "g");
+        flip::flip(&cluster, "a", "b", 1, 1).await;
+        let before = cluster.sim.now();
+        h.write(1, b'2').await.unwrap();
+        h.flush().await.unwrap();
+        assert!(cluster.sim.now() - before < Duration::from_secs(2), "nobody is waited for");
+        cluster.sim.heal_all();
+        assert_eq!(g.read(1).await, Ok(b'2'));
+        become_the_writer(&cluster, &g).await;
+        g.write(3, b'3').await.unwrap();
+        g.write(1, b'4').await.unwrap();
+        // Both lose power; `b` stays down, and `a`, which may have lost what was mirrored, takes over.
+        cluster.kill("b");
+        cluster.kill("a");
+        cluster.recorded.borrow_mut().grants.insert(VOLUME, flip::flipped(3, "a", "b"));
+        cluster.start("a").await;
+        let at_holder = cluster.attach("a").await;
+        for client in [&h, &g, &at_holder] {
+            assert_eq!((client.read(1).await, client.read(3).await), (Ok(b'4'), Ok(b'3')));
+        }
+    });
+}
+
+/// Clients of the holder are the writer beyond a flip as well: at first they need no gateway, then they have one.
+#[test]
+fn a_flip_away_from_its_clients_leaves_them_the_writer() {
+    each_seed(0..10, async |cluster| {
+        let [at_source, _, h] = start(&cluster).await;
+        cluster.start("b").await;
+        at_source.write(1, b'1').await.unwrap();
+        flip::mirror(&cluster).await;
+        flip::flip(&cluster, "a", "b", 1, 1).await;
+        at_source.write(1, b'2').await.unwrap();
+        let seat = cluster.node("b").seat(VOLUME).unwrap();
+        let named = seat.writers.record().writer.as_ref().map(|writer| writer.node.clone());
+        assert_eq!(named, Some(super::cluster::address("a").node));
+        assert_eq!(seat.writers.record().term, 1, "since before the flip");
+        h.write(1, b'3').await.unwrap();
+        assert_eq!(at_source.read(1).await, Ok(b'3'));
+    });
+}
