@@ -224,7 +224,7 @@ impl Node {
             // A note that cannot be read leaves the volume to nobody.
             if let Ok(writers) = WriterRecord::decode(&reopened.volume.note()) {
                 let owes = crate::writers::writer_may_owe(&reopened.context, route.as_deref(), &writers);
-                reopened.writers.load(writers, owes);
+                reopened.load_writers(writers, owes);
             }
             reopened.new_instance();
             // Those that came meanwhile were told the instance of before.

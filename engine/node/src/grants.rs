@@ -115,10 +115,11 @@ impl Node {
             seat.give_up_role_change();
             return Err(not_durable(error));
         }
-        // This instance has had everything since it confirmed a position; otherwise it may have lost something.
-        let owes =
-            confirmed.is_none() && writer_may_owe(&self.context, self.known_route(seat.id()).as_deref(), &writers);
-        seat.writers.load(writers, owes);
+        // This instance has had everything since it confirmed a position, if the holder had; otherwise it may have lost
+        // something.
+        let may_owe = writer_may_owe(&self.context, self.known_route(seat.id()).as_deref(), &writers);
+        let owes = may_owe && (confirmed.is_none() || writers.owed);
+        seat.load_writers(writers, owes);
         // Nothing waits between the new guard and the tap: no request comes in between.
         let lease = seat.take_office();
         seat.set_handed_over(false);

@@ -249,7 +249,10 @@ impl Node {
     pub(crate) fn seat_volume(&self, volume: Rc<Volume>, record: SeatRecord, writers: WriterRecord) -> Rc<Seat> {
         let route = self.known_route(volume.id());
         let owes = writer_may_owe(&self.context, route.as_deref(), &writers);
-        let seat = Seat::new(self.context.clone(), volume, record, Writers::new(writers, owes));
+        let seat = Seat::new(self.context.clone(), volume, record, Writers::new(writers.clone(), owes));
+        if seat.is_holder() {
+            seat.load_writers(writers, owes);
+        }
         self.reseat(seat.clone());
         seat
     }

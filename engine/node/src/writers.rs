@@ -20,6 +20,7 @@
 //! - Only the recorded writer is acknowledged anything that is neither durable nor lost with the node it wrote to.
 //! - What is replayed is of the recorded term and comes before anybody's reads or new writes: of a gateway's log of an
 //!   older term everything is durable or given up, and it is told which.
+//! - Whether the writer's replay is still awaited is part of the note: a flip takes the waiting along.
 //! - While a turn takes place no write is under way that it concerns; it counts as a client's request, so no flip
 //!   drains beside it. A turn that failed leaves the record unknown: nobody writes before another turn has succeeded.
 
@@ -184,11 +185,6 @@ impl Writers {
         self.settled.get()
     }
 
-    fn settle(&self) {
-        self.settled.set(true);
-        self.changed.notify_waiters();
-    }
-
     fn is_named(&self, who: &Writer) -> bool {
         self.record.borrow().writer.as_ref().is_some_and(|writer| writer.session == who.session)
     }
@@ -306,6 +302,27 @@ pub(crate) fn writer_may_owe(context: &Context, route: Option<&Route>, record: &
 }
 
 impl Seat {
+    /// This node holds the volume, with this record as the volume's note; see [`Writers::load`].
+    pub fn load_writers(&self, record: WriterRecord, owes: bool) {
+        self.writers.load(record, owes);
+        self.note_owed(owes);
+    }
+
+    fn settle(&self) {
+        self.note_owed(false);
+        self.writers.settled.set(true);
+        self.writers.changed.notify_waiters();
+    }
+
+    /// Durable, here and where the volume is mirrored to, with the next flush: one comes before every flip.
+    fn note_owed(&self, owed: bool) {
+        let mut record = self.writers.record.borrow_mut();
+        if record.owed != owed {
+            record.owed = owed;
+            self.volume.set_note(record.encode().into());
+        }
+    }
+
     /// Admits a change of the volume by `who`.
     pub async fn enter(self: &Rc<Self>, who: &Rc<Writer>, way: Way) -> Result<Pass, IoError> {
         let now = || self.context.world.now();
@@ -346,7 +363,7 @@ impl Seat {
                 continue;
             }
             if writers.record().writer.is_none() || writers.is_named(who) {
-                writers.settle();
+                self.settle();
                 return Ok(());
             }
             // Nobody is waited for while nobody could be served.
@@ -381,7 +398,7 @@ impl Seat {
         if verdict == LogVerdict::Wanted {
             writers.waiting_since.set(Some(self.context.world.now()));
         } else if writers.is_named(who) || writers.record().writer.as_ref().is_some_and(has_died) {
-            writers.settle();
+            self.settle();
         }
         Ok(verdict)
     }
@@ -397,7 +414,7 @@ impl Seat {
         writers.is_known.set(false);
         let done = inside.await?;
         writers.is_known.set(true);
-        writers.settle();
+        self.settle();
         Ok(done)
     }
 
@@ -443,7 +460,7 @@ impl Seat {
         // Whoever comes now has just been one of two.
         let session = before.writer.map_or(SessionId(0), |writer| writer.session);
         writers.alone.set(Some(Alone { session, since: Some(self.context.world.now()) }));
-        writers.settle();
+        self.settle();
         Ok(())
     }
 

@@ -27,6 +27,8 @@ pub struct WriterRecord {
     pub term: u64,
     /// The only one whose gateway keeps writes for replay, in this term.
     pub writer: Option<Writer>,
+    /// The holder that gave the volume this note had restarted, and may lack what the writer was acknowledged.
+    pub owed: bool,
     /// Ascending: terms that were given up before their writer had replayed.
     lost: Vec<u64>,
     /// The last of those that are not remembered one by one: all up to it count as lost.
@@ -42,7 +44,7 @@ enum Versioned {
 impl WriterRecord {
     /// The next term, of that writer.
     pub fn next(&self, writer: Option<Writer>) -> Self {
-        Self { term: self.term + 1, writer, ..self.clone() }
+        Self { term: self.term + 1, writer, owed: false, ..self.clone() }
     }
 
     /// The next term, of nobody, where the present one's writer stayed away.

@@ -230,6 +230,28 @@ fn a_log_survives_a_flip_and_a_takeover() {
     });
 }
 
+/// The holder restarted, and its volume moved on before the gateway came: the waiting moves with it.
+#[test]
+pub fn a_replay_that_is_awaited_is_awaited_beyond_a_flip() {
+    each_seed(0..10, async |cluster| {
+        let [_, g, h] = start(&cluster).await;
+        cluster.start("b").await;
+        become_the_writer(&cluster, &g).await;
+        g.write(1, b'1').await.unwrap();
+        cluster.sim.partition("a", "g");
+        cluster.sim.partition("b", "g");
+        restart(&cluster).await;
+        flip::mirror(&cluster).await;
+        flip::flip(&cluster, "a", "b", 1, 1).await;
+        let heal = async {
+            cluster.sim.sleep(WRITER_PATIENCE / 2).await;
+            cluster.sim.heal_all();
+        };
+        let ((), read) = futures::join!(heal, h.read(1));
+        assert_eq!((read, g.read(1).await), (Ok(b'1'), Ok(b'1')));
+    });
+}
+
 /// Clients of the holder are the writer beyond a flip as well: at first they need no gateway, then they have one.
 #[test]
 fn a_flip_away_from_its_clients_leaves_them_the_writer() {
