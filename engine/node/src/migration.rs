@@ -209,10 +209,17 @@ impl Outbound {
 
     async fn watch_way_back(self: Rc<Self>) {
         // A holder that restarted may lack what the other side has: nothing goes back before all was compared.
-        let mut is_whole = self.is_whole;
+        let (mut counts_as_open, mut is_recorded) = (self.is_whole, self.is_whole);
         loop {
-            if std::mem::replace(&mut is_whole, true) {
-                self.sender.link_lost_with_writes_waiting().await;
+            if counts_as_open {
+                let lost = self.sender.link_lost_with_writes_waiting();
+                if is_recorded {
+                    lost.await;
+                } else if let Either::Left(_) = select(pin!(self.open_way_back()), pin!(lost)).await {
+                    is_recorded = true;
+                    continue;
+                }
+                // An opening that was interrupted may be recorded or not: it is asked for again.
                 if self.link_came().await {
                     continue;
                 }
@@ -223,7 +230,7 @@ impl Outbound {
             }
             self.sender.go_alone();
             self.sender.synced_again().await;
-            self.open_way_back().await;
+            (counts_as_open, is_recorded) = (true, false);
         }
     }
 
@@ -281,23 +288,19 @@ impl Outbound {
         grant.epoch <= self.epoch && leg == Some(self.migration)
     }
 
-    /// Until it is recorded as open, or answers wait again: then it has to be closed instead.
+    /// Until it is recorded as open.
     async fn open_way_back(&self) {
         let control = &self.context.control;
-        let record = async {
-            let mut backoff = Backoff::of_connections();
-            loop {
-                let change = control.next_way_back_change();
-                let answer = control.record_way_back(self.volume, self.migration, self.epoch, true, change).await;
-                if let Ok(None) = answer {
-                    control.event("way-back-open", Some(self.volume), format!("{} is whole again", self.other.node));
-                    return;
-                }
-                backoff.wait(&self.context.world).await;
+        let mut backoff = Backoff::of_connections();
+        loop {
+            let change = control.next_way_back_change();
+            let answer = control.record_way_back(self.volume, self.migration, self.epoch, true, change).await;
+            if let Ok(None) = answer {
+                control.event("way-back-open", Some(self.volume), format!("{} is whole again", self.other.node));
+                return;
             }
-        };
-        let lost = self.sender.link_lost_with_writes_waiting();
-        select(pin!(record), pin!(lost)).await;
+            backoff.wait(&self.context.world).await;
+        }
     }
 }
 

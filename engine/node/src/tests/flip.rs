@@ -287,6 +287,33 @@ pub fn the_way_back_closes_and_opens_again() {
     });
 }
 
+/// While the holder asks that the way back be recorded as open again, its link breaks for a moment under a write, and the
+/// control plane is away: in the end it is recorded.
+#[test]
+fn an_interrupted_opening_of_the_way_back_is_asked_for_again() {
+    each_seed(0..20, async |cluster| {
+        let [_, client, _] = prepared(&cluster).await;
+        mirror(&cluster).await;
+        flip(&cluster, "a", "b", 1, 1).await;
+        until_phase(&cluster, "b", SendPhase::Synced).await;
+        cluster.kill("a");
+        client.write(1, b'1').await.unwrap();
+        let is_open = || cluster.recorded.borrow().way_back.last().map(|last| last.0);
+        assert_eq!(is_open(), Some(false));
+        cluster.sim.partition("b", "control");
+        cluster.start("a").await;
+        until_phase(&cluster, "b", SendPhase::Synced).await;
+        let (written, ()) = futures::join!(client.write(2, b'2'), async {
+            cluster.sim.sleep(Duration::from_micros(100 * cluster.sim.seed())).await;
+            cluster.sim.reset_connections("a", "b");
+        });
+        assert_eq!((written, is_open()), (Ok(()), Some(false)));
+        cluster.sim.heal("b", "control");
+        cluster.sim.sleep(Duration::from_secs(10)).await;
+        assert_eq!(is_open(), Some(true));
+    });
+}
+
 /// The holder is lost for good while settling, without a flush: what it acknowledged is at the other side.
 #[test]
 pub fn what_was_acknowledged_is_at_both_sides() {
