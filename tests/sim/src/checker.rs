@@ -5,7 +5,8 @@
 //!
 //! A read may return a write *w* that had begun before the read ended, unless *w* was overwritten: another write
 //! that surely took effect began after *w* ended and ended before the read began (linearizable registers).
-//! A write surely took effect when it was acknowledged, or when a read has returned it after it ended. A crash makes
+//! A write surely took effect when it was acknowledged; in a cell also when a read that began after it ended has
+//! returned it. A crash makes
 //! the unflushed, acknowledged writes of the clients that did not survive it uncertain again: it may have lost each of them, by
 //! itself, whatever was read before; what a flush that began after their answer has covered stays.
 //!
@@ -52,6 +53,10 @@ struct Write {
     ended: Option<u64>,
     /// Since when it is sure that it took effect.
     sure: Option<u64>,
+    /// When a crash last made it uncertain: an answer to a read that began before may come from before, too.
+    doubted: u64,
+    /// Cells in which it was found since, while it was uncertain: a crash may leave a part of it.
+    found: BTreeMap<u64, u64>,
     durable: bool,
     durable_at_end: bool,
 }
@@ -104,6 +109,8 @@ impl History {
             begun: 0,
             ended: Some(0),
             sure: Some(0),
+            doubted: 0,
+            found: BTreeMap::new(),
             durable: true,
             durable_at_end: true,
         };
@@ -153,7 +160,17 @@ impl History {
             }
             self.cells[cell as usize].push(id);
         }
-        self.writes.push(Write { client, tag, begun, ended: None, sure: None, durable: false, durable_at_end: fua });
+        self.writes.push(Write {
+            client,
+            tag,
+            begun,
+            ended: None,
+            sure: None,
+            doubted: 0,
+            found: BTreeMap::new(),
+            durable: false,
+            durable_at_end: fua,
+        });
         id
     }
 
@@ -195,9 +212,11 @@ impl History {
     /// The node that served crashed. `lost` names the clients whose unflushed writes nobody replays: those that were
     /// connected to it, and those whose gateway died since; a gateway that comes back is a new client.
     pub fn crash(&mut self, lost: impl Fn(u32) -> bool) {
-        self.tick();
+        let now = self.tick();
         for write in self.writes.iter_mut().filter(|write| !write.durable && lost(write.client)) {
             write.sure = None;
+            write.doubted = now;
+            write.found.clear();
         }
         let writes = &self.writes;
         self.unflushed.retain(|write| writes[write.0].sure.is_some());
@@ -237,8 +256,9 @@ impl History {
         };
         // Zeros have many writers: which of them was seen is not known.
         let write = &mut self.writes[seen.0];
-        if write.tag != ZERO && write.ended.is_some_and(|ended| ended < begun) && write.sure.is_none() {
-            write.sure = Some(self.now);
+        let since = |ended: u64| ended.max(write.doubted);
+        if write.tag != ZERO && write.ended.is_some_and(|ended| since(ended) < begun) && write.sure.is_none() {
+            write.found.entry(cell).or_insert(self.now);
         }
         Ok(())
     }
@@ -246,22 +266,23 @@ impl History {
     /// The writes that a read of `cell` begun at `begun` and ending now may return.
     fn legal(&self, cell: u64, begun: u64) -> Vec<WriteId> {
         let writes = &self.cells[cell as usize];
-        writes.iter().copied().filter(|write| !self.is_overwritten(*write, writes, begun, false)).collect()
+        writes.iter().copied().filter(|write| !self.is_overwritten(cell, *write, begun, false)).collect()
     }
 
-    /// Whether a write of the cell's `writes` surely replaced `write` before `begun`; with `durably`, for ever.
-    fn is_overwritten(&self, write: WriteId, writes: &[WriteId], begun: u64, durably: bool) -> bool {
+    /// Whether another write of the cell surely replaced `write` before `begun`; with `durably`, for ever.
+    fn is_overwritten(&self, cell: u64, write: WriteId, begun: u64, durably: bool) -> bool {
+        let writes = &self.cells[cell as usize];
         let Some(ended) = self.writes[write.0].ended else { return false };
         writes.iter().map(|later| &self.writes[later.0]).any(|later| {
-            later.begun > ended && later.sure.is_some_and(|sure| sure < begun) && (later.durable || !durably)
+            let sure = later.sure.or_else(|| later.found.get(&cell).copied());
+            later.begun > ended && sure.is_some_and(|sure| sure < begun) && (later.durable || !durably)
         })
     }
 
     fn prune(&mut self, cell: u64) {
         let oldest_read = self.reads.keys().next().map_or(self.now, |id| id.0);
-        let writes = std::mem::take(&mut self.cells[cell as usize]);
-        let kept = writes.iter().copied().filter(|write| !self.is_overwritten(*write, &writes, oldest_read, true));
-        let kept = kept.collect();
+        let writes = self.cells[cell as usize].iter().copied();
+        let kept = writes.filter(|write| !self.is_overwritten(cell, *write, oldest_read, true)).collect();
         self.cells[cell as usize] = kept;
     }
 }

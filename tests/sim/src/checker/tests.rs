@@ -121,6 +121,32 @@ fn a_crash_may_lose_each_unflushed_write_of_who_did_not_survive() {
     assert_eq!(one.may_read(&[flushed, second, third, fourth]), [false, false, false, true]);
 }
 
+/// A crash may keep one block of a write and lose another.
+#[test]
+fn what_is_found_of_a_write_after_a_crash_tells_nothing_of_its_rest() {
+    let mut one = One::new();
+    let (id, bytes) = one.0.begin_write(1, 0..2, false);
+    one.ack(id);
+    let tag = one.0.writes[id.0].tag;
+    one.0.crash(|_| true);
+    let read = one.0.begin_read(0..1);
+    assert_eq!(one.0.end_read(read, &bytes[..CELL]), Ok(()));
+    assert_eq!(one.may_read(&[ZERO, tag]), [true, true]);
+    assert!(one.read(tag));
+    assert_eq!(one.may_read(&[ZERO, tag]), [false, true]);
+}
+
+/// An answer that was on its way when the node crashed tells nothing of what is there afterwards.
+#[test]
+fn a_read_from_before_a_crash_finds_nothing_after_it() {
+    let mut one = One::new();
+    let lost = one.write(1);
+    let early = one.0.begin_read(1..2);
+    one.0.crash(|_| true);
+    assert!(one.end_read(early, lost));
+    assert_eq!(one.may_read(&[ZERO, lost]), [true, true]);
+}
+
 #[test]
 fn a_crash_loses_nothing_of_who_survived() {
     let mut one = One::new();

@@ -1,22 +1,23 @@
 //! Faults by chance: one after the other in a lane, several lanes at once, and one that is aimed at a phase: the
 //! moments in which a lease moves are too short to be met by chance.
 
+use crate::client::Clients;
 use crate::world::Cluster;
 use drover_sim::runtime::{Generator, NetConfig};
 use drover_sim::storage::End;
 use drover_types::Phase;
 use std::{cell::Cell, time::Duration};
 
-const PROCESSES: [&str; 4] = ["a", "b", "gateway", "control"];
+const PROCESSES: [&str; 5] = ["a", "b", "gateway", "far", "control"];
 
 /// Past a timed lease's life and its drift.
 const PAST_LEASE_MS: (u64, u64) = (9_600, 14_000);
 
 /// `count` faults, each undone before the next begins.
-pub async fn lane(cluster: &Cluster, mut random: Generator, count: u64, done: &Cell<u64>) {
+pub async fn lane(cluster: &Cluster, clients: &Clients, mut random: Generator, count: u64, done: &Cell<u64>) {
     for _ in 0..count {
         cluster.sim.sleep(Duration::from_millis(random.between(1, 1_500))).await;
-        fault(cluster, &mut random).await;
+        fault(cluster, clients, &mut random).await;
         done.set(done.get() + 1);
     }
 }
@@ -27,7 +28,13 @@ const AIM_PERIOD: Duration = Duration::from_millis(2);
 const AIM_PATIENCE: Duration = Duration::from_secs(120);
 
 /// One fault as soon as the migration is in a phase that is drawn before; nothing where it never is.
-pub async fn aimed(cluster: &Cluster, mut random: Generator, phase: impl Fn() -> Option<Phase>, done: &Cell<u64>) {
+pub async fn aimed(
+    cluster: &Cluster,
+    clients: &Clients,
+    mut random: Generator,
+    phase: impl Fn() -> Option<Phase>,
+    done: &Cell<u64>,
+) {
     let sim = &cluster.sim;
     let at = *random.pick(&[Phase::Flipping, Phase::Settling, Phase::Settling, Phase::RollingBack]);
     let deadline = sim.now() + AIM_PATIENCE;
@@ -48,29 +55,31 @@ pub async fn aimed(cluster: &Cluster, mut random: Generator, phase: impl Fn() ->
             sim.sleep(lasts).await;
             sim.heal("control", holder);
         }
-        1 => gone_alone(cluster, &mut random, holder).await,
-        _ => absent(cluster, &mut random, holder).await,
+        1 => gone_alone(cluster, clients, &mut random, holder).await,
+        _ => absent(cluster, clients, &mut random, holder).await,
     }
     done.set(done.get() + 1);
 }
 
 /// The two sides are cut, the holder serves alone for a while, then it is gone for longer than its lease.
-async fn gone_alone(cluster: &Cluster, random: &mut Generator, holder: &'static str) {
+async fn gone_alone(cluster: &Cluster, clients: &Clients, random: &mut Generator, holder: &'static str) {
     cluster.tell("the sides are cut");
     cluster.sim.partition("a", "b");
     cluster.sim.sleep(Duration::from_millis(random.between(1_000, 5_000))).await;
-    absent(cluster, random, holder).await;
+    absent(cluster, clients, random, holder).await;
     cluster.sim.heal("a", "b");
 }
 
 /// It loses power, and comes back past its lease.
-async fn absent(cluster: &Cluster, random: &mut Generator, name: &'static str) {
+async fn absent(cluster: &Cluster, clients: &Clients, random: &mut Generator, name: &'static str) {
     let name = take(cluster, random, &[name]).await;
     let lasts = Duration::from_millis(random.between(PAST_LEASE_MS.0, PAST_LEASE_MS.1));
     cluster.tell(&format!("{name} loses power for {lasts:?}"));
     cluster.kill_node(name, End::PowerLost);
+    clients.died(name);
     cluster.sim.sleep(lasts).await;
     cluster.start_node(name).await;
+    clients.attach(cluster, name).await;
     give_back(cluster, name);
 }
 
@@ -89,17 +98,19 @@ fn give_back(cluster: &Cluster, name: &str) {
     cluster.busy.borrow_mut().remove(name);
 }
 
-async fn fault(cluster: &Cluster, random: &mut Generator) {
+async fn fault(cluster: &Cluster, clients: &Clients, random: &mut Generator) {
     let sim = &cluster.sim;
     let lasts = Duration::from_millis(random.between(1, 4_000));
     match random.below(8) {
         0 | 1 => {
-            let name = take(cluster, random, &["a", "b"]).await;
+            let name = take(cluster, random, &["a", "a", "b", "b", "far"]).await;
             let end = if random.below(4) == 0 { End::Killed } else { End::PowerLost };
             cluster.tell(&format!("{name} dies for {lasts:?}: {end:?}"));
             cluster.kill_node(name, end);
+            clients.died(name);
             sim.sleep(lasts).await;
             cluster.start_node(name).await;
+            clients.attach(cluster, name).await;
             cluster.tell(&format!("{name} is up"));
             give_back(cluster, name);
         }
@@ -113,7 +124,7 @@ async fn fault(cluster: &Cluster, random: &mut Generator) {
         }
         3 => {
             let name = take(cluster, random, &PROCESSES).await;
-            let lasts = if name == "gateway" || random.below(3) == 0 {
+            let lasts = if matches!(name, "gateway" | "far") || random.below(3) == 0 {
                 lasts
             } else {
                 Duration::from_millis(random.between(PAST_LEASE_MS.0, PAST_LEASE_MS.1))

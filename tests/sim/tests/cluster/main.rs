@@ -1,12 +1,14 @@
 //! The whole cluster in one simulation: the real node and control plane, a client, and faults by chance.
 //!
 //! Each seed is a world of its own: a migration of a small volume from `a` to `b` under load, with at least five faults,
-//! which has to end; every read is judged by the history of what the client was told.
+//! which has to end. Clients of all four nodes read and write it; every read is judged by the history of what they were
+//! told.
 //!
 //! `scripts/sim.sh SEED` runs one seed again and tells what happened in it. `DROVER_SIM_SEEDS` sets how many run.
 
 mod client;
 mod faults;
+mod losses;
 mod migration;
 #[cfg(feature = "planted")]
 mod planted;
@@ -61,8 +63,9 @@ fn migrations_lose_nothing_and_end() {
     let (committed, flipped_back) = (count(|end| end.committed), count(|end| !end.committed && end.flips > 0));
     let in_time: u64 = ended.iter().map(|end| end.faults_in_time).sum();
     let timed_out: u64 = ended.iter().map(|end| end.timed_out).sum();
+    let given_up: u64 = ended.iter().map(|end| end.given_up).sum();
     println!("{seeds} seeds: {committed} committed, {flipped_back} rolled back after a flip; {in_time} faults hit");
-    println!("{timed_out} requests passed their deadline");
+    println!("{timed_out} requests passed their deadline, {given_up} times a gateway was given up");
     assert_eq!(ended.len() as u64, seeds);
     if seeds >= SEEDS {
         assert!(committed >= 10 && flipped_back >= 3, "the seeds no longer reach both ends");

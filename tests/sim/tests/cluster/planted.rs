@@ -27,6 +27,8 @@ const CAUGHT: &[Bug] = &[
     Bug::CleanWithoutFlush,
     Bug::EpochNotChecked,
     Bug::ReplayForgotten,
+    Bug::ReplayOverNewer,
+    Bug::SecondWriterNotTold,
 ];
 
 /// The lowest seed that catches it.

@@ -1,9 +1,10 @@
 //! One seed from its start to its end.
 
-use crate::client::Client;
+use crate::client::Clients;
 use crate::faults;
+use crate::losses::Losses;
 use crate::migration::{self, Wishes};
-use crate::world::Cluster;
+use crate::world::{Cluster, NODES};
 use drover_sim::runtime::Sim;
 use drover_sim::storage::End;
 use drover_types::Phase;
@@ -24,20 +25,26 @@ pub struct Ended {
     pub requests: u64,
     /// Of the requests: held past their deadline.
     pub timed_out: u64,
+    /// Times that a gateway's unflushed writes were given up.
+    pub given_up: u64,
     pub virtual_time: Duration,
 }
 
 pub fn run(seed: u64, tells: bool) -> Ended {
     let sim = Sim::new(seed);
     sim.set_time_limit(Duration::from_secs(4 * 3600));
+    let losses = Losses::default();
+    let _listening = losses.listen();
     sim.clone().block_on(async move {
         let cluster = Cluster::start(sim.clone(), tells).await;
-        let client = Client::new();
+        let clients = Clients::new(losses);
         let mut random = sim.generator("run");
         if random.below(4) > 0 {
-            client.fill(&cluster).await;
+            clients.fill(&cluster).await;
         }
-        client.attach(&cluster, 4).await;
+        for node in NODES {
+            clients.attach(&cluster, node).await;
+        }
         sim.sleep(Duration::from_millis(random.between(100, 3_000))).await;
         let wishes = Wishes::draw(sim.generator("wishes"));
         let id = migration::start(&cluster, &wishes).await;
@@ -46,9 +53,9 @@ pub fn run(seed: u64, tells: bool) -> Ended {
         let (first, second) = (random.between(FAULTS_MIN, FAULTS_MIN + 5), random.below(5));
         let rage = async {
             futures::join!(
-                faults::lane(&cluster, sim.generator("faults"), first, &faults_done),
-                faults::lane(&cluster, sim.generator("more faults"), second, &faults_done),
-                faults::aimed(&cluster, sim.generator("aim"), || cluster.phase(&id), &faults_done),
+                faults::lane(&cluster, &clients, sim.generator("faults"), first, &faults_done),
+                faults::lane(&cluster, &clients, sim.generator("more faults"), second, &faults_done),
+                faults::aimed(&cluster, &clients, sim.generator("aim"), || cluster.phase(&id), &faults_done),
             );
             sim.heal_all();
             cluster.tell("nothing fails any more");
@@ -60,16 +67,20 @@ pub fn run(seed: u64, tells: bool) -> Ended {
             over.set(true);
             (ended, faults_done.get())
         };
-        let ((ended, faults_in_time), (), ()) = futures::join!(see_through, rage, one_holder(&cluster, &over));
-        while client.answered.get() < REQUESTS_MIN {
-            sim.sleep(Duration::from_millis(50)).await;
-        }
-        client.stop.set(true);
-        while client.is_running() {
-            sim.sleep(Duration::from_millis(50)).await;
-        }
-        client.check_all(&cluster).await;
-        lose_power(&cluster, &client).await;
+        let work = async {
+            let ((ended, faults_in_time), (), ()) = futures::join!(see_through, rage, one_holder(&cluster, &over));
+            while clients.answered.get() < REQUESTS_MIN {
+                sim.sleep(Duration::from_millis(50)).await;
+            }
+            clients.stop.set(true);
+            while clients.is_running() {
+                sim.sleep(Duration::from_millis(50)).await;
+            }
+            (ended, faults_in_time)
+        };
+        let ((ended, faults_in_time), ()) = futures::join!(work, clients.take_turns(&cluster));
+        clients.check_all(&cluster).await;
+        lose_power(&cluster, &clients).await;
         let committed = match ended.phase {
             Phase::Committed => true,
             Phase::RolledBack => false,
@@ -82,24 +93,25 @@ pub fn run(seed: u64, tells: bool) -> Ended {
             flips: ended.receipt.flips,
             faults: faults_done.get(),
             faults_in_time,
-            requests: client.answered.get(),
-            timed_out: client.failed.get(),
+            requests: clients.answered.get(),
+            timed_out: clients.failed.get(),
+            given_up: clients.given_up.get(),
             virtual_time: sim.now(),
         }
     })
 }
 
-/// What was flushed is there after everything lost power at once, the gateway's log included.
-async fn lose_power(cluster: &Rc<Cluster>, client: &Client) {
-    client.flush(cluster).await;
-    for name in ["a", "b", "gateway"] {
+/// What was flushed is there after everything lost power at once, the gateways' logs included.
+async fn lose_power(cluster: &Rc<Cluster>, clients: &Clients) {
+    clients.flush(cluster).await;
+    for name in NODES {
         cluster.kill_node(name, End::PowerLost);
+        clients.died(name);
     }
-    client.history.borrow_mut().crash(|_| true);
-    for name in ["a", "b", "gateway"] {
+    for name in NODES {
         cluster.start_node(name).await;
     }
-    client.check_all(cluster).await;
+    clients.check_all(cluster).await;
 }
 
 /// No two nodes ever hold the volume under one epoch; and a takeover finds the old holder's lease run out. (In a flip

@@ -1,4 +1,5 @@
-//! The processes: nodes `a` and `b`, the client's node `gateway` without tiers, and the control plane.
+//! The processes: nodes `a` and `b`, the nodes `gateway` and `far` without tiers, and the control plane. Clients are
+//! attached to each node, and live and die with it.
 //!
 //! Invariants: a node's storage outlives its process; a process that is `busy` is down or paused by a fault, and is left
 //! to that fault until it has brought it back.
@@ -22,8 +23,14 @@ use std::{
 };
 
 pub const SIZE: u64 = 16 << 20;
-pub const EXPORT: &str = "vol";
+/// All nodes, in the order of their clients' numbers.
+pub const NODES: [&str; 4] = ["a", "b", "gateway", "far"];
 pub const VOLUME_NAME: &str = "v";
+/// The name under which a node exports the volume.
+pub fn export_of(node: &str) -> String {
+    format!("vol-{node}")
+}
+
 const CONTROL: &str = "control:1";
 const SECRET: [u8; 32] = [5; 32];
 const SLOTS: u64 = 1024;
@@ -45,13 +52,13 @@ pub struct Cluster {
 }
 
 impl Cluster {
-    /// All processes run, and the volume is at `a`, exported at `gateway`.
+    /// All processes run, and the volume is at `a`, exported at each node.
     pub async fn start(sim: Sim, tells: bool) -> Rc<Self> {
         let machine = |name: &str, slots: u64| {
             let sizes: &[u64] = if slots > 0 { &[slots * EXTENT_BYTES] } else { &[] };
             (name.to_owned(), Machine { storage: Storage::new(&sim.process(name), sizes), slots, node: None })
         };
-        let machines = [machine("a", SLOTS), machine("b", SLOTS), machine("gateway", 0)];
+        let machines = NODES.map(|name| machine(name, if matches!(name, "a" | "b") { SLOTS } else { 0 }));
         let cluster = Rc::new(Self {
             sim: sim.clone(),
             machines: RefCell::new(machines.into_iter().collect()),
@@ -62,19 +69,21 @@ impl Cluster {
             tells,
         });
         cluster.start_control().await;
-        for name in ["a", "b", "gateway"] {
+        for name in NODES {
             cluster.start_node(name).await;
         }
-        while cluster.command(|control| async move { control.list_nodes().len() }).await != Some(3) {
+        while cluster.command(|control| async move { control.list_nodes().len() }).await != Some(NODES.len()) {
             sim.sleep(Duration::from_millis(10)).await;
         }
         let volume = CreateVolume { name: VOLUME_NAME.into(), size_bytes: SIZE, node: "a".into() };
         let made = cluster.command(|control| async move { control.create_volume(volume, None).await }).await;
         let volume = made.expect("it lives").expect("there is room").value.id;
-        let export =
-            CreateExport { volume: volume.clone(), node: "gateway".into(), name: Some(EXPORT.into()), workload: None };
-        let made = cluster.command(|control| async move { control.create_export(export, None).await }).await;
-        made.expect("it lives").expect("the name is free");
+        for node in NODES {
+            let (volume, name) = (volume.clone(), Some(export_of(node)));
+            let export = CreateExport { volume, node: node.into(), name, workload: None };
+            let made = cluster.command(|control| async move { control.create_export(export, None).await }).await;
+            made.expect("it lives").expect("the name is free");
+        }
         cluster
     }
 
@@ -106,12 +115,12 @@ impl Cluster {
             (machine.storage.open(), machine.slots)
         };
         let node = process.run(boot(settings, process.world(), opened, slots)).await.expect("nobody kills it yet");
-        self.machines.borrow_mut().get_mut(name).expect("it is one of the three").node = Some(node);
+        self.machines.borrow_mut().get_mut(name).expect("it is one of the nodes").node = Some(node);
     }
 
     pub fn kill_node(&self, name: &str, end: End) {
         let mut machines = self.machines.borrow_mut();
-        let machine = machines.get_mut(name).expect("it is one of the three");
+        let machine = machines.get_mut(name).expect("it is one of the nodes");
         machine.storage.kill(end);
         machine.node = None;
     }
