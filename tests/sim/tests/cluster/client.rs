@@ -1,6 +1,6 @@
-//! The clients: a few workers at each node, whose every read is judged.
+//! The clients: a few workers at each node that has some, whose every read is judged.
 //!
-//! They write by turns, so that each gateway is the only one for a while, and all at once in between.
+//! Those of several nodes write by turns, so that each is the only one for a while, and all at once in between.
 
 use crate::losses::Losses;
 use crate::world::{Cluster, NODES, SIZE, export_of};
@@ -24,9 +24,6 @@ const HOT_BLOCKS: u64 = 96;
 const REQUEST_BLOCKS_MAX: u64 = 16;
 /// What is read or written at once where all of the volume is.
 const PIECE_BLOCKS: u64 = (1 << 20) / BLOCK;
-
-/// Workers at a gateway and at a node that may hold the volume.
-const WORKERS: (usize, usize) = (3, 1);
 
 /// What the clients were told so far; shared by their workers.
 #[derive(Clone)]
@@ -62,13 +59,13 @@ impl Clients {
         }
     }
 
-    /// Works in the node's process until told to stop.
+    /// Works in the node's process until told to stop, if it has clients.
     pub async fn attach(&self, cluster: &Cluster, node: &'static str) {
+        let Some((_, workers)) = cluster.cast.clients.iter().find(|(name, _)| *name == node) else { return };
         let process = cluster.sim.process(node);
         let running = Rc::new(Cell::new(0));
         self.running.borrow_mut().insert(node, running.clone());
-        let workers = if matches!(node, "a" | "b") { WORKERS.1 } else { WORKERS.0 };
-        for number in 0..workers {
+        for number in 0..*workers {
             let worker = Worker {
                 clients: self.clone(),
                 node,
@@ -102,7 +99,8 @@ impl Clients {
     pub async fn take_turns(&self, cluster: &Cluster) {
         let mut random = cluster.sim.generator("turns");
         while !self.stop.get() {
-            self.turn.set((random.below(4) > 0).then(|| *random.pick(&NODES)));
+            let (node, _) = random.pick(cluster.cast.clients);
+            self.turn.set((random.below(4) > 0).then_some(*node));
             cluster.sim.sleep(Duration::from_millis(random.between(100, 5_000))).await;
         }
     }

@@ -8,8 +8,6 @@ use drover_sim::storage::End;
 use drover_types::Phase;
 use std::{cell::Cell, time::Duration};
 
-const PROCESSES: [&str; 5] = ["a", "b", "gateway", "far", "control"];
-
 /// Past a timed lease's life and its drift.
 const PAST_LEASE_MS: (u64, u64) = (9_600, 14_000);
 
@@ -103,7 +101,10 @@ async fn fault(cluster: &Cluster, clients: &Clients, random: &mut Generator) {
     let lasts = Duration::from_millis(random.between(1, 4_000));
     match random.below(8) {
         0 | 1 => {
-            let name = take(cluster, random, &["a", "a", "b", "b", "far"]).await;
+            let name = match cluster.cast.nodes.contains(&"far") {
+                true => take(cluster, random, &["a", "a", "b", "b", "far"]).await,
+                false => take(cluster, random, &["a", "b"]).await,
+            };
             let end = if random.below(4) == 0 { End::Killed } else { End::PowerLost };
             cluster.tell(&format!("{name} dies for {lasts:?}: {end:?}"));
             cluster.kill_node(name, end);
@@ -123,7 +124,7 @@ async fn fault(cluster: &Cluster, clients: &Clients, random: &mut Generator) {
             give_back(cluster, "control");
         }
         3 => {
-            let name = take(cluster, random, &PROCESSES).await;
+            let name = take(cluster, random, cluster.cast.processes).await;
             let lasts = if matches!(name, "gateway" | "far") || random.below(3) == 0 {
                 lasts
             } else {
@@ -137,7 +138,7 @@ async fn fault(cluster: &Cluster, clients: &Clients, random: &mut Generator) {
         }
         4 | 5 => cut(cluster, random).await,
         6 => {
-            let (one, other) = two(random);
+            let (one, other) = two(cluster, random);
             cluster.tell(&format!("connections of {one} and {other} are dropped"));
             sim.reset_connections(one, other);
         }
@@ -152,10 +153,10 @@ async fn fault(cluster: &Cluster, clients: &Clients, random: &mut Generator) {
     }
 }
 
-fn two(random: &mut Generator) -> (&'static str, &'static str) {
-    let one = *random.pick(&PROCESSES);
+fn two(cluster: &Cluster, random: &mut Generator) -> (&'static str, &'static str) {
+    let one = *random.pick(cluster.cast.processes);
     loop {
-        let other = *random.pick(&PROCESSES);
+        let other = *random.pick(cluster.cast.processes);
         if other != one {
             return (one, other);
         }
@@ -163,7 +164,7 @@ fn two(random: &mut Generator) -> (&'static str, &'static str) {
 }
 
 async fn cut(cluster: &Cluster, random: &mut Generator) {
-    let (one, other) = two(random);
+    let (one, other) = two(cluster, random);
     let one_way = random.below(3) == 0;
     let lasts = Duration::from_millis(random.between(1, 12_000));
     cluster.tell(&format!("{one} and {other} are cut for {lasts:?}, one way: {one_way}"));

@@ -4,7 +4,7 @@ use crate::client::Clients;
 use crate::faults;
 use crate::losses::Losses;
 use crate::migration::{self, Wishes};
-use crate::world::{Cluster, NODES};
+use crate::world::{self, Cluster};
 use drover_sim::runtime::Sim;
 use drover_sim::storage::End;
 use drover_types::Phase;
@@ -36,13 +36,14 @@ pub fn run(seed: u64, tells: bool) -> Ended {
     let losses = Losses::default();
     let _listening = losses.listen();
     sim.clone().block_on(async move {
-        let cluster = Cluster::start(sim.clone(), tells).await;
+        let cast = if sim.generator("cast").below(2) == 0 { world::ONE } else { world::MANY };
+        let cluster = Cluster::start(sim.clone(), cast, tells).await;
         let clients = Clients::new(losses);
         let mut random = sim.generator("run");
         if random.below(4) > 0 {
             clients.fill(&cluster).await;
         }
-        for node in NODES {
+        for (node, _) in cluster.cast.clients {
             clients.attach(&cluster, node).await;
         }
         sim.sleep(Duration::from_millis(random.between(100, 3_000))).await;
@@ -104,11 +105,11 @@ pub fn run(seed: u64, tells: bool) -> Ended {
 /// What was flushed is there after everything lost power at once, the gateways' logs included.
 async fn lose_power(cluster: &Rc<Cluster>, clients: &Clients) {
     clients.flush(cluster).await;
-    for name in NODES {
+    for name in cluster.cast.nodes {
         cluster.kill_node(name, End::PowerLost);
         clients.died(name);
     }
-    for name in NODES {
+    for name in cluster.cast.nodes {
         cluster.start_node(name).await;
     }
     clients.check_all(cluster).await;

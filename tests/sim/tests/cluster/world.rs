@@ -1,5 +1,5 @@
-//! The processes: nodes `a` and `b`, the nodes `gateway` and `far` without tiers, and the control plane. Clients are
-//! attached to each node, and live and die with it.
+//! The processes: nodes `a` and `b`, the node `gateway` without tiers, and the control plane; where the volume is written
+//! by many, another such node, `far`. Clients live and die with the node that they are attached to.
 //!
 //! Invariants: a node's storage outlives its process; a process that is `busy` is down or paused by a fault, and is left
 //! to that fault until it has brought it back.
@@ -23,8 +23,28 @@ use std::{
 };
 
 pub const SIZE: u64 = 16 << 20;
-/// All nodes, in the order of their clients' numbers.
+/// All nodes there may be, in the order of their clients' numbers.
 pub const NODES: [&str; 4] = ["a", "b", "gateway", "far"];
+
+/// Who takes part.
+pub struct Cast {
+    pub nodes: &'static [&'static str],
+    pub processes: &'static [&'static str],
+    /// Nodes with clients, and how many each has.
+    pub clients: &'static [(&'static str, usize)],
+}
+
+/// One program, anywhere: what migrations are for.
+pub const ONE: Cast =
+    Cast { nodes: &["a", "b", "gateway"], processes: &["a", "b", "gateway", "control"], clients: &[("gateway", 4)] };
+
+/// Clients that share the volume.
+pub const MANY: Cast = Cast {
+    nodes: &NODES,
+    processes: &["a", "b", "gateway", "far", "control"],
+    clients: &[("a", 1), ("b", 1), ("gateway", 3), ("far", 3)],
+};
+
 pub const VOLUME_NAME: &str = "v";
 /// The name under which a node exports the volume.
 pub fn export_of(node: &str) -> String {
@@ -48,39 +68,43 @@ pub struct Cluster {
     control: RefCell<Option<Rc<Control>>>,
     starts: Cell<u64>,
     pub busy: RefCell<BTreeSet<String>>,
+    pub cast: Cast,
     tells: bool,
 }
 
 impl Cluster {
-    /// All processes run, and the volume is at `a`, exported at each node.
-    pub async fn start(sim: Sim, tells: bool) -> Rc<Self> {
+    /// All processes run, and the volume is at `a`, exported at each node that has clients.
+    pub async fn start(sim: Sim, cast: Cast, tells: bool) -> Rc<Self> {
         let machine = |name: &str, slots: u64| {
             let sizes: &[u64] = if slots > 0 { &[slots * EXTENT_BYTES] } else { &[] };
             (name.to_owned(), Machine { storage: Storage::new(&sim.process(name), sizes), slots, node: None })
         };
-        let machines = NODES.map(|name| machine(name, if matches!(name, "a" | "b") { SLOTS } else { 0 }));
+        let slots = |name| if matches!(name, "a" | "b") { SLOTS } else { 0 };
+        let machines = cast.nodes.iter().map(|name| machine(name, slots(*name)));
         let cluster = Rc::new(Self {
             sim: sim.clone(),
-            machines: RefCell::new(machines.into_iter().collect()),
+            machines: RefCell::new(machines.collect()),
             disk: MemoryDisk::default(),
             control: RefCell::default(),
             starts: Cell::default(),
             busy: RefCell::default(),
+            cast,
             tells,
         });
         cluster.start_control().await;
-        for name in NODES {
+        for name in cluster.cast.nodes {
             cluster.start_node(name).await;
         }
-        while cluster.command(|control| async move { control.list_nodes().len() }).await != Some(NODES.len()) {
+        let count = cluster.cast.nodes.len();
+        while cluster.command(|control| async move { control.list_nodes().len() }).await != Some(count) {
             sim.sleep(Duration::from_millis(10)).await;
         }
         let volume = CreateVolume { name: VOLUME_NAME.into(), size_bytes: SIZE, node: "a".into() };
         let made = cluster.command(|control| async move { control.create_volume(volume, None).await }).await;
         let volume = made.expect("it lives").expect("there is room").value.id;
-        for node in NODES {
+        for (node, _) in cluster.cast.clients {
             let (volume, name) = (volume.clone(), Some(export_of(node)));
-            let export = CreateExport { volume, node: node.into(), name, workload: None };
+            let export = CreateExport { volume, node: (*node).into(), name, workload: None };
             let made = cluster.command(|control| async move { control.create_export(export, None).await }).await;
             made.expect("it lives").expect("the name is free");
         }
