@@ -5,7 +5,7 @@ use drover_meta::RocksMetaStore;
 use drover_server::{ServerConfig, bind};
 use reqwest::{Client, Method, Response};
 use serde_json::{Value, json};
-use std::{future::Future, rc::Rc};
+use std::{future::Future, path::Path, rc::Rc};
 
 const TOKEN: &str = "a-token-of-this-test";
 
@@ -37,10 +37,14 @@ impl Rest {
 }
 
 fn check<F: Future<Output = ()>>(test: impl FnOnce(Rest) -> F) {
-    let folder = tempfile::tempdir().unwrap();
+    check_in(tempfile::tempdir().unwrap().path(), test);
+}
+
+/// With a control plane that starts on what an earlier one left in the folder.
+fn check_in<F: Future<Output = ()>>(folder: &Path, test: impl FnOnce(Rest) -> F) {
     let run = async {
         let world = drover_runtime::world(&drover_runtime::Workers::start(1).unwrap());
-        let store = RocksMetaStore::open(&folder.path().join("meta")).unwrap();
+        let store = RocksMetaStore::open(&folder.join("meta")).unwrap();
         let control = Control::start(ControlConfig::default(), world, Rc::new(store)).await.unwrap();
         let config = ServerConfig { listen: "127.0.0.1:0".parse().unwrap(), token: Some(TOKEN.into()) };
         let bound = bind(config).await.unwrap();
@@ -54,6 +58,15 @@ fn check<F: Future<Output = ()>>(test: impl FnOnce(Rest) -> F) {
         }
     };
     drover_runtime::block_on(run).unwrap();
+}
+
+/// What a stream sends up to the end of its first event.
+async fn first_sent(mut stream: Response) -> String {
+    let mut text = String::new();
+    while !text.contains("\n\n") {
+        text.push_str(std::str::from_utf8(&stream.chunk().await.unwrap().unwrap()).unwrap());
+    }
+    text
 }
 
 async fn fails(response: Response, status: u16, code: &str) -> Value {
@@ -143,17 +156,36 @@ fn events_come_as_they_happen_and_from_where_one_stopped() {
         let events: Value = rest.get("/v1/events").await.json().await.unwrap();
         let first = &events["items"][0];
         assert_eq!(first["kind"], "control.started");
-        let mut stream = rest.get("/v1/events/stream").await;
+        let stream = rest.get("/v1/events/stream").await;
         assert_eq!(stream.headers()["content-type"], "text/event-stream");
-        let mut text = String::new();
-        while !text.contains("\n\n") {
-            text.push_str(std::str::from_utf8(&stream.chunk().await.unwrap().unwrap()).unwrap());
-        }
+        let text = first_sent(stream).await;
         assert!(text.contains(&format!("id: {}", first["id"])), "{text}");
         assert!(text.contains("event: control.started"), "{text}");
         let after = format!("/v1/events?after={}", first["id"]);
         let later: Value = rest.get(&after).await.json().await.unwrap();
         assert_eq!(later["items"], json!([]));
+    });
+}
+
+/// A browser's EventSource names the last event it has seen when it connects again, here to a control plane that
+/// restarted meanwhile; the address it connects to still has the `after` of its beginning.
+#[test]
+fn a_stream_goes_on_after_the_last_event_that_its_client_has_seen() {
+    let folder = tempfile::tempdir().unwrap();
+    let follow = async |rest: Rest, path: &str, seen: &str| {
+        let headers = [("authorization", &*format!("Bearer {TOKEN}")), ("last-event-id", seen)];
+        rest.send(Method::GET, path, &headers, None).await
+    };
+    check_in(folder.path(), |rest| async move {
+        let text = first_sent(follow(rest, "/v1/events/stream", "0").await).await;
+        assert!(text.contains("id: 1\n"), "{text}");
+    });
+    check_in(folder.path(), |rest| async move {
+        let text = first_sent(follow(rest, "/v1/events/stream?after=0", "1").await).await;
+        assert!(text.contains("id: 2\n") && !text.contains("id: 1\n"), "{text}");
+    });
+    check_in(folder.path(), |rest| async move {
+        fails(follow(rest, "/v1/events/stream", "newest").await, 400, "invalid_field").await;
     });
 }
 

@@ -29,6 +29,7 @@ use drover_store::checkpoint::{CheckpointFile, CheckpointPlace};
 use drover_store::meta::{Meta, MetaError, rocks::RocksMeta};
 use drover_store::{Store, StoreConfig, StoreError, TierClass, TierSpec, Tiers, Unfenced};
 use drover_wire::admin::NodeAddress;
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::time::Duration;
@@ -139,8 +140,10 @@ async fn serve(config: NodeConfig) -> Result<(), DaemonError> {
     Ok(())
 }
 
+/// Volumes' data lies below: it is for nobody else to read.
 fn make_folder(path: &Path) -> Result<(), DaemonError> {
-    fs::create_dir_all(path).map_err(|error| DaemonError::Folder { path: path.into(), error })
+    let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(path);
+    made.map_err(|error| DaemonError::Folder { path: path.into(), error })
 }
 
 fn open_meta(config: &NodeConfig) -> Result<RocksMeta, DaemonError> {

@@ -59,7 +59,10 @@ pub(super) fn open_or_create(path: &Path, size_bytes: u64) -> Result<Opened, Ope
 /// The file and whether it is open with O_DIRECT. Without, when its file system refuses that with EINVAL.
 fn open_locked(path: &Path, create: bool) -> Result<(File, bool), OpenError> {
     let failed = |error| OpenError::Io { path: path.into(), error };
-    let open = |flags| OpenOptions::new().read(true).write(true).create(create).custom_flags(flags).open(path);
+    // Volumes' data: a new file is for nobody else to read.
+    let mut options = OpenOptions::new();
+    options.read(true).write(true).create(create).mode(0o600);
+    let open = |flags| options.clone().custom_flags(flags).open(path);
     let (file, is_direct) = match open(libc::O_DIRECT) {
         Ok(file) => (file, true),
         Err(error) if error.raw_os_error() == Some(libc::EINVAL) => (open(0).map_err(failed)?, false),

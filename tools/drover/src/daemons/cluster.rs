@@ -120,7 +120,7 @@ impl Plan {
 }
 
 /// Volumes' data lies below: it is for nobody else to read.
-fn make_dir(path: &Path) -> Result<(), Failure> {
+pub fn make_dir(path: &Path) -> Result<(), Failure> {
     DirBuilder::new().recursive(true).mode(0o700).create(path).or_fail(|| format!("cannot make {}", path.display()))
 }
 

@@ -11,6 +11,7 @@
 //! nodes = "127.0.0.1:7601"
 //! ```
 
+use super::cluster::make_dir;
 use super::process::Signals;
 use super::{abort_on_panic, log};
 use crate::commands::block_on;
@@ -115,7 +116,7 @@ pub fn run(config: &Path) -> Result<(), Failure> {
 
 async fn serve(settings: Settings) -> Result<(), Failure> {
     let mut signals = Signals::listen()?;
-    std::fs::create_dir_all(&settings.data).or_fail(|| format!("cannot make {}", settings.data.display()))?;
+    make_dir(&settings.data)?;
     let store =
         RocksMetaStore::open(&settings.data.join("meta")).or_fail(|| "cannot open the control plane's store".into())?;
     let world = drover_runtime::world(&Workers::start(WORKERS).or_fail(|| "cannot start threads".into())?);

@@ -1,6 +1,6 @@
 //! `drover up`: everything on this machine, until Ctrl-C.
 
-use super::cluster::{Cluster, NodePlan, Plan};
+use super::cluster::{Cluster, NodePlan, Plan, make_dir};
 use super::process::Signals;
 use crate::arguments::Up;
 use crate::commands::block_on;
@@ -24,7 +24,7 @@ pub fn run(up: &Up, output: Output) -> Result<(), Failure> {
             .cause(error)
             .hint("another control plane may run there; choose another address by --listen")
     })?;
-    std::fs::create_dir_all(&up.data).or_fail(|| format!("cannot make {}", up.data.display()))?;
+    make_dir(&up.data)?;
     let dir = up.data.canonicalize().or_fail(|| format!("cannot find {}", up.data.display()))?;
     let _lock = lock(dir.join("lock"))?;
     let nodes = (1..=up.nodes).map(|number| NodePlan {
