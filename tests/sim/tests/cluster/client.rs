@@ -25,6 +25,9 @@ const REQUEST_BLOCKS_MAX: u64 = 16;
 /// What is read or written at once where all of the volume is.
 const PIECE_BLOCKS: u64 = (1 << 20) / BLOCK;
 
+/// How many workers of a node's clients run.
+type Running = Rc<Cell<usize>>;
+
 /// What the clients were told so far; shared by their workers.
 #[derive(Clone)]
 pub struct Clients {
@@ -37,7 +40,7 @@ pub struct Clients {
     /// The node whose clients alone write now; `None`: all do.
     turn: Rc<Cell<Option<&'static str>>>,
     /// By node; those of a node that died are forgotten.
-    running: Rc<RefCell<BTreeMap<&'static str, Rc<Cell<usize>>>>>,
+    running: Rc<RefCell<BTreeMap<&'static str, Running>>>,
     losses: Losses,
 }
 
@@ -63,7 +66,7 @@ impl Clients {
     pub async fn attach(&self, cluster: &Cluster, node: &'static str) {
         let Some((_, workers)) = cluster.cast.clients.iter().find(|(name, _)| *name == node) else { return };
         let process = cluster.sim.process(node);
-        let running = Rc::new(Cell::new(0));
+        let running = Running::default();
         self.running.borrow_mut().insert(node, running.clone());
         for number in 0..*workers {
             let worker = Worker {
@@ -175,7 +178,7 @@ struct Worker {
     world: World,
     random: Generator,
     seed: u64,
-    running: Rc<Cell<usize>>,
+    running: Running,
 }
 
 impl Worker {

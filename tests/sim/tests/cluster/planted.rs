@@ -12,7 +12,7 @@ use std::{
 
 /// Seeds tried for each bug, many times what the rarest takes: it has to survive that every change of the code shifts
 /// what the seeds meet.
-const SEEDS_MOST: u64 = 120;
+const SEEDS_MOST: u64 = 300;
 
 const CAUGHT: &[Bug] = &[
     Bug::FlipWithoutDrain,
