@@ -29,7 +29,7 @@ use bytes::Bytes;
 use drover_base::limits::{HOLD_DEADLINE, REPLAY_LOG_BYTES_MAX};
 use drover_base::planted::{Bug, is_planted};
 use drover_base::{Epoch, InstanceId, IoError, NodeId, VolumeId, error::Remedy};
-use drover_wire::admin::NodeAddress;
+use drover_wire::admin::{Grant, NodeAddress};
 use drover_wire::peer::{Answer, LogVerdict, Operation, Purpose};
 use drover_wire::writer_record::Writer;
 use std::{
@@ -156,6 +156,12 @@ impl Gateway {
     pub fn became_local(&self) {
         self.close();
         self.holder.take();
+    }
+
+    /// Another node holds the volume from now on: clients that waited for that need not wait for a look-up, too.
+    pub fn became_remote(&self, grant: &Grant) {
+        let holder = Holder { epoch: grant.epoch, address: grant.holder.clone() };
+        *self.holder.borrow_mut() = Some(holder);
     }
 
     /// Whether this node's own volume must be given the log before it serves this gateway's clients.
@@ -319,7 +325,7 @@ impl Gateway {
         }
         let known = self.context.control.known_grant(self.volume);
         *self.holder.borrow_mut() = known
-            .filter(|grant| grant.epoch >= epoch && grant.holder.node == *holder)
+            .filter(|grant| grant.epoch >= epoch && grant.holder.node == *holder && !self.context.is_me(holder))
             .map(|grant| Holder { epoch: grant.epoch, address: grant.holder });
     }
 

@@ -163,6 +163,9 @@ impl Node {
         }
         seat.set_handed_over(had_drained);
         seat.confirmed.set(None);
+        if let Some(route) = self.known_route(seat.id()) {
+            route.became_remote(&grant);
+        }
         seat.take_office();
         open_admission(seat);
         drop(quiesced);

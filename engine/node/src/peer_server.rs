@@ -30,6 +30,10 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 /// How long a new connection may take to say what it is about.
 const HELLO_DEADLINE: Duration = Duration::from_secs(10);
 
+/// How long the stream of a new holder may wait for this node to be told of its lease: that is done right after the
+/// holder was told.
+const GRANT_PATIENCE: Duration = Duration::from_secs(1);
+
 /// Room is counted in KiB, so that the semaphore's numbers fit; each request takes at least this much.
 const ROOM_UNIT: u64 = 1 << 10;
 const ROOM_MAX: usize = (CONNECTION_BYTES_IN_FLIGHT_MAX / ROOM_UNIT) as usize;
@@ -258,11 +262,29 @@ impl Stream {
         let matches = leg.migration == self.migration && leg.generation <= self.generation;
         if matches && seat.mirrors_under() == Some(self.epoch) { Ok(()) } else { Err(fenced) }
     }
+
+    /// Waits a little where the seat is about to take it: a holder whose stream is refused tries again later, and its
+    /// clients' writes wait for that.
+    async fn is_taken_soon_by(&self, seat: &Seat) -> Result<(), IoError> {
+        let taken = async {
+            loop {
+                let changed = seat.changed();
+                let taken = self.is_taken_by(seat);
+                let is_early = self.epoch > seat.record_view().epoch || seat.is_changing_role();
+                if taken.is_ok() || !is_early {
+                    return taken;
+                }
+                changed.await;
+            }
+        };
+        let world = &seat.context.world;
+        world.timeout(GRANT_PATIENCE, taken).await.unwrap_or_else(|_| self.is_taken_by(seat))
+    }
 }
 
 async fn serve_mirror(seat: Rc<Seat>, hello: PeerRequest, stream: Stream, connection: Connection) {
     let Connection { sender, mut receiver, .. } = connection;
-    if let Err(error) = stream.is_taken_by(&seat) {
+    if let Err(error) = stream.is_taken_soon_by(&seat).await {
         refuse(&sender, &hello, seat.instance(), error).await;
         return;
     }

@@ -25,6 +25,7 @@ use drover_base::planted::{Bug, is_planted};
 use drover_base::{ByteRange, Instant, IoError, LocalFuture, SessionId, VolumeId};
 use drover_disk::Buffer;
 use drover_store::ZeroMode;
+use drover_wire::admin::Grant;
 use drover_wire::peer::{Answer, Operation, Payload};
 use drover_wire::writer_record::Writer;
 use futures::future::select;
@@ -92,6 +93,15 @@ impl Route {
         self.gateway.get().map_or(0, |gateway| gateway.losses())
     }
 
+    /// Another node holds the volume from now on, as the control plane told this one.
+    pub fn became_remote(&self, grant: &Grant) {
+        self.gateway().became_remote(grant);
+    }
+
+    fn gateway(&self) -> &Rc<Gateway> {
+        self.gateway.get_or_init(|| Gateway::new(self.context.clone(), self.volume, self.writer.clone()))
+    }
+
     /// This node's own seat if requests may go there right now.
     fn local(&self) -> Option<Local> {
         let seat = self.seat.borrow().clone()?;
@@ -101,14 +111,25 @@ impl Route {
         (may_serve && is_quiet).then_some((seat, lease))
     }
 
+    /// Whether this node holds the volume.
+    fn is_here(&self) -> bool {
+        self.seat.borrow().as_ref().is_some_and(|seat| seat.is_holder() && seat.lease().is_valid())
+    }
+
     /// Carries out a request wherever the volume is, for as long as it takes up to the deadline.
     pub async fn run(&self, operation: Operation) -> Result<Answer, IoError> {
         let deadline = self.context.world.now() + HOLD_DEADLINE;
         let mut backoff = Backoff::of_requests();
+        let mut was_sent_on = false;
         loop {
             match self.attempt(&operation, deadline).await {
                 Err(error) if error.remedy() == Remedy::Retry => {
                     tracing::trace!(target: "drover::router", volume = %self.volume, %error, "tried again");
+                    // It moved, here or to where the error says: no need to wait for that.
+                    let is_known = matches!(error, IoError::Moved { .. }) || self.is_here();
+                    if is_known && !std::mem::replace(&mut was_sent_on, true) {
+                        continue;
+                    }
                 }
                 done => return done,
             }
@@ -133,11 +154,12 @@ impl Route {
 
     async fn attempt(&self, operation: &Operation, deadline: Instant) -> Result<Answer, IoError> {
         let world = &self.context.world;
-        let seat = self.seat.borrow().clone().filter(|seat| seat.is_holder());
-        if let Some(seat) = seat {
-            if seat.is_quiescing() {
-                world.timeout_at(deadline, seat.admitted()).await.map_err(|_| IoError::TimedOut)?;
-            }
+        let held = || self.seat.borrow().clone().filter(|seat| seat.is_holder());
+        if let Some(seat) = held().filter(|seat| seat.is_quiescing()) {
+            world.timeout_at(deadline, seat.admitted()).await.map_err(|_| IoError::TimedOut)?;
+        }
+        // After a flip that it waited for, another node may hold the volume.
+        if let Some(seat) = held() {
             if let Some(gateway) = self.gateway.get().filter(|gateway| gateway.owes_replay()) {
                 gateway.replay_here(&seat).await?;
             }
@@ -147,9 +169,7 @@ impl Route {
             let performed = seat.perform(&self.writer, Way::Local, &*lease, operation.clone()).await;
             return performed.map_err(|error| seat.told(error));
         }
-        let gateway = || Gateway::new(self.context.clone(), self.volume, self.writer.clone());
-        let gateway = self.gateway.get_or_init(gateway);
-        world.timeout_at(deadline, gateway.attempt(operation)).await.unwrap_or(Err(IoError::TimedOut))
+        world.timeout_at(deadline, self.gateway().attempt(operation)).await.unwrap_or(Err(IoError::TimedOut))
     }
 }
 

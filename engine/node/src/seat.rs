@@ -239,6 +239,10 @@ impl Seat {
         self.changing_role.set(true);
     }
 
+    pub fn is_changing_role(&self) -> bool {
+        self.changing_role.get()
+    }
+
     /// The role stays what it was.
     pub fn give_up_role_change(&self) {
         self.changing_role.set(false);

@@ -478,7 +478,7 @@ impl Next<'_> {
             return takeover;
         }
         let (holder, other) = self.sides();
-        let flipped = self.flipped(&holder);
+        let flipped = self.flipped(&holder, &other);
         if flipped.is_some() {
             return flipped;
         }
@@ -497,9 +497,14 @@ impl Next<'_> {
         None
     }
 
-    /// The new holder serves: how long was the pause?
-    fn flipped(&self, holder: &NodeId) -> Decided {
+    /// The new holder serves: how long was the pause? Clients of the other side wait until that was told, too: it comes
+    /// before the figure is stored, unless it was tried in vain.
+    fn flipped(&self, holder: &NodeId, other: &NodeId) -> Decided {
         if !self.record().pause_pending || !self.is_told(holder) {
+            return None;
+        }
+        let may_be_told = self.node(other).instance.is_some() && !self.known().is_tried(other, &Effect::Grant);
+        if !self.is_told(other) && may_be_told {
             return None;
         }
         let began = self.known().quiesce_began.filter(|(attempt, _)| *attempt == self.record().attempts);
@@ -600,7 +605,7 @@ impl Next<'_> {
 
     fn returning(&mut self) -> Decided {
         let (source, destination) = self.sides();
-        let flipped = self.flipped(&source);
+        let flipped = self.flipped(&source, &destination);
         if flipped.is_some() {
             return flipped;
         }

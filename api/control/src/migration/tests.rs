@@ -159,6 +159,12 @@ impl Walk {
                 assert!(self.proof_is_sound, "committed without a proof");
                 assert!(self.record().way_back_open);
             }
+            Transition::Flipped { .. } => {
+                let other = self.record().sides().1;
+                let (instance, lease) = (self.state.nodes[other].record.instance, self.lease());
+                let told = self.knowledge.told.get(other) == Some(&(instance, lease.epoch, lease.revision));
+                assert!(told || self.knowledge.is_tried(other, &Effect::Grant), "a figure before waiting clients");
+            }
             Transition::TakeOver => {
                 assert!(self.lease_age >= TTL + DRIFT, "taken over before the lease ran out");
                 assert!(self.record().way_back_open, "taken over with the way back closed");

@@ -40,6 +40,8 @@ pub struct Recorded {
     pub refuses_renewals: bool,
     /// (open, change) of each change of the way back.
     pub way_back: Vec<(bool, u64)>,
+    /// How often it was asked who holds a volume.
+    pub lookups: u64,
 }
 
 #[derive(Clone)]
@@ -241,10 +243,13 @@ impl Recorded {
                 }
                 ControlReply::Renewed { renewed, changed }
             }
-            ControlRequest::Lookup { volume } => match self.grants.get(&volume) {
-                Some(grant) => ControlReply::Grant(Box::new(grant.clone())),
-                None => ControlReply::Refused(Refusal::NotFound { what: volume.to_string() }),
-            },
+            ControlRequest::Lookup { volume } => {
+                self.lookups += 1;
+                match self.grants.get(&volume) {
+                    Some(grant) => ControlReply::Grant(Box::new(grant.clone())),
+                    None => ControlReply::Refused(Refusal::NotFound { what: volume.to_string() }),
+                }
+            }
             ControlRequest::CloseWayBack { epoch, change, .. } => self.change_way_back(false, epoch, change),
             ControlRequest::OpenWayBack { epoch, change, .. } => self.change_way_back(true, epoch, change),
             ControlRequest::Event { .. } => ControlReply::Done,

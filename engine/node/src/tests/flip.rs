@@ -194,6 +194,31 @@ async fn commit(cluster: &Cluster) {
     assert_eq!(cluster.node("b").status().volumes.len(), 1);
 }
 
+/// Of a flip of two milliseconds clients felt twenty: what had waited at its own node waited once more before it was sent
+/// on, then asked the node that had held the volume before, then the control plane.
+#[test]
+fn clients_that_waited_for_a_flip_are_sent_on_at_once() {
+    each_seed(0..6, async |cluster| {
+        let [client, ..] = prepared(&cluster).await;
+        mirror(&cluster).await;
+        for (from, to, epoch) in [("a", "b", 1), ("b", "a", 2), ("a", "b", 3)] {
+            let position = quiesce(&cluster, from, epoch, 1).await;
+            let lookups = cluster.recorded.borrow().lookups;
+            let flip = async {
+                cluster.sim.sleep(Duration::from_millis(50)).await;
+                confirm(&cluster, to, position).await;
+                cluster.recorded.borrow_mut().grants.insert(VOLUME, flipped(epoch + 1, to, from));
+                cluster.set_grant(to, flipped(epoch + 1, to, from)).await;
+                cluster.set_grant(from, flipped(epoch + 1, to, to)).await;
+            };
+            let (written, ()) = futures::join!(client.write(epoch, letter(epoch)), flip);
+            assert_eq!(written, Ok(()));
+            assert_eq!(cluster.recorded.borrow().lookups, lookups, "{from} to {to}");
+            until_phase(&cluster, to, SendPhase::Synced).await;
+        }
+    });
+}
+
 /// A destination that had just restarted took the lease over before the control plane had heard of its start. That
 /// closed the way back afterwards, and nobody opened it again: the migration never ended.
 #[test]
