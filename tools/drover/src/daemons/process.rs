@@ -102,22 +102,40 @@ pub fn die_with_parent(command: &mut Command) {
 pub struct Signals {
     interrupt: Signal,
     terminate: Signal,
+    /// The terminal is gone. `None`: that was to be ignored from the start (nohup).
+    hangup: Option<Signal>,
 }
 
 impl Signals {
     /// From now on they no longer end the process by themselves.
     pub fn listen() -> Result<Self, Failure> {
         let open = |kind| signal(kind).or_fail(|| "cannot listen for signals".into());
-        Ok(Self { interrupt: open(SignalKind::interrupt())?, terminate: open(SignalKind::terminate())? })
+        let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+        let hangup = if ignores_hangup(&status) { None } else { Some(open(SignalKind::hangup())?) };
+        Ok(Self { interrupt: open(SignalKind::interrupt())?, terminate: open(SignalKind::terminate())?, hangup })
     }
 
     pub async fn stop(&mut self) {
+        let hangup = async {
+            match &mut self.hangup {
+                Some(hangup) => hangup.recv().await,
+                None => std::future::pending().await,
+            }
+        };
         tokio::select! {
             biased;
             _ = self.interrupt.recv() => {}
             _ = self.terminate.recv() => {}
+            _ = hangup => {}
         }
     }
+}
+
+/// `status` as the kernel tells it: a mask of ignored signals, the first of them the lowest bit.
+fn ignores_hangup(status: &str) -> bool {
+    let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    let mask = mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).unwrap_or(0);
+    mask & 1 << (libc::SIGHUP - 1) != 0
 }
 
 #[cfg(test)]
@@ -135,6 +153,12 @@ mod tests {
         }
         let text = child.check().unwrap_err().to_string();
         assert!(text.contains("it broke") && text.contains('3'), "{text}");
+    }
+
+    #[test]
+    fn nohup_is_told_from_a_terminal() {
+        assert!(ignores_hangup("SigBlk:\t0000000000000000\nSigIgn:\t0000000000001001\n"));
+        assert!(!ignores_hangup("SigBlk:\t0000000000000001\nSigIgn:\t0000000000001000\n"));
     }
 
     #[test]

@@ -31,12 +31,15 @@ use load::{Area, Load, Mode};
 use network::{ADDRESSES, Network};
 use probe::Probe;
 use receipt::{Checks, Receipt};
+use std::fs::DirBuilder;
 use std::net::TcpListener;
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
+use tokio::io::{AsyncRead, AsyncReadExt};
 
 const GIB: u64 = 1 << 30;
 const VOLUME_BYTES: u64 = 8 * GIB;
@@ -110,7 +113,9 @@ impl Dir {
     fn make(arguments: &Demo) -> Result<Self, Failure> {
         let base = arguments.dir.clone().unwrap_or_else(std::env::temp_dir);
         let path = base.join(format!("drover-demo-{}", std::process::id()));
-        std::fs::create_dir_all(&path).or_fail(|| format!("cannot make {}", path.display()))?;
+        // A new one, for nobody else to look into or to have put something there before.
+        let made = DirBuilder::new().mode(0o700).create(&path);
+        made.or_fail(|| format!("cannot make {}", path.display()))?;
         let dir = Self {
             path: path.canonicalize().or_fail(|| format!("cannot find {}", path.display()))?,
             keep: arguments.keep,
@@ -390,7 +395,7 @@ async fn check(stage: &Stage<'_>, image: Image, stop: &Stop) -> Result<(bool, bo
     Ok((is_equal, fsck.status.success()))
 }
 
-/// Runs another program to its end. It is killed where nobody waits for it any more: the demo was stopped.
+/// Runs another program to its end. It is gone where nobody waits for it any more: the demo was stopped.
 async fn tool(
     name: &str,
     arguments: impl FnOnce(&mut Command) -> &mut Command,
@@ -398,9 +403,37 @@ async fn tool(
     let mut command = Command::new(find(name).unwrap_or_else(|| name.into()));
     arguments(&mut command).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
     die_with_parent(&mut command);
-    let child = tokio::process::Command::from(command).kill_on_drop(true).spawn();
-    let child = child.or_fail(|| format!("cannot run {name}"))?;
-    child.wait_with_output().await.or_fail(|| format!("cannot run {name}"))
+    let child = tokio::process::Command::from(command).spawn();
+    let mut child = Running(child.or_fail(|| format!("cannot run {name}"))?);
+    let (stdout, stderr) = (child.0.stdout.take(), child.0.stderr.take());
+    let (status, stdout, stderr) = tokio::join!(child.0.wait(), read_all(stdout), read_all(stderr));
+    let failed = || format!("cannot run {name}");
+    Ok(std::process::Output {
+        status: status.or_fail(failed)?,
+        stdout: stdout.or_fail(failed)?,
+        stderr: stderr.or_fail(failed)?,
+    })
+}
+
+async fn read_all(pipe: Option<impl AsyncRead + Unpin>) -> std::io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    if let Some(mut pipe) = pipe {
+        pipe.read_to_end(&mut bytes).await?;
+    }
+    Ok(bytes)
+}
+
+/// Another program. Dropped, it is killed and waited for: what it has open is removed next.
+struct Running(tokio::process::Child);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        // It fails where the program has ended.
+        let _ = self.0.start_kill();
+        while matches!(self.0.try_wait(), Ok(None)) {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
 }
 
 /// Tells threads that the demo was stopped.
@@ -422,5 +455,42 @@ async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T, Failure> +
     match tokio::task::spawn_blocking(work).await {
         Ok(result) => result,
         Err(error) => Err(Failure::new(Exit::Failed, "a part of the demo panicked").cause(error)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// mke2fs was killed with the demo, but went on to write for as long as it took to die, into what was being removed.
+    #[test]
+    fn a_program_that_nobody_waits_for_is_gone() {
+        let folder = tempfile::tempdir().unwrap();
+        let pid = folder.path().join("pid");
+        let script = format!("echo $$ > {}; exec sleep 600", pid.display());
+        block_on(async {
+            let running = tool("sh", |command| command.args(["-c", &script]));
+            let started = async {
+                while std::fs::read_to_string(&pid).map_or(true, |text| text.trim().is_empty()) {
+                    tokio::time::sleep(Duration::from_millis(1)).await;
+                }
+            };
+            tokio::select! {
+                biased;
+                _ = running => panic!("it sleeps for long"),
+                () = started => Ok(()),
+            }
+        })
+        .unwrap();
+        let id = std::fs::read_to_string(&pid).unwrap();
+        assert!(!Path::new("/proc").join(id.trim()).exists());
+    }
+
+    #[test]
+    fn what_a_program_says_is_read_to_its_end() {
+        let script = "head -c 300000 /dev/zero; echo sorry >&2; exit 3";
+        let output = block_on(tool("sh", |command| command.args(["-c", script]))).unwrap();
+        assert_eq!((output.status.code(), output.stdout.len()), (Some(3), 300_000));
+        assert_eq!(output.stderr, b"sorry\n");
     }
 }
