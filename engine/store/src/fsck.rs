@@ -87,6 +87,7 @@ pub async fn forget_volume(meta: &dyn Meta, id: VolumeId) -> Result<(), StoreErr
     let mut batch = Batch::default();
     batch.delete(record::volume_key(id));
     batch.delete_prefix(record::activity_prefix(id));
+    batch.delete(record::note_key(id));
     for layer in recovery::layer_records(meta).await?.remove(&id).unwrap_or_default() {
         batch.delete(record::layer_key(layer.id));
         batch.delete_prefix(record::map_prefix(layer.id));

@@ -65,6 +65,20 @@ fn sound_metadata_has_no_problems() {
     assert_eq!(report.slots_used, [1, 1]);
 }
 
+/// The note was left behind: a copy of the volume that came later would have begun with it.
+#[test]
+fn nothing_is_left_of_a_forgotten_volume() {
+    let mut solo = SoloWorld::new(1);
+    let meta = MemoryMeta::new(solo.world());
+    solo.run(async move {
+        let mut batch = sound();
+        batch.put(record::note_key(ID), record::encode_note(ID, b"a note"));
+        meta.commit(batch).await.unwrap();
+        forget_volume(&meta, ID).await.unwrap();
+        assert_eq!(meta.scan(&[]).await.unwrap(), []);
+    });
+}
+
 #[test]
 fn every_kind_of_problem_is_told() {
     finds("as one of", |batch| put_slots(batch, 2, 0, &[(0, 3)]));
