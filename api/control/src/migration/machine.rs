@@ -626,11 +626,12 @@ impl Next<'_> {
         let source_done = record.cleanup.iter().all(|cleanup| cleanup.node != record.source);
         let destination_done = record.cleanup.iter().all(|cleanup| cleanup.node != record.destination);
         let patient = self.view.now.since(self.known().since) < CLEANUP_PATIENCE;
-        if source_done && !patient && self.away(&record.destination) >= CLEANUP_PATIENCE {
+        let left_for_later = |node: &NodeId| !patient && self.away(node) >= CLEANUP_PATIENCE;
+        if source_done && left_for_later(&record.destination) || destination_done && left_for_later(&record.source) {
             return Some(Transition::RolledBack);
         }
         let gone = |node: &NodeId| self.away(node) >= self.peer_deadline();
-        if !source_done && gone(&record.source) && (destination_done || gone(&record.destination)) {
+        if !source_done && !destination_done && gone(&record.source) && gone(&record.destination) {
             return Some(Transition::Fail { reason: format!("{} is gone, and so is its copy", record.source) });
         }
         self.ask_cleanup();

@@ -290,6 +290,44 @@ fn a_destination_that_stays_away_ends_the_migration() {
     cluster.check_end("a");
 }
 
+/// The destination had let its copy go, as told: that counted as both sides being gone, and the migration had failed,
+/// though the source came back with all that it ever had.
+#[test]
+fn a_source_that_stays_away_during_a_rollback_has_rolled_back() {
+    let cluster = Cluster::new(5);
+    cluster.start_client();
+    cluster.sim.run_for(Duration::from_secs(1));
+    let id = cluster
+        .start("b", MigrationOptions { peer_deadline_ms: 5_000, cutover: drover_types::Cutover::Manual, ..options() });
+    cluster.wait_phase(&id, &[Phase::Mirroring]);
+    cluster.kill_node("a");
+    cluster.wait("the end", |control| control.show_migration(&id).unwrap().value.phase.is_final());
+    assert_eq!(cluster.migration(&id).phase, Phase::RolledBack);
+    assert_eq!(cluster.migration(&id).cleanup_pending, ["a"]);
+    cluster.start_node("a");
+    cluster.wait_clean(&id);
+    cluster.check_end("a");
+}
+
+/// Only where both are gone is it not known whether anything is left.
+#[test]
+fn where_both_sides_are_gone_it_failed() {
+    let cluster = Cluster::new(6);
+    cluster.start_client();
+    cluster.sim.run_for(Duration::from_secs(1));
+    let id = cluster
+        .start("b", MigrationOptions { peer_deadline_ms: 5_000, cutover: drover_types::Cutover::Manual, ..options() });
+    cluster.wait_phase(&id, &[Phase::Mirroring]);
+    cluster.kill_node("a");
+    cluster.kill_node("b");
+    cluster.wait("the end", |control| control.show_migration(&id).unwrap().value.phase.is_final());
+    assert_eq!(cluster.migration(&id).phase, Phase::Failed);
+    cluster.start_node("a");
+    cluster.start_node("b");
+    cluster.wait_clean(&id);
+    cluster.check_end("a");
+}
+
 #[test]
 fn a_store_that_fails_is_read_again_before_anything_is_decided() {
     for (seed, applied) in [(0, true), (1, false), (2, true), (3, false)] {
