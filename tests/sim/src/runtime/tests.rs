@@ -282,6 +282,26 @@ fn a_paused_process_stands_still_and_its_messages_wait() {
     });
 }
 
+/// It died behind a cut link, with something on its way: whoever waits for an answer must not do so for ever.
+#[test]
+fn that_the_other_side_has_died_is_learned_when_the_link_is_healed() {
+    for seed in 0..20 {
+        let sim = Sim::new(seed);
+        let (a, b) = (sim.process("a"), sim.process("b"));
+        sim.block_on(async {
+            let (mut waiting, dying) = pair(&a, &b).await;
+            sim.partition("a", "b");
+            dying.sender.send(numbered(1)).await.unwrap();
+            sim.sleep(MS * 100).await;
+            sim.kill("b");
+            sim.sleep(NetConfig::default().give_up.1 * 2).await;
+            sim.heal("a", "b");
+            let (_, end) = a.world().timeout(MS * 1000, drain(&mut waiting.receiver)).await.expect("it learns");
+            assert!(end.is_some(), "seed {seed}: the last message was lost, so it is no orderly end");
+        });
+    }
+}
+
 #[test]
 fn a_partition_loses_nothing_inside_a_living_connection() {
     let (mut delivered, mut broke) = (0, 0);

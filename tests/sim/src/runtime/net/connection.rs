@@ -91,9 +91,16 @@ impl Pipe {
         self.flight.iter_mut().for_each(|(old, _)| *old = (*old).max(at));
         self.flight.iter().map(|(at, _)| *at).collect()
     }
-    /// What is in flight never arrives; the connection must break now.
+    /// What is in flight never arrives; the connection must break now. That the end is gone already is still to be
+    /// learned, as by the probes that TCP sends on an idle connection.
     pub fn abandon(&mut self) {
-        self.flight.clear();
+        self.flight.retain_mut(|(_, packet)| match packet {
+            Packet::Message(_) => false,
+            Packet::End { orderly } => {
+                *orderly = false;
+                true
+            }
+        });
     }
     fn push(&mut self, at: u64, packet: Packet) -> u64 {
         // In order: nothing passes what was sent before.
