@@ -72,6 +72,7 @@ impl Node {
             Ask::DeleteVolume { volume, epoch } => self.delete_volume(volume, epoch).await,
             Ask::CreateSnapshot { volume, name } => {
                 let (seat, _turn) = self.free_holder(volume).await?;
+                seat.whole().await.map_err(Refusal::Io)?;
                 seat.volume.snapshot(&name).await.map_err(refusal_of)?;
                 Ok(NodeReply::Done)
             }

@@ -18,7 +18,7 @@ use crate::gateway::Gateway;
 use crate::lease::LeaseGuard;
 use crate::nbd::{BlockExport, BlockStatus, ExportFacts, ZeroRequest};
 use crate::seat::Seat;
-use crate::writers::Way;
+use crate::writers::{Pass, Way};
 use drover_base::error::Remedy;
 use drover_base::limits::HOLD_DEADLINE;
 use drover_base::planted::{Bug, is_planted};
@@ -201,6 +201,19 @@ impl RoutedExport {
         self.is_whole().map(|()| self.route.local())
     }
 
+    /// The same for a change that is admitted there; `None`: it has to go the long way.
+    async fn enter(&self, suits: impl Fn(&Seat) -> bool) -> Result<Option<(Rc<Seat>, Rc<LeaseGuard>, Pass)>, IoError> {
+        let Some((seat, lease)) = self.local()?.filter(|(seat, _)| suits(seat)) else { return Ok(None) };
+        let pass = match seat.enter(&self.route.writer, Way::Local).await {
+            Ok(pass) => pass,
+            Err(error) if error.remedy() == Remedy::Retry => return Ok(None),
+            Err(error) => return Err(error),
+        };
+        // It may have waited for others, and the volume may be about to move by now.
+        let still = self.route.local().is_some_and(|(_, now)| Rc::ptr_eq(&now, &lease)) && suits(&seat);
+        Ok(still.then_some((seat, lease, pass)))
+    }
+
     /// Carries out a request wherever the volume is.
     async fn run(&self, operation: Operation) -> Result<Answer, IoError> {
         let answer = self.route.run(operation).await?;
@@ -248,10 +261,7 @@ impl BlockExport for RoutedExport {
 
     fn write(self: Rc<Self>, offset: u64, data: Buffer, fua: bool) -> LocalFuture<'static, Result<(), IoError>> {
         Box::pin(async move {
-            if let Some((seat, lease)) = self.local()?
-                && !seat.keeps_copies()
-            {
-                let _pass = seat.enter(&self.route.writer, Way::Local).await?;
+            if let Some((seat, lease, _pass)) = self.enter(|seat| !seat.keeps_copies()).await? {
                 return seat.write(&*lease, offset, data, fua).await;
             }
             let data = Payload::plain(data.into_bytes());
@@ -268,8 +278,7 @@ impl BlockExport for RoutedExport {
         Box::pin(async move {
             let range = ByteRange { offset, len };
             let ZeroRequest { may_unmap, fast_only, fua } = zero;
-            if let Some((seat, lease)) = self.local()? {
-                let _pass = seat.enter(&self.route.writer, Way::Local).await?;
+            if let Some((seat, lease, _pass)) = self.enter(|_| true).await? {
                 let zeroed = seat.write_zeroes(&*lease, range, ZeroMode { may_unmap, fast_only }, fua).await;
                 if is_final(&zeroed) {
                     return zeroed;
@@ -282,8 +291,7 @@ impl BlockExport for RoutedExport {
     fn trim(self: Rc<Self>, offset: u64, len: u64, fua: bool) -> LocalFuture<'static, Result<(), IoError>> {
         Box::pin(async move {
             let range = ByteRange { offset, len };
-            if let Some((seat, lease)) = self.local()? {
-                let _pass = seat.enter(&self.route.writer, Way::Local).await?;
+            if let Some((seat, lease, _pass)) = self.enter(|_| true).await? {
                 let trimmed = seat.trim(&*lease, range, fua).await;
                 if is_final(&trimmed) {
                     return trimmed;

@@ -9,7 +9,8 @@
 //!                 └── another writes: writes drain, a flush bears the record of term t+2 ───────┘
 //!
 //!   after a restart (not settled): all but the writer wait ──► it has replayed and flushed, or owes nothing
-//!                                                         └──► it stayed away for `WRITER_PATIENCE`: term given up
+//!                                                         └──► it stayed away for `WRITER_PATIENCE`, or came to no end
+//!                                                              within `REPLAY_MAX`: term given up
 //! ```
 //! A writer is a node: all its clients write under one session, whether they are forwarded or the node holds the volume
 //! itself. So a flip to or from the clients' own node changes nothing here.
@@ -48,7 +49,11 @@ const ALONE_MIN: Duration = Duration::from_secs(1);
 /// holder that came back (a second), and well below `HOLD_DEADLINE`, so that those who wait see a pause only.
 pub(crate) const WRITER_PATIENCE: Duration = Duration::from_secs(10);
 
-const _: () = assert!(WRITER_PATIENCE.as_secs() * 3 <= drover_base::limits::HOLD_DEADLINE.as_secs());
+/// How long they wait in all for one that comes again and again, and whose replay comes to no end: its network breaks,
+/// or what it has finds no space any more.
+pub(crate) const REPLAY_MAX: Duration = Duration::from_secs(3 * WRITER_PATIENCE.as_secs());
+
+const _: () = assert!(REPLAY_MAX.as_secs() < drover_base::limits::HOLD_DEADLINE.as_secs());
 
 /// How a change comes to the volume.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -84,6 +89,8 @@ pub(crate) struct Writers {
     settled: Cell<bool>,
     /// Since when others wait for it without a sign of it.
     waiting_since: Cell<Option<Instant>>,
+    /// Since when they wait at all.
+    waiting_from: Cell<Option<Instant>>,
     /// Changes under way.
     inside: Cell<usize>,
     /// Of them: not by the one who is alone.
@@ -155,6 +162,7 @@ impl Writers {
             is_known: Cell::new(true),
             settled: Cell::new(!owes),
             waiting_since: Cell::new(None),
+            waiting_from: Cell::new(None),
             inside: Cell::new(0),
             strangers: Cell::new(0),
             alone: Cell::new(None),
@@ -171,6 +179,7 @@ impl Writers {
         self.is_known.set(true);
         self.settled.set(!owes);
         self.waiting_since.set(None);
+        self.waiting_from.set(None);
         self.alone.set(None);
         self.shift.set(self.shift.get() + 1);
         self.strangers.set(self.inside.get());
@@ -310,6 +319,7 @@ impl Seat {
 
     fn settle(&self) {
         self.note_owed(false);
+        self.writers.waiting_from.set(None);
         self.writers.settled.set(true);
         self.writers.changed.notify_waiters();
     }
@@ -323,11 +333,15 @@ impl Seat {
         }
     }
 
-    /// Admits a change of the volume by `who`.
+    /// Admits a change of the volume by `who`, who has waited for `settled`. `Disconnected`: that has to be waited for
+    /// again, because the volume was opened again meanwhile.
     pub async fn enter(self: &Rc<Self>, who: &Rc<Writer>, way: Way) -> Result<Pass, IoError> {
         let now = || self.context.world.now();
         loop {
             let changed = self.writers.changed.notified();
+            if way != Way::Replay && !self.writers.is_settled() && !self.volume.is_poisoned() {
+                return Err(IoError::Disconnected);
+            }
             match self.writers.admit(who, way, now)? {
                 Admission::Wait => changed.await,
                 Admission::Turn => self.turn(false).await?,
@@ -374,13 +388,22 @@ impl Seat {
             let now = world.now();
             let since = writers.waiting_since.get().unwrap_or(now);
             writers.waiting_since.set(Some(since));
-            if now < since + WRITER_PATIENCE {
+            let from = writers.waiting_from.get().unwrap_or(now);
+            writers.waiting_from.set(Some(from));
+            let until = (since + WRITER_PATIENCE).min(from + REPLAY_MAX);
+            if now < until {
                 // Either way it is looked at again.
-                let _ = world.timeout_at(since + WRITER_PATIENCE, changed).await;
+                let _ = world.timeout_at(until, changed).await;
             } else {
                 self.turn(true).await?;
             }
         }
+    }
+
+    /// Waits until the volume has what was acknowledged to anybody, on behalf of nobody who writes.
+    pub async fn whole(self: &Rc<Self>) -> Result<(), IoError> {
+        let (session, node) = (SessionId(0), self.context.address.node.clone());
+        self.settled(&Writer { session, node, instance: self.context.instance }, &*self.lease()).await
     }
 
     /// A gateway connects, with what is in its log; those before it of its session have drained.
@@ -450,7 +473,7 @@ impl Seat {
         let next = if gives_up { writers.record().given_up() } else { writers.record().next(None) };
         let before = writers.record.replace(next.clone());
         if gives_up && let Some(writer) = &before.writer {
-            let text = format!("{} stayed away for {WRITER_PATIENCE:?}: what it did not flush is lost", writer.node);
+            let text = format!("{} stayed away or came to no end: what it did not flush is lost", writer.node);
             self.context.control.event("writes-lost", Some(self.id()), text);
         }
         writers.is_known.set(false);

@@ -1,6 +1,6 @@
 //! Simulated nodes and a control plane of the fewest lines: it records grants, and says what it has recorded.
 
-use crate::nbd::{BlockExport, BlockService, ExportName};
+use crate::nbd::{BlockExport, BlockService, ExportName, ZeroRequest};
 use crate::{Node, NodeSettings, NodeStorage, Reservations};
 use drover_base::units::EXTENT_BYTES;
 use drover_base::{Epoch, InstanceId, IoError, NodeId, VolumeId, World};
@@ -282,6 +282,12 @@ impl Client {
     pub async fn write(&self, block: u64, letter: u8) -> Result<(), IoError> {
         let data = Buffer::from_slice(&[letter; 4096]);
         let request = self.export.clone().write(block * 4096, data, false);
+        self.process.run(request).await.expect("it lives")
+    }
+
+    pub async fn zero(&self, block: u64) -> Result<(), IoError> {
+        let zero = ZeroRequest { may_unmap: true, fast_only: false, fua: false };
+        let request = self.export.clone().write_zeroes(block * 4096, 4096, zero);
         self.process.run(request).await.expect("it lives")
     }
 

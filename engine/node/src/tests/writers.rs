@@ -3,10 +3,13 @@
 
 use super::cluster::{Client, Cluster, VOLUME, each_seed};
 use super::flip;
-use crate::writers::WRITER_PATIENCE;
-use drover_base::IoError;
+use crate::writers::{REPLAY_MAX, WRITER_PATIENCE, Way};
+use drover_base::{IoError, SessionId};
 use drover_wire::admin::NodeRequest;
-use std::time::Duration;
+use drover_wire::writer_record::Writer;
+use futures::future::{Either, select};
+use futures::poll;
+use std::{pin::pin, rc::Rc, task::Poll, time::Duration};
 
 /// The holder `a`, and gateways `g` and `h`.
 async fn start(cluster: &Cluster) -> [Client; 3] {
@@ -125,6 +128,33 @@ fn a_gateway_that_stays_away_is_given_up() {
         again.write(1, b'3').await.unwrap();
         restart(&cluster).await;
         assert_eq!((again.read(1).await, h.read(1).await), (Ok(b'3'), Ok(b'3')));
+    });
+}
+
+/// It comes again and again, and each time its connection breaks before it has replayed.
+#[test]
+fn a_gateway_whose_replay_comes_to_no_end_is_given_up() {
+    each_seed(0..3, async |cluster| {
+        let [_, g, h] = start(&cluster).await;
+        become_the_writer(&cluster, &g).await;
+        for block in 0..100 {
+            g.write(block, b'1').await.unwrap();
+        }
+        restart(&cluster).await;
+        let before = cluster.sim.now();
+        let breaks = async {
+            while cluster.sim.now() - before < REPLAY_MAX * 3 / 2 {
+                cluster.sim.sleep(Duration::from_millis(2)).await;
+                cluster.sim.reset_connections("a", "g");
+            }
+        };
+        let written = match select(pin!(h.write(1, b'2')), pin!(breaks)).await {
+            Either::Left((written, _)) => written,
+            Either::Right(_) => panic!("it waits on"),
+        };
+        assert_eq!(written, Ok(()));
+        assert_eq!(g.read(1).await, Err(IoError::WritesLost));
+        assert_eq!(h.read(1).await, Ok(b'2'));
     });
 }
 
@@ -268,5 +298,76 @@ fn a_flip_away_from_its_clients_leaves_them_the_writer() {
         assert_eq!(seat.writers.record().term, 1, "since before the flip");
         h.write(1, b'3').await.unwrap();
         assert_eq!(at_source.read(1).await, Ok(b'3'));
+    });
+}
+
+/// It waited for a gateway's writes to end, and the volume moved meanwhile: the client got an error instead of a pause.
+#[test]
+fn a_change_that_waits_for_a_turn_survives_a_flip() {
+    each_seed(0..80, async |cluster| {
+        let [at_source, g, _] = start(&cluster).await;
+        cluster.start("b").await;
+        flip::mirror(&cluster).await;
+        become_the_writer(&cluster, &g).await;
+        let writing = async {
+            for turn in 0..40 {
+                let writes = (0..4).map(|block| g.write(4 * (turn % 8) + block, b'w'));
+                assert!(futures::future::join_all(writes).await.iter().all(Result::is_ok));
+            }
+        };
+        let zeroing = async {
+            cluster.sim.sleep(Duration::from_micros(100 * cluster.sim.seed())).await;
+            at_source.zero(100).await
+        };
+        let ((), (), zeroed) = futures::join!(flip::flip(&cluster, "a", "b", 1, 1), writing, zeroing);
+        assert_eq!((zeroed, g.read(100).await), (Ok(()), Ok(0)), "seed {}", cluster.sim.seed());
+    });
+}
+
+/// A client was acknowledged a write, then a snapshot was made; the holder had restarted in between, and the snapshot
+/// lacked the write.
+#[test]
+fn a_snapshot_waits_for_the_replay() {
+    each_seed(0..10, async |cluster| {
+        let [_, g, h] = start(&cluster).await;
+        become_the_writer(&cluster, &g).await;
+        g.flush().await.unwrap();
+        g.write(1, b'1').await.unwrap();
+        cluster.sim.partition("a", "g");
+        restart(&cluster).await;
+        let heal = async {
+            cluster.sim.sleep(WRITER_PATIENCE / 2).await;
+            cluster.sim.heal_all();
+        };
+        let name = || "s".to_owned();
+        futures::join!(heal, cluster.ask("a", NodeRequest::CreateSnapshot { volume: VOLUME, name: name() }));
+        g.write(1, b'2').await.unwrap();
+        cluster.ask("a", NodeRequest::RollbackSnapshot { volume: VOLUME, name: name() }).await;
+        assert_eq!((g.read(1).await, h.read(1).await), (Ok(b'1'), Ok(b'1')));
+    });
+}
+
+/// A change was about to be admitted when the volume was opened again: what others have to replay comes first.
+#[test]
+fn a_change_that_waited_while_the_volume_was_opened_again_waits_for_the_replay() {
+    each_seed(0..3, async |cluster| {
+        let [_, g, _] = start(&cluster).await;
+        become_the_writer(&cluster, &g).await;
+        g.write(1, b'1').await.unwrap();
+        let seat = cluster.node("a").seat(VOLUME).unwrap();
+        let record = seat.writers.record().clone();
+        let other = Rc::new(Writer { session: SessionId(1), ..record.writer.clone().unwrap() });
+        let held = seat.writers.hold().await;
+        let mut entering = pin!(seat.enter(&other, Way::Local));
+        let early = poll!(entering.as_mut());
+        seat.load_writers(record.clone(), true);
+        drop(held);
+        let refused = match early {
+            Poll::Ready(refused) => refused,
+            Poll::Pending => entering.await,
+        };
+        assert_eq!(refused.err(), Some(IoError::Disconnected));
+        let after = seat.writers.record().clone();
+        assert_eq!((after.term, after.writer), (record.term, record.writer));
     });
 }
