@@ -65,6 +65,8 @@ bugs! {
     ReplayOverNewer,
     /// Another's write does not end the term of the one whose gateway keeps writes.
     SecondWriterNotTold,
+    /// After a restart of the holder nobody waits for what a gateway has to replay.
+    ReplayNotAwaited,
     /// The lease moves before the source has drained.
     FlipWithoutDrain,
     /// A forced takeover does not wait for the lease to run out.

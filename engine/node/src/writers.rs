@@ -369,7 +369,7 @@ impl Seat {
         let (writers, world) = (&self.writers, &self.context.world);
         loop {
             let changed = writers.changed.notified();
-            if writers.is_settled() {
+            if writers.is_settled() || is_planted(Bug::ReplayNotAwaited) {
                 return Ok(());
             }
             if writers.turn.get() != Turn::None {

@@ -27,6 +27,12 @@ fn a_second_writer_that_ends_no_term_is_caught() {
 }
 
 #[test]
+fn a_replay_that_nobody_awaits_is_caught() {
+    caught(Bug::ReplayNotAwaited, writers::others_wait_for_a_gateway_that_comes_late);
+    caught(Bug::ReplayNotAwaited, writers::a_snapshot_waits_for_the_replay);
+}
+
+#[test]
 fn a_session_that_is_not_fenced_is_caught() {
     caught(Bug::SessionNotFenced, crate::session::tests::a_newer_connection_waits_for_the_older_one_s_requests);
 }

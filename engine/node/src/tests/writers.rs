@@ -83,7 +83,7 @@ fn the_newer_of_two_unflushed_writes_stays() {
 
 /// After a restart everybody waits for the one whose writes may be missing; what they write then is newer.
 #[test]
-fn others_wait_for_a_gateway_that_comes_late() {
+pub fn others_wait_for_a_gateway_that_comes_late() {
     each_seed(0..10, async |cluster| {
         let [_, g, h] = start(&cluster).await;
         become_the_writer(&cluster, &g).await;
@@ -327,7 +327,7 @@ fn a_change_that_waits_for_a_turn_survives_a_flip() {
 /// A client was acknowledged a write, then a snapshot was made; the holder had restarted in between, and the snapshot
 /// lacked the write.
 #[test]
-fn a_snapshot_waits_for_the_replay() {
+pub fn a_snapshot_waits_for_the_replay() {
     each_seed(0..10, async |cluster| {
         let [_, g, h] = start(&cluster).await;
         become_the_writer(&cluster, &g).await;
