@@ -84,7 +84,7 @@ programs() { # NAME BUDGET_S LIST FILTER only|except FOLDER...
 }
 
 # Packages with tests that plant bugs.
-planted=(drover-transfer drover-node drover-control drover-sim drover-crash)
+planted=(drover-store drover-transfer drover-node drover-control drover-sim drover-crash)
 
 suite format 60 cargo fmt --all --check
 suite shell 60 bash -c 'for script in scripts/*.sh .ci/run; do bash -n "$script" || exit 1; done'

@@ -37,6 +37,8 @@ bugs! {
     ActivationNotAwaited,
     /// A failed sync is reported once and then forgotten.
     SyncFailureForgotten,
+    /// A device counts as mended although another sync of it failed meanwhile.
+    MendedTooEarly,
     /// The copier clears dirty bits after reading instead of before.
     DirtyClearedAfterRead,
     /// A write during tracking is not marked dirty.

@@ -14,4 +14,4 @@ mod contract;
 pub use buffer::Buffer;
 pub use device::{DEVICE_REQUEST_BYTES_MAX, Device, DeviceError};
 pub use part::Part;
-pub use uring::{KernelError, OpenError, UringDevice, check_kernel, run};
+pub use uring::{DeviceHandle, KernelError, OpenError, UringDevice, check_kernel, run};

@@ -1,7 +1,8 @@
 //! A tier's device file or block device through io_uring, past the page cache.
 //!
 //! Invariants
-//! - One process has a device open: the file is locked as long as the device lives.
+//! - One process has a device open: the file is locked until the last thread's [`UringDevice`] of it is dropped.
+//! - Each thread has an open file of its own: the kernel tells a failure to write back to each of them at its next sync.
 //! - A request ends when all its bytes are transferred or one part of it failed; short transfers go on.
 //! - The kernel sees aligned memory only; a buffer that is not is copied through one that is.
 
@@ -10,7 +11,11 @@ use crate::{
     device::{check_range, check_transfer},
 };
 use drover_base::{LocalFuture, units::BLOCK_BYTES};
-use std::{fs, io, path::Path};
+use std::{
+    io,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 use tokio_uring::fs::File;
 
 mod open;
@@ -28,39 +33,68 @@ const STALLS_MAX: u32 = 100;
 /// belongs to its thread.
 pub struct UringDevice {
     file: File,
-    /// The same open file: `file` cannot be unlocked.
-    lock: fs::File,
-    size_bytes: u64,
-    is_direct: bool,
+    shared: Arc<Shared>,
+}
+
+/// A device that is open, for the other threads that are to use it.
+#[derive(Clone)]
+pub struct DeviceHandle(Arc<Shared>);
+
+struct Shared {
+    opened: open::Opened,
+    path: PathBuf,
+}
+
+impl Drop for Shared {
+    fn drop(&mut self) {
+        // An abandoned request may keep the file open for a moment longer, and with it a lock.
+        let _ = self.opened.file.unlock();
+    }
+}
+
+impl DeviceHandle {
+    /// The same device for the calling thread.
+    pub fn device(&self) -> Result<UringDevice, OpenError> {
+        let file = open::open_again(&self.0.path, &self.0.opened)?;
+        Ok(UringDevice { file: File::from_std(file), shared: self.0.clone() })
+    }
 }
 
 impl UringDevice {
     /// Opens the device file at `path`, making it if absent and growing it if shorter than `size_bytes`; it is
     /// sparse. A block device must have at least `size_bytes`, of which only those are used.
     pub fn open_or_create(path: &Path, size_bytes: u64) -> Result<Self, OpenError> {
-        let opened = open::open_or_create(path, size_bytes)?;
-        Self::new(opened).map_err(|error| OpenError::Io { path: path.into(), error })
+        Self::new(path, open::open_or_create(path, size_bytes)?)
     }
 
     /// Opens what is there, in the size it has.
     pub fn open(path: &Path) -> Result<Self, OpenError> {
-        let opened = open::open(path)?;
-        Self::new(opened).map_err(|error| OpenError::Io { path: path.into(), error })
+        Self::new(path, open::open(path)?)
     }
 
-    fn new(opened: open::Opened) -> io::Result<Self> {
-        let open::Opened { file: lock, size_bytes, is_direct } = opened;
-        Ok(Self { file: File::from_std(lock.try_clone()?), lock, size_bytes, is_direct })
+    fn new(path: &Path, opened: open::Opened) -> Result<Self, OpenError> {
+        let file = opened.file.try_clone().map_err(|error| OpenError::Io { path: path.into(), error })?;
+        let shared = Arc::new(Shared { opened, path: path.into() });
+        Ok(Self { file: File::from_std(file), shared })
+    }
+
+    /// For the other threads that are to use it.
+    pub fn handle(&self) -> DeviceHandle {
+        DeviceHandle(self.shared.clone())
     }
 
     /// Whether requests pass the page cache by. A file system without O_DIRECT is used through the page cache:
     /// as durable after a sync, but slower and with memory used twice.
     pub fn direct(&self) -> bool {
-        self.is_direct
+        self.shared.opened.is_direct
+    }
+
+    fn size(&self) -> u64 {
+        self.shared.opened.size_bytes
     }
 
     async fn transfer(&self, way: Way, offset: u64, buffer: Buffer) -> (Result<(), DeviceError>, Buffer) {
-        if let Err(error) = check_transfer(self.size_bytes, offset, buffer.len()) {
+        if let Err(error) = check_transfer(self.size(), offset, buffer.len()) {
             return (Err(error), buffer);
         }
         if is_aligned(&buffer) {
@@ -119,7 +153,7 @@ enum Way {
 
 impl Device for UringDevice {
     fn size_bytes(&self) -> u64 {
-        self.size_bytes
+        self.size()
     }
 
     fn read(&self, offset: u64, buffer: Buffer) -> LocalFuture<'_, (Result<(), DeviceError>, Buffer)> {
@@ -146,7 +180,7 @@ impl Device for UringDevice {
     /// Punches a hole; on a block device that is a discard. Does nothing where neither is supported.
     fn discard(&self, offset: u64, len: u64) -> LocalFuture<'_, Result<(), DeviceError>> {
         Box::pin(async move {
-            check_range(self.size_bytes, offset, len)?;
+            check_range(self.size(), offset, len)?;
             if len == 0 {
                 return Ok(());
             }
@@ -161,13 +195,6 @@ impl Device for UringDevice {
             }
             Err(DeviceError::Io { errno: libc::EAGAIN, offset, len })
         })
-    }
-}
-
-impl Drop for UringDevice {
-    fn drop(&mut self) {
-        // An abandoned request may keep the file open for a moment longer, and with it a lock.
-        let _ = self.lock.unlock();
     }
 }
 

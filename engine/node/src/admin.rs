@@ -54,12 +54,7 @@ pub(crate) fn check_epoch(asked: Epoch, known: Epoch) -> Result<(), Refusal> {
 impl Node {
     /// Carries out one request.
     pub async fn handle(self: &Rc<Self>, request: NodeRequest) -> NodeReply {
-        let name = request_name(&request);
-        let outcome = self.dispatch(request).await;
-        if let Err(refusal) = &outcome {
-            tracing::info!(target: "drover::admin", request = name, %refusal, "refused");
-        }
-        outcome.unwrap_or_else(NodeReply::Refused)
+        self.dispatch(request).await.unwrap_or_else(NodeReply::Refused)
     }
 
     async fn dispatch(self: &Rc<Self>, request: NodeRequest) -> Outcome {
@@ -272,7 +267,7 @@ pub(crate) fn export_key(name: &str) -> Vec<u8> {
     [EXPORT_PREFIX, name.as_bytes()].concat()
 }
 
-fn request_name(request: &NodeRequest) -> &'static str {
+pub(crate) fn request_name(request: &NodeRequest) -> &'static str {
     use NodeRequest as Ask;
     match request {
         Ask::Status => "Status",

@@ -6,6 +6,7 @@
 //! secret = "/etc/drover/secret"       # a file that all of the cluster share; needed beyond this machine
 //! meta = "/var/lib/drover/meta"
 //! checkpoint = "/backup/drover"       # the second place of the maps
+//! shards = 4                          # optional: one for each processor it may use
 //!
 //! [listen]
 //! admin = "127.0.0.1:7611"
@@ -39,6 +40,9 @@ pub use checks::{ConfigError, Problem};
 /// Tiers of a node: the device number in a map entry has six bits.
 pub const TIERS_MAX: usize = 64;
 
+/// Shards of a node at most: far more than a machine has devices for.
+pub const SHARDS_MAX: u32 = 64;
+
 /// What a node is started with. Every value has been checked.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NodeConfig {
@@ -49,6 +53,8 @@ pub struct NodeConfig {
     pub secret: [u8; 32],
     pub meta: PathBuf,
     pub checkpoint: Option<PathBuf>,
+    /// Threads that serve volumes, each its own; may change between two starts.
+    pub shards: u32,
     /// Where to listen.
     pub listen: Listen,
     /// What to tell others, where that differs from the listening address (`0.0.0.0`, NAT).
@@ -102,6 +108,7 @@ struct File {
     secret: Option<PathBuf>,
     meta: PathBuf,
     checkpoint: Option<PathBuf>,
+    shards: Option<u32>,
     listen: ListenFile,
     #[serde(default)]
     advertise: AdvertiseFile,
@@ -160,6 +167,10 @@ impl NodeConfig {
                 problems.add("checkpoint", "it lies within meta", "choose a second place, best on another disk");
             }
         }
+        if let Some(shards) = file.shards.filter(|shards| !(1..=SHARDS_MAX).contains(shards)) {
+            let hint = format!("1 to {SHARDS_MAX}; without the key one for each processor");
+            problems.add("shards", &format!("{shards} shards"), &hint);
+        }
         check_listen(&mut problems, &file.listen, &file.advertise, file.secret.is_some());
         let tiers = check_tiers(&mut problems, &file.tier);
         problems.finish(|| Self {
@@ -168,6 +179,7 @@ impl NodeConfig {
             secret: secret.unwrap_or([0; 32]),
             meta: file.meta,
             checkpoint: file.checkpoint,
+            shards: file.shards.unwrap_or_else(shards_by_processors),
             listen: Listen {
                 admin: file.listen.admin,
                 peer: file.listen.peer,
@@ -184,6 +196,13 @@ impl NodeConfig {
             tiers,
         })
     }
+}
+
+/// One for each processor that the process may use.
+fn shards_by_processors() -> u32 {
+    // Where the machine does not tell, one always works.
+    let processors = std::thread::available_parallelism().map_or(1, |count| count.get());
+    u32::try_from(processors).unwrap_or(SHARDS_MAX).min(SHARDS_MAX)
 }
 
 fn check_listen(problems: &mut Problems, listen: &ListenFile, advertise: &AdvertiseFile, has_secret: bool) {

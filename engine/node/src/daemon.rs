@@ -2,6 +2,7 @@
 //!
 //! ```text
 //!  lock and open tiers, metadata ─► recovery ─► listen ─► register, serve ─► SIGTERM ─► NBD drains ─► flush ─► checkpoint
+//!                                   each shard: on a thread of its own, with a ring and open files of its own
 //! ```
 //! Orders that must hold
 //! - Nothing is served, and the control plane is told nothing, before recovery is done and every address is bound.
@@ -12,23 +13,23 @@
 // The machine's side: sockets, signals, time of the runtime.
 #![allow(clippy::disallowed_methods, clippy::disallowed_types)]
 
+mod bound;
 mod check;
 pub(crate) mod label;
+mod shards;
 mod tiers;
 
 pub use check::{Checked, check, restore};
 
 use crate::config::{Class, NodeConfig};
-use crate::nbd::{self, NbdAddress, NbdListener, ServerSettings};
-use crate::{Node, NodeSettings, NodeStorage, Reservations, RestoredError, StartError};
-use drover_base::world::{Connection, Listener};
+use crate::{Common, RestoredError, StartError};
+use bound::Bound;
 use drover_base::{InstanceId, World};
-use drover_disk::{Device, KernelError, Part};
+use drover_disk::{KernelError, OpenError, UringDevice};
 use drover_runtime::Workers;
-use drover_store::checkpoint::{CheckpointFile, CheckpointPlace};
 use drover_store::meta::{Meta, MetaError, rocks::RocksMeta};
-use drover_store::{Store, StoreConfig, StoreError, TierClass, TierSpec, Tiers, Unfenced};
-use drover_wire::admin::NodeAddress;
+use drover_store::{Store, StoreError, TierClass, TierSpec, Tiers};
+use shards::{Parts, Running};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
@@ -37,7 +38,7 @@ use std::{fs, io};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 
-use label::{HEADER_BYTES, OpenTier};
+use label::OpenTier;
 pub use tiers::TierError;
 
 /// Threads for hashing and compression.
@@ -71,6 +72,12 @@ pub enum DaemonError {
     Sound { meta: PathBuf },
     #[error("{path}: {error}")]
     Folder { path: PathBuf, error: io::Error },
+    #[error("a tier's device cannot be opened by every shard: {error}")]
+    Reopened { error: OpenError },
+    #[error("shard {shard}: {error}")]
+    Shard { shard: u32, error: Box<DaemonError> },
+    #[error("no thread for shard {shard}: {error}")]
+    Thread { shard: u32, error: io::Error },
     #[error(transparent)]
     Tiers(#[from] TierError),
     #[error("{meta}: {error}")]
@@ -109,17 +116,29 @@ fn hold_lock(config: &NodeConfig) -> Result<fs::File, DaemonError> {
 async fn serve(config: NodeConfig) -> Result<(), DaemonError> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
-    let world = drover_runtime::world(&Workers::start(WORKERS)?);
+    let workers = Workers::start(WORKERS)?;
+    let world = drover_runtime::world(&workers);
     let meta = open_meta(&config)?;
     refuse_lost_meta(&config, &*meta.handle()).await?;
-    let bound = Bound::bind(&config, &world).await?;
-    let storage = open_storage(&config, &world, meta.handle()).await?;
-    let store = storage.store.clone();
+    let bound = Bound::bind(&config).await?;
+    let opened = open_tiers(&config, &world, &*meta.handle()).await?;
     let settings = bound.settings(&config, InstanceId(world.random.next_u64()));
-    tracing::info!(target: "node", node = %config.id, instance = %settings.instance, volumes = store.volumes().len(), "up");
-    let node = Node::start(settings, world.clone(), storage).await?;
+    let common = Common::new(opened.tiers);
+    let parts = Parts {
+        settings: settings.clone(),
+        meta: meta.clone(),
+        common: common.clone(),
+        devices: opened.devices.iter().map(UringDevice::handle).collect(),
+        checkpoint: config.checkpoint.as_ref().map(|folder| folder.join(CHECKPOINT_FILE)),
+        workers,
+        shards: config.shards,
+    };
+    let running = Running::start(&parts, world.clone()).await?;
+    tracing::info!(target: "node", node = %config.id, instance = %settings.instance, shards = config.shards, "up");
+    running.shards().join(&world, &settings, &common);
     let (closing, closed) = watch::channel(false);
-    let clients = bound.serve(&node, &closed);
+    let clients = bound.serve(&world, &running, common.exports(), &closed);
+    let store = running.first().store.clone();
     if config.checkpoint.is_some() {
         world.spawn(checkpoints(world.clone(), store.clone())).detach();
     }
@@ -134,7 +153,12 @@ async fn serve(config: NodeConfig) -> Result<(), DaemonError> {
     if tokio::time::timeout(DRAIN_DEADLINE, clients).await.is_err() {
         tracing::warn!(target: "node", "clients took too long to end what they had in flight");
     }
-    settle(&store, config.checkpoint.is_some()).await;
+    running.stop().await;
+    if config.checkpoint.is_some()
+        && let Err(error) = store.checkpoint().await
+    {
+        tracing::warn!(target: "node", %error, "no checkpoint at the end");
+    }
     meta.close();
     tracing::info!(target: "node", "stopped");
     Ok(())
@@ -161,10 +185,15 @@ async fn refuse_lost_meta(config: &NodeConfig, meta: &dyn Meta) -> Result<(), Da
     Ok(())
 }
 
-async fn open_storage(config: &NodeConfig, world: &World, meta: Rc<dyn Meta>) -> Result<NodeStorage, DaemonError> {
-    let open = label::open_tiers(world, &config.id, &*meta, &config.tiers).await?;
-    let mut devices: Vec<Rc<dyn Device>> = Vec::new();
-    let mut ordered = Vec::new();
+/// The devices of the tiers, open and locked, and their slots: used as the maps name them.
+struct OpenTiers {
+    devices: Vec<UringDevice>,
+    tiers: Tiers,
+}
+
+async fn open_tiers(config: &NodeConfig, world: &World, meta: &dyn Meta) -> Result<OpenTiers, DaemonError> {
+    let open = label::open_tiers(world, &config.id, meta, &config.tiers).await?;
+    let (mut devices, mut ordered) = (Vec::new(), Vec::new());
     for OpenTier { tier, device } in open {
         if !device.direct() {
             tracing::warn!(target: "node", tier = %tier.name, "its file system has no O_DIRECT: slower, and memory is used twice");
@@ -172,7 +201,7 @@ async fn open_storage(config: &NodeConfig, world: &World, meta: Rc<dyn Meta>) ->
         if tier.overwrite {
             tracing::warn!(target: "node", tier = %tier.name, "overwrite has done its work: take it out of the settings");
         }
-        devices.push(Rc::new(Part::behind(Rc::new(device), HEADER_BYTES)));
+        devices.push(device);
         ordered.push(tier);
     }
     let specs = ordered.iter().map(|tier| TierSpec {
@@ -185,121 +214,11 @@ async fn open_storage(config: &NodeConfig, world: &World, meta: Rc<dyn Meta>) ->
         slots: tier.size_bytes / drover_base::units::EXTENT_BYTES,
     });
     let tiers = Tiers::new(specs.collect());
-    Store::scan_slots(&*meta, &tiers).await?;
-    let checkpoint = match &config.checkpoint {
-        Some(folder) => {
-            make_folder(folder)?;
-            let place: Rc<dyn CheckpointPlace> =
-                Rc::new(CheckpointFile::new(world.clone(), folder.join(CHECKPOINT_FILE)));
-            Some(place)
-        }
-        None => None,
-    };
-    let store_config = StoreConfig { checkpoint, ..StoreConfig::default() };
-    let store = Store::open(store_config, world.clone(), devices, tiers.clone(), meta.clone()).await?;
-    Ok(NodeStorage { store, meta, tiers, reservations: Reservations::default(), watches_tiers: true })
-}
-
-/// Every address the node listens at.
-struct Bound {
-    admin: Box<dyn Listener>,
-    peer: Box<dyn Listener>,
-    migration: Option<Box<dyn Listener>>,
-    nbd: Vec<NbdListener>,
-}
-
-impl Bound {
-    async fn bind(config: &NodeConfig, world: &World) -> Result<Self, DaemonError> {
-        let listen = async |address: &str| {
-            world.net.listen(address).await.map_err(|error| DaemonError::Listen { address: address.into(), error })
-        };
-        let admin = listen(&config.listen.admin).await?;
-        let peer = listen(&config.listen.peer).await?;
-        let migration = match &config.listen.migration {
-            Some(address) => Some(listen(address).await?),
-            None => None,
-        };
-        let mut nbd = Vec::new();
-        if let Some(path) = &config.listen.nbd_unix {
-            nbd.push(bind_nbd(&NbdAddress::Unix(path.clone()), &path.display().to_string()).await?);
-        }
-        if let Some(address) = &config.listen.nbd_tcp {
-            let (host, port) = address.rsplit_once(':').expect("checked with the settings");
-            let port = port.parse().expect("checked with the settings");
-            nbd.push(bind_nbd(&NbdAddress::Tcp { host: host.into(), port }, address).await?);
-        }
-        Ok(Self { admin, peer, migration, nbd })
+    Store::scan_slots(meta, &tiers).await?;
+    if let Some(folder) = &config.checkpoint {
+        make_folder(folder)?;
     }
-
-    fn settings(&self, config: &NodeConfig, instance: InstanceId) -> NodeSettings {
-        let told =
-            |advertised: &Option<String>, bound: &dyn Listener| advertised.clone().unwrap_or_else(|| bound.address());
-        let peer = told(&config.advertise.peer, &*self.peer);
-        let migration = match &self.migration {
-            Some(listener) => told(&config.advertise.migration, &**listener),
-            None => peer.clone(),
-        };
-        let nbd_tcp = self.nbd.iter().find_map(|listener| match listener.address() {
-            Ok(NbdAddress::Tcp { host, port }) => Some(format!("{host}:{port}")),
-            _ => None,
-        });
-        NodeSettings {
-            address: NodeAddress { node: config.id.clone(), peer, migration },
-            admin: told(&config.advertise.admin, &*self.admin),
-            instance,
-            secret: config.secret,
-            control: Some(config.control.clone()),
-            nbd_unix: config.listen.nbd_unix.as_ref().map(|path| path.display().to_string()),
-            nbd_tcp: nbd_tcp.map(|bound| config.advertise.nbd_tcp.clone().unwrap_or(bound)),
-        }
-    }
-
-    /// Serves all of it in the background. The future completes when every client has been let go.
-    fn serve(self, node: &Rc<Node>, closed: &watch::Receiver<bool>) -> impl Future<Output = ()> + use<> {
-        let world = node.world().clone();
-        world.spawn(accept(node.clone(), self.admin, serve_admin)).detach();
-        for peers in [Some(self.peer), self.migration].into_iter().flatten() {
-            world.spawn(accept(node.clone(), peers, serve_peer)).detach();
-        }
-        let clients = self.nbd.into_iter().map(|listener| {
-            let serving = nbd::run(listener, node.exports(), closed.clone(), ServerSettings::default());
-            tokio::task::spawn_local(serving)
-        });
-        let clients: Vec<_> = clients.collect();
-        async move {
-            for client in clients {
-                // It ends by panic only, which ends the process.
-                let _ = client.await;
-            }
-        }
-    }
-}
-
-async fn bind_nbd(address: &NbdAddress, shown: &str) -> Result<NbdListener, DaemonError> {
-    NbdListener::bind(address).await.map_err(|error| DaemonError::Listen { address: shown.into(), error })
-}
-
-async fn accept(node: Rc<Node>, mut listener: Box<dyn Listener>, serve: fn(&Rc<Node>, Connection)) {
-    loop {
-        match listener.accept().await {
-            Ok(connection) => serve(&node, connection),
-            Err(error) => {
-                // Out of descriptors, most likely: those that end make room.
-                tracing::warn!(target: "node", %error, "a connection was not accepted");
-                node.world().sleep(Duration::from_millis(100)).await;
-            }
-        }
-    }
-}
-
-fn serve_admin(node: &Rc<Node>, connection: Connection) {
-    let own = node.clone();
-    node.world().spawn(async move { own.serve_admin(connection).await }).detach();
-}
-
-fn serve_peer(node: &Rc<Node>, connection: Connection) {
-    let own = node.clone();
-    node.world().spawn(async move { own.serve_peer(connection).await }).detach();
+    Ok(OpenTiers { devices, tiers })
 }
 
 async fn checkpoints(world: World, store: Rc<Store>) {
@@ -308,17 +227,5 @@ async fn checkpoints(world: World, store: Rc<Store>) {
         if let Err(error) = store.checkpoint().await {
             tracing::warn!(target: "node", %error, "no checkpoint could be written");
         }
-    }
-}
-
-/// Makes what clients wrote durable, whether or not they asked for it.
-async fn settle(store: &Store, has_checkpoint: bool) {
-    for volume in store.volumes() {
-        if let Err(error) = volume.flush(&Unfenced).await {
-            tracing::warn!(target: "node", volume = %volume.id(), %error, "not flushed at the end");
-        }
-    }
-    if has_checkpoint && let Err(error) = store.checkpoint().await {
-        tracing::warn!(target: "node", %error, "no checkpoint at the end");
     }
 }

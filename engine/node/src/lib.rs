@@ -8,7 +8,9 @@
 //! | what the control plane asks | `admin` (volumes, exports), `requests` (migrations), `space` |
 //! | the link of a migration, the way back | `migration`, `peer_client` |
 //! | what other nodes may do here | `peer_server`, `session` |
-//! | registration, renewals, look-ups, events | `control_link` |
+//! | which shard is concerned, what shards share | `shards` |
+//! | registration, renewals | `membership` |
+//! | look-ups, changes of the way back, events | `control_link` |
 //! | what a restored node may believe | `restored` |
 //! | NBD | `nbd` |
 //! | the process: settings, devices, sockets | `daemon`, `config` |
@@ -24,6 +26,7 @@ pub mod daemon;
 mod gateway;
 mod grants;
 mod lease;
+mod membership;
 mod migration;
 pub mod nbd;
 mod node;
@@ -36,14 +39,14 @@ mod restored;
 mod router;
 mod seat;
 mod session;
+mod shards;
 mod space;
 #[cfg(test)]
 mod tests;
 mod writers;
 
 pub use lease::LeaseGuard;
-pub use node::{Node, NodeSettings, NodeStorage, StartError, merge_status};
-pub use peer_server::volume_of;
+pub use node::{Node, NodeSettings, NodeStorage, StartError};
 pub use restored::{RestoredError, distrust_seats};
 pub use router::RoutedExport;
-pub use space::Reservations;
+pub use shards::{Arriving, Common, Confirmed, Exports, Held, LocalNode, Shard, Shards};

@@ -1,41 +1,37 @@
-//! A node, or one shard of it: the volumes it stores, the exports it serves, and its place in the cluster.
+//! One shard of a node: the volumes whose home it is, and the exports of them that it serves.
 //!
 //! ```text
-//!   NBD ──► exports() ─► Route ──┬─► Seat ─► Volume          control plane ──► handle ─► Seat
-//!                                └─► Gateway ─► other node   other nodes ──► serve_peer ─► Seat
+//!   NBD ──► exports() ─► Route ──┬─► Seat ─► Volume          Shards::handle ─────► handle ─► Seat
+//!                                └─► Gateway ─► other node   Shards::serve_peer ─► serve_peer ─► Seat
 //!                                                            ControlLink ──► control plane
 //! ```
 //! Invariants
 //! - Every record of a volume is read before anything is served. A holder of an untimed lease then serves at once,
 //!   whether or not the control plane is there; one of a timed lease waits until its lease is confirmed.
 //! - A volume without a record is served to nobody: its making was cut off by a crash.
-//! - Where a node has several shards, each is a `Node` of its own with the volumes of its store; whoever dispatches
-//!   gives requests and connections to the shard of the volume they name, and `Status` to all.
+//! - It knows nothing of volumes whose home is another shard: `shards` gives it only what concerns its own.
 
 use crate::context::Context;
-use crate::control_link::{ControlLink, Leases};
-use crate::nbd::{BlockExport, BlockService, ExportFacts, ExportName};
+use crate::control_link::ControlLink;
+use crate::nbd::{BlockExport, BlockService, ExportName};
 use crate::peer_server;
 use crate::router::{Route, RoutedExport};
 use crate::seat::{EXPORT_PREFIX, SEAT_PREFIX, Seat};
+use crate::shards::{Common, Confirmed, Exports, Held, Shard, facts_of};
 use crate::space::{Reservations, SpaceWatch};
 use crate::writers::{Writers, writer_may_owe};
-use drover_base::world::{Connection, Listener};
-use drover_base::{Epoch, InstanceId, Instant, LocalFuture, MigrationId, VolumeId, World, units::EXTENT_BYTES};
+use drover_base::world::Connection;
+use drover_base::{InstanceId, LocalFuture, MigrationId, VolumeId, World, units::EXTENT_BYTES};
 use drover_store::meta::{Meta, MetaError};
 use drover_store::{Store, TierClass, Tiers, Volume};
-use drover_wire::admin::{
-    Export, Grant, NodeAddress, NodeRegistration, NodeReply, NodeRequest, NodeStatus, Role, TierStatus,
-};
+use drover_wire::admin::{Export, Grant, NodeAddress, NodeReply, NodeRequest, NodeStatus, Role, TierStatus};
 use drover_wire::peer::PeerRequest;
-use drover_wire::preamble::{Channel, Preamble};
 use drover_wire::seat_record::{SeatRecord, decode_export};
 use drover_wire::writer_record::WriterRecord;
-use drover_wire::{WireError, nbd, rpc};
+use drover_wire::{WireError, nbd};
 use std::{
     cell::RefCell,
     collections::BTreeMap,
-    io,
     rc::{Rc, Weak},
     time::Duration,
 };
@@ -60,15 +56,11 @@ pub struct NodeSettings {
     pub nbd_tcp: Option<String>,
 }
 
-/// What a node stores in.
+/// What a shard stores in.
 pub struct NodeStorage {
     pub store: Rc<Store>,
     pub meta: Rc<dyn Meta>,
-    pub tiers: Tiers,
-    /// Shared by the shards of a node.
-    pub reservations: Reservations,
-    /// Whether this shard reports how full the tiers are; one of them does.
-    pub watches_tiers: bool,
+    pub common: Common,
 }
 
 /// Why a node did not start.
@@ -84,28 +76,20 @@ pub struct Node {
     pub(crate) context: Rc<Context>,
     pub(crate) tiers: Tiers,
     pub(crate) reservations: Reservations,
-    settings: NodeSettings,
     seats: RefCell<BTreeMap<VolumeId, Rc<Seat>>>,
     /// Records whose volumes are not here: their making or their deletion was cut off.
     orphans: RefCell<BTreeMap<VolumeId, SeatRecord>>,
     routes: RefCell<BTreeMap<VolumeId, Rc<Route>>>,
-    exports: RefCell<BTreeMap<String, Export>>,
+    exports: Exports,
     /// Volumes are made one after the other: a request that is asked again meanwhile finds what the first has made.
     pub(crate) making: tokio::sync::Mutex<()>,
-    me: Weak<Node>,
 }
 
 impl Node {
-    /// Takes its volumes up as recorded, and registers with the control plane in the background.
+    /// Takes its volumes up as recorded.
     pub async fn start(settings: NodeSettings, world: World, storage: NodeStorage) -> Result<Rc<Node>, StartError> {
-        let registration = NodeRegistration {
-            address: settings.address.clone(),
-            admin: settings.admin.clone(),
-            instance: settings.instance,
-            nbd_unix: settings.nbd_unix.clone(),
-            nbd_tcp: settings.nbd_tcp.clone(),
-        };
-        let control = ControlLink::new(world.clone(), settings.control.as_deref(), settings.secret, registration);
+        let common = storage.common;
+        let control = ControlLink::new(world.clone(), &settings, common.standing.clone());
         let context = Rc::new(Context {
             address: settings.address.clone(),
             instance: settings.instance,
@@ -115,23 +99,19 @@ impl Node {
             meta: storage.meta,
             control: control.clone(),
         });
-        let node = Rc::new_cyclic(|me| Self {
+        let node = Rc::new(Self {
             context,
-            tiers: storage.tiers,
-            reservations: storage.reservations,
-            settings,
+            tiers: common.tiers,
+            reservations: common.reservations,
             seats: RefCell::default(),
             orphans: RefCell::default(),
             routes: RefCell::default(),
-            exports: RefCell::default(),
+            exports: common.exports,
             making: tokio::sync::Mutex::new(()),
-            me: me.clone(),
         });
         node.take_up().await?;
-        let leases: Rc<dyn Leases> = node.clone();
-        world.spawn(control.clone().run(Rc::downgrade(&leases))).detach();
         world.spawn(control.send_events()).detach();
-        world.spawn(watch(Rc::downgrade(&node), storage.watches_tiers)).detach();
+        world.spawn(watch(Rc::downgrade(&node))).detach();
         Ok(node)
     }
 
@@ -141,6 +121,9 @@ impl Node {
             let damaged = |error| StartError::Record { what: what(), error };
             let id = key[SEAT_PREFIX.len()..].try_into().map_err(|_| damaged(WireError::Body("seat key")))?;
             let id = VolumeId(u64::from_be_bytes(id));
+            if !self.context.store.is_home_of(id) {
+                continue;
+            }
             let record = SeatRecord::decode(&value).map_err(damaged)?;
             match self.context.store.volume(id) {
                 Some(volume) => {
@@ -151,6 +134,9 @@ impl Node {
                     self.orphans.borrow_mut().insert(id, record);
                 }
             }
+        }
+        if !self.context.store.is_first() {
+            return Ok(());
         }
         for (key, value) in self.context.meta.scan(EXPORT_PREFIX).await? {
             let what = String::from_utf8_lossy(&key).into_owned();
@@ -175,66 +161,48 @@ impl Node {
         &self.context.world
     }
 
-    pub fn settings(&self) -> &NodeSettings {
-        &self.settings
-    }
-
     pub(crate) fn instance(&self) -> InstanceId {
         self.context.instance
     }
 
-    pub(crate) fn secret(&self) -> [u8; 32] {
-        self.context.secret
-    }
-
-    /// Listens for the control plane and for other nodes, and serves both in the background.
-    pub async fn serve(self: &Rc<Self>) -> io::Result<()> {
-        let net = &self.world().net;
-        let admin = net.listen(&self.settings.admin).await?;
-        let peer = net.listen(&self.settings.address.peer).await?;
-        let migration = match self.settings.address.migration == self.settings.address.peer {
-            true => None,
-            false => Some(net.listen(&self.settings.address.migration).await?),
-        };
-        self.world().spawn(accept(self.clone(), admin, Self::spawn_admin)).detach();
-        for peers in [Some(peer), migration].into_iter().flatten() {
-            self.world().spawn(accept(self.clone(), peers, Self::spawn_peer)).detach();
-        }
-        Ok(())
-    }
-
-    fn spawn_admin(self: &Rc<Self>, connection: Connection) {
-        let node = self.clone();
-        self.world().spawn(async move { node.serve_admin(connection).await }).detach();
-    }
-
-    /// Answers a connection of the control plane until it ends.
-    pub async fn serve_admin(self: &Rc<Self>, connection: Connection) {
-        let node = self.clone();
-        let handle = move |request: NodeRequest| {
-            let node = node.clone();
-            async move { node.handle(request).await }
-        };
-        let preamble = Preamble::new(Channel::Admin, self.secret());
-        rpc::serve::<NodeRequest, NodeReply, _, _>(self.world().clone(), preamble, connection, handle).await;
-    }
-
-    fn spawn_peer(self: &Rc<Self>, connection: Connection) {
-        let node = self.clone();
-        self.world().spawn(async move { node.serve_peer(connection).await }).detach();
-    }
-
-    /// Serves a connection of another node until it ends.
-    pub async fn serve_peer(self: &Rc<Self>, mut connection: Connection) {
-        match peer_server::greeted(self, &mut connection).await {
-            Some(hello) => self.serve_peer_with(hello, connection).await,
-            None => connection.sender.close(),
-        }
-    }
-
-    /// The same for a connection whose `Hello` was read by a front that looks for the shard.
-    pub async fn serve_peer_with(self: &Rc<Self>, hello: PeerRequest, connection: Connection) {
+    /// Serves a connection of another node, whose `Hello` was read, until it ends.
+    pub async fn serve_peer(self: &Rc<Self>, hello: PeerRequest, connection: Connection) {
         peer_server::serve(self, hello, connection).await;
+    }
+
+    /// Takes note of what the control plane confirmed; what follows from grants is done in the background.
+    pub fn note(self: &Rc<Self>, confirmed: Confirmed) {
+        for grant in confirmed.grants {
+            self.context.control.learn(&grant);
+            self.recorded(grant);
+        }
+        for (volume, epoch) in confirmed.renewed {
+            if let Some(seat) = self.seat(volume) {
+                seat.renewed(epoch, confirmed.sent);
+            }
+        }
+    }
+
+    fn recorded(self: &Rc<Self>, grant: Grant) {
+        let node = self.clone();
+        let adopt = async move {
+            let volume = grant.volume;
+            if let Err(refusal) = node.adopt(grant).await {
+                tracing::debug!(target: "drover::node", %volume, %refusal, "a recorded grant was not adopted");
+            }
+        };
+        self.world().spawn(adopt).detach();
+    }
+
+    /// What this shard holds.
+    pub fn held_leases(&self) -> Held {
+        let held = |seat: &Rc<Seat>| seat.is_holder().then(|| (seat.id(), seat.record_view().epoch));
+        let ttl = |seat: &Rc<Seat>| {
+            let record = seat.record_view();
+            record.ttl_ms.filter(|_| record.role == Role::Holder).map(Duration::from_millis)
+        };
+        let seats = self.seats();
+        Held { leases: seats.iter().filter_map(held).collect(), shortest_ttl: seats.iter().filter_map(ttl).min() }
     }
 
     pub(crate) fn seat(&self, volume: VolumeId) -> Option<Rc<Seat>> {
@@ -293,21 +261,21 @@ impl Node {
     }
 
     pub(crate) fn export(&self, name: &str) -> Option<Export> {
-        self.exports.borrow().get(name).cloned()
+        self.exports.get(name)
     }
 
     pub(crate) fn add_export(&self, export: Export) {
-        self.exports.borrow_mut().insert(export.name.clone(), export);
+        self.exports.insert(export);
     }
 
     pub(crate) fn drop_export(&self, name: &str) {
         // Connections that are open, and what their clients were acknowledged, keep the route.
-        self.exports.borrow_mut().remove(name);
+        self.exports.remove(name);
     }
 
-    /// What NBD serves.
+    /// What NBD serves of the volumes whose home this is.
     pub fn exports(self: &Rc<Self>) -> Rc<dyn BlockService> {
-        Rc::new(Exports(self.clone()))
+        Rc::new(HomeExports(self.clone()))
     }
 
     pub(crate) fn refresh_reservations(&self) {
@@ -323,7 +291,7 @@ impl Node {
             instance: self.context.instance,
             tiers: self.tier_status(),
             volumes: self.seats().iter().map(|seat| seat.status()).collect(),
-            exports: self.exports.borrow().values().cloned().collect(),
+            exports: if self.context.store.is_first() { self.exports.to_vec() } else { Vec::new() },
         }
     }
 
@@ -368,19 +336,6 @@ fn class_name(class: TierClass) -> &'static str {
     }
 }
 
-async fn accept(node: Rc<Node>, mut listener: Box<dyn Listener>, serve: fn(&Rc<Node>, Connection)) {
-    loop {
-        match listener.accept().await {
-            Ok(connection) => serve(&node, connection),
-            Err(error) => {
-                // Out of descriptors, most likely: those that end make room.
-                tracing::warn!(target: "drover::node", %error, "a connection was not accepted");
-                node.world().sleep(Duration::from_millis(100)).await;
-            }
-        }
-    }
-}
-
 /// What was last told of the tiers and volumes.
 #[derive(Default)]
 struct Told {
@@ -388,10 +343,10 @@ struct Told {
     poisoned: BTreeMap<VolumeId, bool>,
 }
 
-async fn watch(node: Weak<Node>, watches_tiers: bool) {
+async fn watch(node: Weak<Node>) {
     let mut told = Told::default();
     while let Some(node) = node.upgrade() {
-        if watches_tiers {
+        if node.context.store.is_first() {
             told.tiers(&node);
         }
         told.volumes(&node);
@@ -421,57 +376,37 @@ impl Told {
     }
 }
 
-impl Leases for Node {
-    fn held(&self) -> Vec<(VolumeId, Epoch)> {
-        let held = |seat: &Rc<Seat>| seat.is_holder().then(|| (seat.id(), seat.record_view().epoch));
-        self.seats().iter().filter_map(held).collect()
+impl Shard<Connection> for Node {
+    fn ask(self: Rc<Self>, request: NodeRequest) -> LocalFuture<'static, NodeReply> {
+        Box::pin(async move { self.handle(request).await })
     }
 
-    fn shortest_ttl(&self) -> Option<Duration> {
-        let ttl = |seat: &Rc<Seat>| {
-            let record = seat.record_view();
-            record.ttl_ms.filter(|_| record.role == Role::Holder).map(Duration::from_millis)
-        };
-        self.seats().iter().filter_map(ttl).min()
+    fn held(self: Rc<Self>) -> LocalFuture<'static, Held> {
+        Box::pin(std::future::ready(self.held_leases()))
     }
 
-    fn renewed(&self, volume: VolumeId, epoch: Epoch, sent: Instant) {
-        if let Some(seat) = self.seat(volume) {
-            seat.renewed(epoch, sent);
-        }
+    fn confirm(self: Rc<Self>, confirmed: Confirmed) -> LocalFuture<'static, ()> {
+        self.note(confirmed);
+        Box::pin(std::future::ready(()))
     }
 
-    fn recorded(&self, grant: Grant) {
-        let Some(node) = self.me.upgrade() else { return };
-        let adopt = async move {
-            let volume = grant.volume;
-            if let Err(refusal) = node.adopt(grant).await {
-                tracing::debug!(target: "drover::node", %volume, %refusal, "a recorded grant was not adopted");
-            }
-        };
-        self.world().spawn(adopt).detach();
+    fn serve_peer(self: Rc<Self>, hello: PeerRequest, connection: Connection) -> LocalFuture<'static, ()> {
+        let own = self.clone();
+        self.world().spawn(async move { Node::serve_peer(&own, hello, connection).await }).detach();
+        Box::pin(std::future::ready(()))
     }
 }
 
-/// The exports of a node as NBD sees them.
-struct Exports(Rc<Node>);
+/// The exports of a shard's volumes as NBD sees them.
+struct HomeExports(Rc<Node>);
 
-impl BlockService for Exports {
+impl BlockService for HomeExports {
     fn open(&self, name: &ExportName) -> LocalFuture<'_, Result<Rc<dyn BlockExport>, nbd::Refusal>> {
-        let opened = self.0.export(&name.export).ok_or(nbd::Refusal::Unknown).map(|export| {
-            let facts = ExportFacts {
-                name: export.name,
-                description: export.volume.to_string(),
-                size_bytes: export.size_bytes,
-                read_only: false,
-            };
-            RoutedExport::new(self.0.route(export.volume), facts) as Rc<dyn BlockExport>
-        });
+        // On the way here the name may have become another volume's.
+        let here = self.0.export(&name.export).filter(|export| self.0.context.store.is_home_of(export.volume));
+        let opened = here
+            .ok_or(nbd::Refusal::Unknown)
+            .map(|export| RoutedExport::new(self.0.route(export.volume), facts_of(&export)) as Rc<dyn BlockExport>);
         Box::pin(std::future::ready(opened))
-    }
-
-    fn list(&self) -> Vec<(String, String)> {
-        let exports = self.0.exports.borrow();
-        exports.values().map(|export| (export.name.clone(), export.volume.to_string())).collect()
     }
 }

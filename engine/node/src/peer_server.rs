@@ -1,8 +1,8 @@
 //! Serves peer connections: I/O that gateways forward, and the streams of migrations.
 //!
 //! Invariants
-//! - A connection is about the one volume its `Hello` named, and is read from only after its preamble has shown the
-//!   cluster's secret.
+//! - A connection is about the one volume its `Hello` named, on that volume's shard, and is read from only after its
+//!   preamble has shown the cluster's secret.
 //! - Bytes and requests in flight are bounded per connection; what passes the bound stays unread.
 //! - A gateway's request is applied only under the epoch it was sent for, by the present holder. One that waited for
 //!   the end of a flip and finds the volume moved is answered `Moved`; it is not forwarded from here.
@@ -16,19 +16,18 @@ use crate::writers::Way;
 use drover_base::limits::{CONNECTION_BYTES_IN_FLIGHT_MAX, CONNECTION_REQUESTS_IN_FLIGHT_MAX};
 use drover_base::planted::{Bug, is_planted};
 use drover_base::units::EXTENT_BYTES;
-use drover_base::world::{Connection, MessageReceiver, MessageSender};
+use drover_base::world::{Connection, Message, MessageReceiver, MessageSender};
 use drover_base::{Epoch, Generation, InstanceId, IoError, MigrationId, SessionId};
 use drover_store::Fence;
 use drover_transfer::Receiver;
 use drover_wire::peer::{Answer, Hello, LogOrigin, LogVerdict, Operation, PeerReply, PeerRequest, Purpose, Welcome};
-use drover_wire::preamble::{Channel, Preamble};
 use drover_wire::writer_record::Writer;
 use futures::future::{Either, select};
 use std::{pin::pin, rc::Rc, sync::Arc, time::Duration};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 /// How long a new connection may take to say what it is about.
-const HELLO_DEADLINE: Duration = Duration::from_secs(10);
+pub(crate) const HELLO_DEADLINE: Duration = Duration::from_secs(10);
 
 /// How long the stream of a new holder may wait for this node to be told of its lease: that is done right after the
 /// holder was told.
@@ -38,14 +37,8 @@ const GRANT_PATIENCE: Duration = Duration::from_secs(1);
 const ROOM_UNIT: u64 = 1 << 10;
 const ROOM_MAX: usize = (CONNECTION_BYTES_IN_FLIGHT_MAX / ROOM_UNIT) as usize;
 
-/// Takes a connection's preamble and its first message, `Hello`; `None` where one of them is missing.
-pub(crate) async fn greeted(node: &Node, connection: &mut Connection) -> Option<PeerRequest> {
-    let preamble = Preamble::new(Channel::Peer, node.secret());
-    if let Err(error) = preamble.answer(node.world(), connection).await {
-        tracing::warn!(target: "drover::peer", peer = connection.peer, %error, "a connection is not served");
-        return None;
-    }
-    let first = node.world().timeout(HELLO_DEADLINE, connection.receiver.receive()).await.ok()?.ok()??;
+/// The first message of a connection, if it is a `Hello`.
+pub(crate) fn hello_of(first: Message) -> Option<PeerRequest> {
     let request = PeerRequest::decode(first).ok()?;
     matches!(request.operation, Operation::Hello(_)).then_some(request)
 }
@@ -324,8 +317,8 @@ async fn serve_mirror(seat: Rc<Seat>, hello: PeerRequest, stream: Stream, connec
     seat.sessions.leave(SessionKey::Mirror, &attended).await;
 }
 
-/// Whether this `Hello` is about a volume, and which: for a front that gives connections to shards.
-pub fn volume_of(hello: &PeerRequest) -> Option<drover_base::VolumeId> {
+/// The volume that a `Hello` is about.
+pub(crate) fn volume_of(hello: &PeerRequest) -> Option<drover_base::VolumeId> {
     match &hello.operation {
         Operation::Hello(Hello { volume, .. }) => Some(*volume),
         _ => None,

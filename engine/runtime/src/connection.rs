@@ -9,7 +9,7 @@
 //! - After a failure or `close` nothing more is written or delivered, and every waiting `send` fails.
 
 use crate::framing::{self, Decoder};
-use crate::net::Socket;
+use crate::net::{DetachedSocket, Socket};
 use bytes::{Buf, Bytes};
 use drover_base::LocalFuture;
 use drover_base::limits::{MESSAGE_BODY_BYTES_MAX, MESSAGE_HEAD_BYTES_MAX, SEND_WINDOW_BYTES};
@@ -41,11 +41,12 @@ struct Queue {
     ended: bool,
 }
 
-struct Shared {
+pub(crate) struct Shared {
     /// `None` once broken: the file is closed as soon as nobody waits on it, so that the other side is told even if
     /// it neither reads nor has room to write.
     socket: RefCell<Option<Rc<Socket>>>,
     queue: RefCell<Queue>,
+    decoder: RefCell<Decoder>,
     /// Something to write, or an end.
     filled: Notify,
     /// The queue shrank, or broke.
@@ -195,7 +196,6 @@ impl Drop for Sender {
 
 struct Receiver {
     shared: Rc<Shared>,
-    decoder: Decoder,
 }
 
 impl Receiver {
@@ -204,13 +204,14 @@ impl Receiver {
             if let Some(kind) = self.shared.queue.borrow().broken {
                 return Err(kind.into());
             }
-            if let Some(message) = self.decoder.next()? {
+            if let Some(message) = self.shared.decoder.borrow_mut().next()? {
                 return Ok(Some(message));
             }
             let socket = self.shared.socket()?;
-            match socket.try_read_buf(self.decoder.space()) {
+            let read = socket.try_read_buf(self.shared.decoder.borrow_mut().space());
+            match read {
                 Ok(0) if self.shared.queue.borrow().broken.is_some() => {}
-                Ok(0) if self.decoder.is_between_messages() => return Ok(None),
+                Ok(0) if self.shared.decoder.borrow().is_between_messages() => return Ok(None),
                 Ok(0) => return Err(ErrorKind::UnexpectedEof.into()),
                 Ok(_) => {}
                 Err(error) if error.kind() == ErrorKind::WouldBlock => socket.readable().await?,
@@ -232,22 +233,70 @@ impl MessageReceiver for Receiver {
     }
 
     fn limit(&mut self, bytes: usize) {
-        self.decoder.limit = bytes;
+        self.shared.decoder.borrow_mut().limit = bytes;
+    }
+}
+
+/// A connection that was accepted and may still move to another thread, once its first messages have told to which.
+pub struct Incoming {
+    /// As this thread has it.
+    pub connection: Connection,
+    shared: Rc<Shared>,
+}
+
+/// The same on its way to another thread, with what has arrived already.
+pub struct Detached {
+    socket: DetachedSocket,
+    decoder: Decoder,
+    peer: String,
+}
+
+impl Incoming {
+    pub(crate) fn new(socket: Socket, peer: String) -> Self {
+        let (connection, shared) = open(socket, Decoder::default(), peer);
+        Self { connection, shared }
+    }
+
+    /// Takes it off this thread. Fails, and ends it, where something that was sent has not left yet.
+    pub fn detach(self) -> io::Result<Detached> {
+        let Self { connection: Connection { peer, .. }, shared } = self;
+        let mut queue = shared.queue.borrow_mut();
+        let broken = queue.broken.replace(ErrorKind::ConnectionAborted);
+        let socket = shared.socket.take().and_then(Rc::into_inner);
+        let is_sent = queue.parts.is_empty();
+        drop(queue);
+        // The writing task finds that there is no socket, and ends.
+        shared.filled.notify_one();
+        match (broken, socket) {
+            (None, Some(socket)) if is_sent => {
+                Ok(Detached { socket: socket.detach()?, decoder: shared.decoder.take(), peer })
+            }
+            (kind, _) => Err(kind.unwrap_or(ErrorKind::WouldBlock).into()),
+        }
+    }
+}
+
+impl Detached {
+    /// Goes on on the calling thread.
+    pub fn open(self) -> io::Result<Connection> {
+        Ok(open(self.socket.attach()?, self.decoder, self.peer).0)
     }
 }
 
 /// Starts the writing task of `socket` on this thread.
-pub(crate) fn open(socket: Socket, peer: String) -> Connection {
+pub(crate) fn open(socket: Socket, decoder: Decoder, peer: String) -> (Connection, Rc<Shared>) {
     let shared = Rc::new(Shared {
         socket: RefCell::new(Some(Rc::new(socket))),
         queue: RefCell::default(),
+        decoder: RefCell::new(decoder),
         filled: Notify::new(),
         drained: Notify::new(),
     });
     tokio::task::spawn_local(write_all(shared.clone()));
-    Connection {
+    let connection = Connection {
         sender: Rc::new(Sender { shared: shared.clone() }),
-        receiver: Box::new(Receiver { shared, decoder: Decoder::default() }),
+        receiver: Box::new(Receiver { shared: shared.clone() }),
         peer,
-    }
+    };
+    (connection, shared)
 }

@@ -10,7 +10,8 @@ mod net;
 mod random;
 mod tasks;
 
-pub use net::bind_unix;
+pub use connection::{Detached, Incoming};
+pub use net::{SocketListener, bind_unix};
 pub use tasks::Workers;
 
 use drover_base::World;

@@ -1,6 +1,7 @@
 //! Stream sockets: TCP without Nagle's delay, and unix sockets.
 
-use crate::connection;
+use crate::connection::{self, Incoming};
+use crate::framing::Decoder;
 use drover_base::LocalFuture;
 use drover_base::world::{Connection, Listener, Net};
 use socket2::{SockRef, TcpKeepalive};
@@ -22,7 +23,31 @@ pub(crate) enum Socket {
     Unix(UnixStream),
 }
 
+/// The same, registered nowhere: it may move to another thread.
+pub(crate) enum DetachedSocket {
+    Tcp(std::net::TcpStream),
+    Unix(std::os::unix::net::UnixStream),
+}
+
+impl DetachedSocket {
+    /// Registers it with the runtime of the calling thread.
+    pub(crate) fn attach(self) -> io::Result<Socket> {
+        Ok(match self {
+            Self::Tcp(stream) => Socket::Tcp(TcpStream::from_std(stream)?),
+            Self::Unix(stream) => Socket::Unix(UnixStream::from_std(stream)?),
+        })
+    }
+}
+
 impl Socket {
+    /// Takes it off this thread's runtime.
+    pub(crate) fn detach(self) -> io::Result<DetachedSocket> {
+        Ok(match self {
+            Self::Tcp(stream) => DetachedSocket::Tcp(stream.into_std()?),
+            Self::Unix(stream) => DetachedSocket::Unix(stream.into_std()?),
+        })
+    }
+
     pub(crate) async fn readable(&self) -> io::Result<()> {
         match self {
             Self::Tcp(stream) => stream.readable().await,
@@ -82,56 +107,59 @@ impl Net for SocketNet {
                     Socket::Tcp(stream)
                 }
             };
-            Ok(connection::open(socket, address))
+            Ok(connection::open(socket, Decoder::default(), address).0)
         })
     }
 
     fn listen(&self, address: &str) -> LocalFuture<'static, io::Result<Box<dyn Listener>>> {
         let address = address.to_owned();
-        Box::pin(async move {
-            let listener: Box<dyn Listener> = match address.strip_prefix("unix:") {
-                Some(path) => Box::new(Unix { listener: bind_unix(Path::new(path))?, address }),
-                None => {
-                    let listener = TcpListener::bind(&address).await?;
-                    let address = listener.local_addr()?.to_string();
-                    Box::new(Tcp { listener, address })
-                }
-            };
-            Ok(listener)
-        })
+        Box::pin(async move { Ok(Box::new(SocketListener::bind(&address).await?) as Box<dyn Listener>) })
     }
 }
 
-struct Tcp {
-    listener: TcpListener,
+/// Where connections arrive that may be served by other threads.
+pub struct SocketListener {
+    bound: Bound,
     address: String,
 }
 
-impl Listener for Tcp {
-    fn accept(&mut self) -> LocalFuture<'_, io::Result<Connection>> {
-        Box::pin(async move {
-            let (stream, from) = self.listener.accept().await?;
-            prepare(&stream)?;
-            Ok(connection::open(Socket::Tcp(stream), from.to_string()))
+enum Bound {
+    Tcp(TcpListener),
+    Unix(UnixListener),
+}
+
+impl SocketListener {
+    /// An address is `host:port` or `unix:/path`.
+    pub async fn bind(address: &str) -> io::Result<Self> {
+        Ok(match address.strip_prefix("unix:") {
+            Some(path) => Self { bound: Bound::Unix(bind_unix(Path::new(path))?), address: address.into() },
+            None => {
+                let listener = TcpListener::bind(address).await?;
+                let address = listener.local_addr()?.to_string();
+                Self { bound: Bound::Tcp(listener), address }
+            }
         })
     }
 
-    fn address(&self) -> String {
-        self.address.clone()
+    /// The next connection, which may move to another thread.
+    pub async fn incoming(&self) -> io::Result<Incoming> {
+        Ok(match &self.bound {
+            Bound::Tcp(listener) => {
+                let (stream, from) = listener.accept().await?;
+                prepare(&stream)?;
+                Incoming::new(Socket::Tcp(stream), from.to_string())
+            }
+            Bound::Unix(listener) => {
+                let (stream, _) = listener.accept().await?;
+                Incoming::new(Socket::Unix(stream), self.address.clone())
+            }
+        })
     }
 }
 
-struct Unix {
-    listener: UnixListener,
-    address: String,
-}
-
-impl Listener for Unix {
+impl Listener for SocketListener {
     fn accept(&mut self) -> LocalFuture<'_, io::Result<Connection>> {
-        Box::pin(async move {
-            let (stream, _) = self.listener.accept().await?;
-            Ok(connection::open(Socket::Unix(stream), self.address.clone()))
-        })
+        Box::pin(async move { Ok(self.incoming().await?.connection) })
     }
 
     fn address(&self) -> String {

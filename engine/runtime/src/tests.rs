@@ -54,6 +54,44 @@ fn messages_cross_a_unix_socket_whole_and_in_order() {
     run(async |world| round_trip(world, &address).await);
 }
 
+/// A connection moves to another thread after its first message; what the other side sent behind that goes along.
+#[test]
+fn a_connection_moves_to_another_thread_with_what_has_arrived() {
+    let folder = tempfile::tempdir().unwrap();
+    for address in ["127.0.0.1:0".to_owned(), format!("unix:{}", folder.path().join("socket").display())] {
+        let (sender, receiver) = std::sync::mpsc::channel::<Detached>();
+        let home = std::thread::spawn(move || {
+            let detached = receiver.recv().unwrap();
+            run(async |_| {
+                let mut connection = detached.open().unwrap();
+                for size in 1..10 {
+                    assert_eq!(connection.receiver.receive().await.unwrap(), Some(message(size, size)));
+                }
+                connection.sender.send(message(3, 3)).await.unwrap();
+                assert_eq!(connection.receiver.receive().await.unwrap(), None);
+            })
+        });
+        run(async |world| {
+            let listener = SocketListener::bind(&address).await.unwrap();
+            let address = drover_base::world::Listener::address(&listener);
+            let (arrived, other) = tokio::join!(listener.incoming(), world.net.connect(&address));
+            let (mut arrived, mut other) = (arrived.unwrap(), other.unwrap());
+            for size in 0..9 {
+                other.sender.send(message(size, size)).await.unwrap();
+            }
+            world.sleep(Duration::from_millis(10)).await;
+            let early = arrived.connection.receiver.receive().await.unwrap();
+            assert_eq!(early, Some(message(0, 0)));
+            arrived.connection.sender.send(message(1, 2)).await.unwrap();
+            assert_eq!(other.receiver.receive().await.unwrap(), Some(message(1, 2)));
+            sender.send(arrived.detach().unwrap()).unwrap();
+            other.sender.send(message(9, 9)).await.unwrap();
+            assert_eq!(other.receiver.receive().await.unwrap(), Some(message(3, 3)));
+        });
+        home.join().unwrap();
+    }
+}
+
 #[test]
 fn what_was_sent_arrives_after_the_sender_is_dropped_then_the_end() {
     run(async |world| {

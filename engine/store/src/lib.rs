@@ -37,7 +37,7 @@ pub use entry::SlotAddress;
 pub use error::StoreError;
 pub use locks::{LockGuard, LockTicket};
 pub use slots::{SpaceLevel, TierClass, TierSpec, TierUsage, Tiers};
-pub use store::{Store, StoreConfig};
+pub use store::{Store, StoreConfig, home_shard};
 pub use tap::{Fence, Tap, TapChange, Unfenced};
 pub use volume::{
     Admitted, BlockStatus, ExtentContent, ExtentDigests, Quiesced, SnapshotInfo, Volume, VolumeUsage, ZeroMode,

@@ -131,11 +131,12 @@ pub async fn store_again(env: &Env, stack: &Stack, regions: &[RegionIndex]) -> R
         devices.insert(at.device);
     }
     for device in devices {
+        let failures = env.tiers.sync_failures(device);
         if env.devices[usize::from(device)].sync().await.is_err() {
             env.tiers.sync_failed(device);
             return Err(StoreError::Poisoned);
         }
-        env.tiers.mend(device);
+        env.tiers.mend(device, failures);
     }
     Ok(())
 }

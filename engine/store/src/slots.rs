@@ -9,6 +9,7 @@
 //! - Failures only count up; whoever wrote to a device compares counts to learn that a sync failed since.
 
 use crate::entry::{DEVICES_MAX, SLOTS_MAX, SlotAddress};
+use drover_base::planted::{Bug, is_planted};
 use std::{
     future::poll_fn,
     sync::{
@@ -292,9 +293,17 @@ impl Tiers {
         self.state().tiers[usize::from(device)].poisoned
     }
 
-    /// A sync of the device succeeded after the failure, and who wrote before it has been told.
-    pub fn mend(&self, device: u8) {
-        self.state().tiers[usize::from(device)].poisoned = false;
+    /// Failed syncs of the device so far.
+    pub fn sync_failures(&self, device: u8) -> u64 {
+        self.state().tiers[usize::from(device)].sync_failures
+    }
+
+    /// A sync of the device succeeded that began after `failures` of them had failed, and who wrote before it has been
+    /// told. Another that failed meanwhile, perhaps on another shard, keeps the device poisoned.
+    pub fn mend(&self, device: u8, failures: u64) {
+        let mut state = self.state();
+        let tier = &mut state.tiers[usize::from(device)];
+        tier.poisoned &= tier.sync_failures != failures && !is_planted(Bug::MendedTooEarly);
     }
 }
 
@@ -441,6 +450,55 @@ mod tests {
         assert_eq!(tiers.allocate(1).unwrap(), slots[..1]);
         drop(tiers.begin_checkpoint().now_or_never().unwrap());
         assert_eq!(tiers.allocate(1), Err(NoRoom { is_held: true }), "that one was given up");
+    }
+
+    #[test]
+    fn a_device_is_mended_by_a_sync_that_began_after_the_last_failure() {
+        let tiers = Tiers::new(vec![tier("a", TierClass::Ssd, 1)]);
+        tiers.sync_failed(0);
+        let before = tiers.sync_failures(0);
+        tiers.sync_failed(0);
+        tiers.mend(0, before);
+        assert!(tiers.is_poisoned(0), "the second failure is nobody's yet");
+        tiers.mend(0, tiers.sync_failures(0));
+        assert!(!tiers.is_poisoned(0));
+    }
+
+    #[cfg(feature = "planted")]
+    #[test]
+    fn planted_mended_too_early_is_caught() {
+        drover_base::planted::plant(Some(Bug::MendedTooEarly));
+        let outcome = std::panic::catch_unwind(a_device_is_mended_by_a_sync_that_began_after_the_last_failure);
+        drover_base::planted::plant(None);
+        assert!(outcome.is_err(), "it was planted and nothing failed");
+    }
+
+    /// Shards allocate at once: none gets what another has, and the last slot is found whoever asks.
+    #[test]
+    #[allow(clippy::disallowed_methods)] // Threads are what it is about.
+    fn threads_take_each_slot_once() {
+        const SLOTS: u64 = 10_000;
+        let tiers = Tiers::new(vec![tier("a", TierClass::Ssd, SLOTS / 2), tier("b", TierClass::Hdd, SLOTS / 2)]);
+        let take = |tiers: Tiers| {
+            std::thread::spawn(move || {
+                let mut mine = Vec::new();
+                while let Ok(slots) = tiers.allocate(3).or_else(|_| tiers.allocate(1)) {
+                    mine.extend(slots);
+                    if mine.len().is_multiple_of(7) {
+                        tiers.free_unused(&[mine.pop().expect("some were taken")]);
+                    }
+                }
+                mine
+            })
+        };
+        let threads: Vec<_> = (0..4).map(|_| take(tiers.clone())).collect();
+        let mut all: Vec<_> = threads.into_iter().flat_map(|thread| thread.join().unwrap()).collect();
+        // A thread that gave one back last may have ended before another did.
+        all.extend(std::iter::from_fn(|| tiers.allocate(1).ok()).flatten());
+        all.sort_unstable();
+        all.dedup();
+        assert_eq!(all.len() as u64, SLOTS);
+        assert_eq!(tiers.usage().iter().map(|tier| tier.slots_used).sum::<u64>(), SLOTS);
     }
 
     #[test]

@@ -27,7 +27,7 @@ use std::{collections::BTreeSet, rc::Rc, sync::Arc};
 pub struct StoreConfig {
     /// This shard's number, below `shards`.
     pub shard: u32,
-    /// Shards of the node: a volume belongs to shard `id % shards`.
+    /// Shards of the node; see [`home_shard`].
     pub shards: u32,
     /// Where checkpoints go. With one, freed slots wait for the next checkpoint.
     pub checkpoint: Option<Rc<dyn CheckpointPlace>>,
@@ -40,6 +40,12 @@ impl Default for StoreConfig {
     fn default() -> Self {
         Self { shard: 0, shards: 1, checkpoint: None, active_regions_max: ACTIVE_REGIONS_MAX }
     }
+}
+
+/// The shard that a volume belongs to on a node of so many shards: ids are drawn by chance, so volumes are spread. It is
+/// recorded nowhere, and the number of shards may change between two starts.
+pub fn home_shard(volume: VolumeId, shards: u32) -> u32 {
+    (volume.0 % u64::from(shards)) as u32
 }
 
 /// The volumes of one shard.
@@ -72,7 +78,7 @@ impl Store {
         let store = Rc::new(Store { config, env: env.clone(), turns: Arc::default() });
         let mut layers = recovery::layer_records(&*env.meta).await?;
         for record in recovery::volume_records(&*env.meta).await? {
-            if !store.is_mine(record.id) {
+            if !store.is_home_of(record.id) {
                 continue;
             }
             let layers = layers.remove(&record.id).unwrap_or_default();
@@ -84,8 +90,14 @@ impl Store {
         Ok(store)
     }
 
-    fn is_mine(&self, id: VolumeId) -> bool {
-        id.0 % u64::from(self.config.shards) == u64::from(self.config.shard)
+    /// Whether the volume, if it is there, belongs to this shard.
+    pub fn is_home_of(&self, id: VolumeId) -> bool {
+        home_shard(id, self.config.shards) == self.config.shard
+    }
+
+    /// Whether this is the shard that does what is to be done once for a node.
+    pub fn is_first(&self) -> bool {
+        self.config.shard == 0
     }
 
     /// A volume of zeros. Again with the same arguments: the one that exists.
@@ -96,7 +108,7 @@ impl Store {
         if size_bytes == 0 || !size_bytes.is_multiple_of(BLOCK_BYTES) || size_bytes > VOLUME_BYTES_MAX {
             return Err(StoreError::BadSize { size_bytes });
         }
-        if !self.is_mine(id) {
+        if !self.is_home_of(id) {
             return Err(StoreError::OtherShard { volume: id });
         }
         let (env, turns, name) = (self.env.clone(), self.turns.clone(), name.to_string());

@@ -5,9 +5,11 @@ use serde_json::{Value, json};
 use std::{
     fs,
     net::TcpListener,
+    os::unix::net::UnixStream,
     path::{Path, PathBuf},
     sync::atomic::{AtomicU16, Ordering},
-    time::Duration,
+    thread,
+    time::{Duration, Instant},
 };
 
 /// How a cluster is laid out.
@@ -110,6 +112,17 @@ impl Cluster {
             let is_up = |node: &&Value| node["health"] == "up";
             nodes["items"].as_array().is_some_and(|items| items.iter().filter(is_up).count() == count)
         });
+    }
+
+    /// Ends a node in order and starts it again. The control plane may not have noticed yet, but clients can connect.
+    pub fn restart(&mut self, node: usize) {
+        assert!(self.nodes[node].terminate().expect("it ends").success());
+        self.nodes[node].start().expect("a node starts");
+        let began = Instant::now();
+        while UnixStream::connect(self.socket(node)).is_err() {
+            assert!(began.elapsed() < Duration::from_secs(20), "node {node} does not come back");
+            thread::sleep(Duration::from_millis(10));
+        }
     }
 
     /// Makes a volume on a node and exports it under its name on every node.

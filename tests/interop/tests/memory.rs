@@ -1,7 +1,9 @@
 //! All checks against an export in memory: what is wrong here is wrong in the protocol's part of a node.
 
 use drover_interop::*;
-use drover_node::nbd::{BlockExport, MemoryExport, MemoryService, NbdAddress, NbdListener, ServerSettings, run};
+use drover_node::nbd::{
+    BlockExport, MemoryExport, MemoryService, NbdAddress, NbdListener, ServerSettings, run, serve_here,
+};
 use std::rc::Rc;
 use std::sync::mpsc;
 use std::thread::JoinHandle;
@@ -34,7 +36,8 @@ impl Served {
                 let listener = NbdListener::bind(&address).await.unwrap();
                 sender.send(listener.address().unwrap()).unwrap();
                 let export: Rc<dyn BlockExport> = MemoryExport::new("vol", size_bytes);
-                run(listener, MemoryService::new([export]), closed, ServerSettings::default()).await;
+                let service = MemoryService::new([export]);
+                run(listener, service.clone(), closed, ServerSettings::default(), serve_here(service)).await;
             });
         });
         let name = "vol".parse().unwrap();

@@ -4,7 +4,7 @@ use drover_base::units::BLOCK_BYTES;
 use std::{
     fs::{File, OpenOptions, TryLockError},
     io::{self, Seek, SeekFrom},
-    os::unix::fs::{FileTypeExt, OpenOptionsExt},
+    os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt},
     path::{Path, PathBuf},
 };
 
@@ -19,6 +19,8 @@ pub enum OpenError {
     TooSmall { path: PathBuf, has: u64, wanted: u64 },
     #[error("the size of {path}, {size} bytes, is not a multiple of {BLOCK_BYTES}")]
     UnevenSize { path: PathBuf, size: u64 },
+    #[error("{path} is another file now")]
+    Replaced { path: PathBuf },
     #[error("{path} is neither a file nor a block device")]
     WrongKind { path: PathBuf },
     #[error("{path}: {error}")]
@@ -54,6 +56,16 @@ pub(super) fn open_or_create(path: &Path, size_bytes: u64) -> Result<Opened, Ope
         grow(path, &file, wanted).map_err(|error| OpenError::Io { path: path.into(), error })?;
     }
     Ok(Opened { file, size_bytes, is_direct })
+}
+
+/// Another open file of what is open and locked already.
+pub(super) fn open_again(path: &Path, opened: &Opened) -> Result<File, OpenError> {
+    let failed = |error| OpenError::Io { path: path.into(), error };
+    let flags = if opened.is_direct { libc::O_DIRECT } else { 0 };
+    let file = OpenOptions::new().read(true).write(true).custom_flags(flags).open(path).map_err(failed)?;
+    let (one, other) = (opened.file.metadata().map_err(failed)?, file.metadata().map_err(failed)?);
+    let is_same = (one.dev(), one.ino(), one.rdev()) == (other.dev(), other.ino(), other.rdev());
+    if is_same { Ok(file) } else { Err(OpenError::Replaced { path: path.into() }) }
 }
 
 /// The file and whether it is open with O_DIRECT. Without, when its file system refuses that with EINVAL.

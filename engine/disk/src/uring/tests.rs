@@ -1,6 +1,6 @@
 use super::*;
 use crate::contract;
-use std::{os::unix::fs::MetadataExt, rc::Rc};
+use std::{fs, os::unix::fs::MetadataExt, rc::Rc};
 use tempfile::tempdir;
 
 const SIZE: u64 = 1 << 20;
@@ -27,7 +27,7 @@ fn it_is_a_device_through_the_page_cache() {
         let file = fs::OpenOptions::new().read(true).write(true).create(true).truncate(true).open(&path).unwrap();
         file.set_len(contract::SIZE_BYTES).unwrap();
         let opened = open::Opened { file, size_bytes: contract::SIZE_BYTES, is_direct: false };
-        let device = UringDevice::new(opened).unwrap();
+        let device = UringDevice::new(&path, opened).unwrap();
         assert!(!device.direct());
         contract::check(Rc::new(device)).await;
     });
@@ -57,6 +57,34 @@ fn two_cannot_have_one_device() {
     assert!(matches!(second, Err(OpenError::Locked { .. })));
     drop(first);
     UringDevice::open(&path).unwrap();
+}
+
+/// Each thread has the device with a ring of its own, and it stays locked until the last of them lets go.
+#[test]
+fn several_threads_share_a_device() {
+    let folder = tempdir().unwrap();
+    let path = folder.path().join("device");
+    let first = UringDevice::open_or_create(&path, SIZE).unwrap();
+    let handle = first.handle();
+    let other = std::thread::spawn(move || {
+        in_runtime(async {
+            let device = handle.device().unwrap();
+            device.write(8192, Buffer::from_slice(&[7; 4096])).await.0.unwrap();
+            device.sync().await.unwrap();
+        });
+        handle
+    });
+    let handle = other.join().unwrap();
+    in_runtime(async {
+        assert_eq!(first.read(8192, Buffer::zeroed(4096)).await, (Ok(()), Buffer::from_slice(&[7; 4096])));
+        drop(first);
+        assert!(matches!(UringDevice::open(&path), Err(OpenError::Locked { .. })));
+        fs::rename(&path, folder.path().join("aside")).unwrap();
+        fs::write(&path, [0; 4096]).unwrap();
+        assert!(matches!(handle.device(), Err(OpenError::Replaced { .. })), "it must be the file that is locked");
+        drop(handle);
+        UringDevice::open(&folder.path().join("aside")).unwrap();
+    });
 }
 
 /// A request that nobody waits for keeps the file open, but not locked.
@@ -132,12 +160,13 @@ fn errors_keep_their_number() {
     in_runtime(async {
         let read_only = |path: &str| fs::File::open(path).unwrap();
         let opened = open::Opened { file: read_only("/proc/self/exe"), size_bytes: 4096, is_direct: false };
-        let device = UringDevice::new(opened).unwrap();
+        let device = UringDevice::new(Path::new("/proc/self/exe"), opened).unwrap();
         let expected = Err(DeviceError::Io { errno: libc::EBADF, offset: 0, len: 4096 });
         assert_eq!(device.write(0, Buffer::zeroed(4096)).await.0, expected);
         assert_eq!(device.discard(0, 4096).await, expected);
         let full = fs::OpenOptions::new().read(true).write(true).open("/dev/full").unwrap();
-        let device = UringDevice::new(open::Opened { file: full, size_bytes: 4096, is_direct: false }).unwrap();
+        let opened = open::Opened { file: full, size_bytes: 4096, is_direct: false };
+        let device = UringDevice::new(Path::new("/dev/full"), opened).unwrap();
         let (result, _) = device.write(0, Buffer::zeroed(4096)).await;
         assert_eq!(result, Err(DeviceError::Io { errno: libc::ENOSPC, offset: 0, len: 4096 }));
         assert_eq!(device.sync().await, Err(DeviceError::Sync { errno: libc::EINVAL }));

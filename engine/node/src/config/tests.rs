@@ -35,6 +35,9 @@ fn a_good_file_is_read() {
     let overwrites = NodeConfig::parse(&text(folder.path(), |text| text + "overwrite = true\n")).unwrap();
     assert!(overwrites.tiers[0].overwrite);
     assert_eq!(config.secret, [0; 32]);
+    assert!((1..=SHARDS_MAX).contains(&config.shards), "one for each processor");
+    let text = text(folder.path(), |text| text.replace("\nmeta", "\nshards = 3\nmeta"));
+    assert_eq!(NodeConfig::parse(&text).unwrap().shards, 3);
     assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0, "checking must change nothing");
 }
 
@@ -53,6 +56,8 @@ fn each_mistake_is_named_with_its_setting() {
         ("\"1GiB\"", "\"1G\"", "tier[0].size"),
         ("\"1GiB\"", "\"4096\"", "tier[0].size"),
         ("\nname = \"fast\"", "\nname = \"../x\"", "tier[0].name"),
+        ("\nmeta", "\nshards = 0\nmeta", "shards"),
+        ("\nmeta", "\nshards = 65\nmeta", "shards"),
     ] {
         let text = text(folder.path(), |text| text.replace(from, to));
         let error = NodeConfig::parse(&text).expect_err(to);

@@ -19,7 +19,7 @@ use super::handshake::Negotiated;
 use super::input::{Input, poll_read};
 use super::output::Output;
 use super::running::{Ended, Running, Ticket, Work};
-use super::service::BlockExport;
+use super::service::{BlockExport, BlockService};
 use super::stream::NbdStream;
 use super::work;
 use drover_base::LocalFuture;
@@ -67,8 +67,13 @@ pub enum SessionError {
 
 /// Serves a connection until its client leaves or `closing` completes; then what is in flight is finished and
 /// answered first.
-pub async fn serve(negotiated: Negotiated, closing: LocalFuture<'static, ()>) -> Result<End, SessionError> {
-    let Negotiated { stream, leftover, terms, export, .. } = negotiated;
+pub async fn serve(
+    negotiated: Negotiated,
+    service: &dyn BlockService,
+    closing: LocalFuture<'static, ()>,
+) -> Result<End, SessionError> {
+    let export = negotiated.open(service).await?;
+    let Negotiated { stream, leftover, terms, .. } = negotiated;
     let mut connection = Connection {
         stream,
         export,

@@ -1,7 +1,7 @@
 //! The handshake over a socket, and moving a connection to another thread after it.
 
 use super::SessionError;
-use super::service::{BlockExport, BlockService};
+use super::service::{BlockExport, BlockService, Catalog};
 use super::stream::{DetachedStream, NbdStream};
 use drover_wire::nbd::{ExportName, Refusal, ServerHandshake, Step, Terms};
 use std::{io, rc::Rc};
@@ -10,60 +10,61 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 /// Bytes of one receive: any option but one with many queries.
 const RECEIVE_BYTES: usize = 4096;
 
-/// A connection whose client has chosen an export.
-pub struct Negotiated {
-    pub(super) stream: NbdStream,
+/// A connection whose client has chosen an export. `S` is [`NbdStream`], or [`DetachedStream`] on its way to another
+/// thread.
+pub struct Negotiated<S = NbdStream> {
+    pub(super) stream: S,
     /// What the client sent already: its first requests.
     pub(super) leftover: Vec<u8>,
     pub(super) name: ExportName,
     pub(super) terms: Terms,
-    pub(super) export: Rc<dyn BlockExport>,
 }
 
-/// The same on its way to another thread, where its export is opened again.
-pub struct Handed {
-    stream: DetachedStream,
-    leftover: Vec<u8>,
-    name: ExportName,
-    terms: Terms,
-}
+/// The same on its way to another thread.
+pub type Handed = Negotiated<DetachedStream>;
 
-impl Negotiated {
+impl<S> Negotiated<S> {
     /// The export that was chosen, and by which workload.
     pub fn name(&self) -> &ExportName {
         &self.name
     }
 
-    /// Takes it off this thread.
-    pub fn detach(self) -> io::Result<Handed> {
-        Ok(Handed { stream: self.stream.detach()?, leftover: self.leftover, name: self.name, terms: self.terms })
+    fn with<T>(self, other: impl FnOnce(S) -> io::Result<T>) -> io::Result<Negotiated<T>> {
+        let Self { stream, leftover, name, terms } = self;
+        Ok(Negotiated { stream: other(stream)?, leftover, name, terms })
     }
 }
 
-impl Handed {
-    pub fn name(&self) -> &ExportName {
-        &self.name
+impl Negotiated {
+    /// Takes it off this thread.
+    pub fn detach(self) -> io::Result<Handed> {
+        self.with(NbdStream::detach)
     }
 
-    /// Goes on on the calling thread. Refused as well when the export is no longer what the client was told.
-    pub async fn attach(self, service: &dyn BlockService) -> Result<Negotiated, SessionError> {
+    /// What it is to be served from. Refused when the export is no longer what the client was told.
+    pub(super) async fn open(&self, service: &dyn BlockService) -> Result<Rc<dyn BlockExport>, SessionError> {
         let export = service.open(&self.name).await.map_err(SessionError::Refused)?;
         let facts = export.facts();
         if facts.size_bytes < self.terms.size_bytes || (facts.read_only && !self.terms.read_only) {
             return Err(SessionError::Refused(Refusal::Policy));
         }
-        let stream = self.stream.attach()?;
-        Ok(Negotiated { stream, leftover: self.leftover, name: self.name, terms: self.terms, export })
+        Ok(export)
+    }
+}
+
+impl Handed {
+    /// Goes on on the calling thread.
+    pub fn attach(self) -> io::Result<Negotiated> {
+        self.with(DetachedStream::attach)
     }
 }
 
 /// Leads the handshake. `Ok(None)`: the client ended it without choosing an export.
 ///
 /// It has no deadline of its own: the caller sets one.
-pub async fn handshake(mut stream: NbdStream, service: &dyn BlockService) -> Result<Option<Negotiated>, SessionError> {
+pub async fn handshake(mut stream: NbdStream, catalog: &dyn Catalog) -> Result<Option<Negotiated>, SessionError> {
     let mut machine = ServerHandshake::default();
     let mut received = [0; RECEIVE_BYTES];
-    let mut opened = None;
     loop {
         let step = machine.poll()?;
         if matches!(step, Step::Receive | Step::Serve(..) | Step::Close) {
@@ -82,15 +83,10 @@ pub async fn handshake(mut stream: NbdStream, service: &dyn BlockService) -> Res
                 }
                 machine.receive(&received[..count]);
             }
-            Step::List => machine.listed(&service.list()),
-            Step::Open(name) => {
-                let export = service.open(&name).await;
-                machine.opened(export.as_ref().map(|export| export.facts()).map_err(|refusal| *refusal));
-                opened = export.ok();
-            }
+            Step::List => machine.listed(&catalog.list()),
+            Step::Open(name) => machine.opened(catalog.facts(&name)),
             Step::Serve(name, terms) => {
-                let export = opened.ok_or(SessionError::Refused(Refusal::Unknown))?;
-                return Ok(Some(Negotiated { stream, leftover: machine.into_leftover(), name, terms, export }));
+                return Ok(Some(Negotiated { stream, leftover: machine.into_leftover(), name, terms }));
             }
             Step::Close => return Ok(None),
         }

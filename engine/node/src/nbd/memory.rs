@@ -1,6 +1,6 @@
 //! An export in memory: what tests serve, and the ceiling that measurements are compared with.
 
-use super::service::{BlockExport, BlockService, ZeroRequest};
+use super::service::{BlockExport, BlockService, Catalog, ZeroRequest};
 use drover_base::units::BLOCK_BYTES;
 use drover_base::{IoError, LocalFuture};
 use drover_disk::Buffer;
@@ -198,6 +198,12 @@ impl BlockService for MemoryService {
         self.asked.borrow_mut().push(name.clone());
         let export = self.exports.borrow().get(&name.export).cloned();
         Box::pin(ready(export.ok_or(Refusal::Unknown)))
+    }
+}
+
+impl Catalog for MemoryService {
+    fn facts(&self, name: &ExportName) -> Result<ExportFacts, Refusal> {
+        self.exports.borrow().get(&name.export).map(|export| export.facts()).ok_or(Refusal::Unknown)
     }
 
     fn list(&self) -> Vec<(String, String)> {

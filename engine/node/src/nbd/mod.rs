@@ -1,11 +1,10 @@
 //! NBD: connections of clients, served by whatever implements [`BlockService`], and a client of our own.
 //!
 //! ```text
-//!  NbdListener ─accept─► handshake() ──► Negotiated ──────────────► serve() ─► BlockExport
-//!                            │               │  ▲ attach()             requests run concurrently,
-//!                       BlockService     detach()                      replies go out in one send
-//!                                            ▼  │
-//!                                           Handed ─► another shard's thread
+//!  NbdListener ─accept─► handshake() ──► Negotiated ───────────────────────► serve() ─► BlockExport
+//!                            │               │                               ▲    requests run concurrently,
+//!                         Catalog         detach() ─► Handed ─► attach() ────┘    replies go out in one send
+//!                                                       on another shard's thread
 //! ```
 //!
 //! The protocol itself is in `drover_wire::nbd`; this module has the sockets. A connection is one future: it owns
@@ -32,8 +31,8 @@ pub use connection::{End, SessionError, serve};
 pub use drover_wire::nbd::{BlockStatus, ExportFacts, ExportName, NbdAddress, NbdUri, Refusal};
 pub use handshake::{Handed, Negotiated, handshake};
 pub use memory::{MemoryExport, MemoryService};
-pub use server::{ServerSettings, run};
-pub use service::{BlockExport, BlockService, ZeroRequest};
+pub use server::{Client, ServerSettings, run, serve_here};
+pub use service::{BlockExport, BlockService, Catalog, ZeroRequest};
 pub use stream::{DetachedStream, NbdListener, NbdStream};
 
 #[cfg(test)]

@@ -1,13 +1,18 @@
-//! Accepting connections, where a node does not distribute them itself.
+//! Accepting connections, and giving each to the thread that serves it.
+//!
+//! Invariants
+//! - Each connection has one of its listener's places from its accept to its end, on whichever thread it ends.
+//! - A listener that was told to close is done when every place is free again.
 
 use super::connection::{End, SessionError, serve};
-use super::handshake::handshake;
-use super::service::BlockService;
+use super::handshake::{Handed, Negotiated, handshake};
+use super::service::{BlockService, Catalog};
 use super::stream::{NbdListener, NbdStream};
 use drover_base::LocalFuture;
-use futures::{FutureExt, StreamExt, stream::FuturesUnordered};
-use std::{rc::Rc, time::Duration};
-use tokio::sync::watch;
+use drover_wire::nbd::ExportName;
+use futures::FutureExt;
+use std::{io, rc::Rc, sync::Arc, time::Duration};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 
 /// Bounds of a listener.
 #[derive(Clone, Copy, Debug)]
@@ -27,20 +32,70 @@ impl Default for ServerSettings {
 /// Pause after a failed accept: it fails when descriptors run out, and again at once.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-/// Serves every connection of `listener` on the calling thread, until `closing` holds true and the connections
-/// have finished what was in flight. Needs a `LocalSet` or a tokio-uring runtime around it.
+/// A client that has chosen its export, to be served on this thread or, as `Client<Handed>`, on another.
+pub struct Client<C = Negotiated> {
+    connection: C,
+    closing: watch::Receiver<bool>,
+    _place: OwnedSemaphorePermit,
+}
+
+impl Client {
+    /// The export that was chosen.
+    pub fn name(&self) -> &ExportName {
+        self.connection.name()
+    }
+
+    /// Takes it off this thread.
+    pub fn detach(self) -> io::Result<Client<Handed>> {
+        let Self { connection, closing, _place } = self;
+        Ok(Client { connection: connection.detach()?, closing, _place })
+    }
+
+    /// Serves it until it leaves or the listener closes.
+    pub async fn serve(self, service: Rc<dyn BlockService>) {
+        let Self { connection, mut closing, _place } = self;
+        let name = connection.name().clone();
+        let closing: LocalFuture<'static, ()> = async move { closed(&mut closing).await }.boxed_local();
+        tracing::debug!(target: "nbd", %name, "a client attached");
+        match serve(connection, &*service, closing).await {
+            Ok(End::Client) => tracing::debug!(target: "nbd", %name, "a client left"),
+            Ok(End::Closing) => tracing::debug!(target: "nbd", %name, "a client was sent away"),
+            Err(error) => report(&error),
+        }
+    }
+}
+
+impl Client<Handed> {
+    /// Goes on on the calling thread.
+    pub fn attach(self) -> io::Result<Client> {
+        let Self { connection, closing, _place } = self;
+        Ok(Client { connection: connection.attach()?, closing, _place })
+    }
+}
+
+/// For [`run`]: every connection is served on the calling thread.
+pub fn serve_here(service: Rc<dyn BlockService>) -> Rc<dyn Fn(Client)> {
+    Rc::new(move |client| {
+        tokio::task::spawn_local(client.serve(service.clone()));
+    })
+}
+
+/// Accepts the connections of `listener` and gives each that has chosen an export of the catalog to `serve`, until
+/// `closing` holds true and the connections have finished what was in flight. Needs a `LocalSet` or a tokio-uring
+/// runtime around it.
 pub async fn run(
     listener: NbdListener,
-    service: Rc<dyn BlockService>,
+    catalog: Rc<dyn Catalog>,
     mut closing: watch::Receiver<bool>,
     settings: ServerSettings,
+    serve: Rc<dyn Fn(Client)>,
 ) {
-    let mut connections = FuturesUnordered::new();
+    let places = Arc::new(Semaphore::new(settings.connections_max));
     loop {
-        let has_room = connections.len() < settings.connections_max;
         let accept = async {
+            let place = places.clone().acquire_owned().await.expect("the semaphore is never closed");
             match listener.accept().await {
-                Ok(stream) => Some(stream),
+                Ok(stream) => Some((stream, place)),
                 Err(error) => {
                     tracing::warn!(target: "nbd", %error, "accepting a connection failed");
                     tokio::time::sleep(ACCEPT_PAUSE).await;
@@ -51,18 +106,22 @@ pub async fn run(
         tokio::select! {
             biased;
             () = closed(&mut closing) => break,
-            Some(_) = connections.next(), if !connections.is_empty() => {}
-            accepted = accept, if has_room => {
-                if let Some(stream) = accepted {
+            accepted = accept => {
+                if let Some((stream, place)) = accepted {
                     // A task of its own, so that a wake of one connection polls only that one.
-                    let connection = connection(stream, service.clone(), closing.clone(), settings);
-                    connections.push(tokio::task::spawn_local(connection));
+                    let (catalog, serve, closing) = (catalog.clone(), serve.clone(), closing.clone());
+                    tokio::task::spawn_local(async move {
+                        if let Some(connection) = choose(stream, &*catalog, closing.clone(), settings).await {
+                            serve(Client { connection, closing, _place: place });
+                        }
+                    });
                 }
             }
         }
     }
     drop(listener);
-    while connections.next().await.is_some() {}
+    // An error means that the semaphore is closed, which nobody does.
+    let _ = places.acquire_many(settings.connections_max as u32).await;
 }
 
 /// Completes when `closing` holds true, or nobody can make it any more.
@@ -71,35 +130,25 @@ async fn closed(closing: &mut watch::Receiver<bool>) {
     let _ = closing.wait_for(|is_closing| *is_closing).await;
 }
 
-async fn connection(
+/// The client chooses an export; `None` where it does not, or not in time.
+async fn choose(
     stream: NbdStream,
-    service: Rc<dyn BlockService>,
+    catalog: &dyn Catalog,
     mut closing: watch::Receiver<bool>,
     settings: ServerSettings,
-) {
-    let negotiated = {
-        let shaking = tokio::time::timeout(settings.handshake_deadline, handshake(stream, &*service));
-        let mut closed_now = closing.clone();
-        tokio::select! {
-            biased;
-            () = closed(&mut closed_now) => return,
-            shaken = shaking => shaken,
-        }
+) -> Option<Negotiated> {
+    let shaking = tokio::time::timeout(settings.handshake_deadline, handshake(stream, catalog));
+    let shaken = tokio::select! {
+        biased;
+        () = closed(&mut closing) => return None,
+        shaken = shaking => shaken,
     };
-    let negotiated = match negotiated {
-        Ok(Ok(Some(negotiated))) => negotiated,
-        Ok(Ok(None)) => return,
-        Ok(Err(error)) => return report(&error),
-        Err(_) => return tracing::info!(target: "nbd", "a client took too long to choose an export"),
-    };
-    let name = negotiated.name().clone();
-    let closing: LocalFuture<'static, ()> = async move { closed(&mut closing).await }.boxed_local();
-    tracing::debug!(target: "nbd", %name, "a client attached");
-    match serve(negotiated, closing).await {
-        Ok(End::Client) => tracing::debug!(target: "nbd", %name, "a client left"),
-        Ok(End::Closing) => tracing::debug!(target: "nbd", %name, "a client was sent away"),
-        Err(error) => report(&error),
+    match shaken {
+        Ok(Ok(negotiated)) => return negotiated,
+        Ok(Err(error)) => report(&error),
+        Err(_) => tracing::info!(target: "nbd", "a client took too long to choose an export"),
     }
+    None
 }
 
 fn report(error: &SessionError) {

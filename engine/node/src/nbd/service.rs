@@ -5,12 +5,17 @@ use drover_disk::Buffer;
 use drover_wire::nbd::{BlockStatus, ExportFacts, ExportName, Refusal};
 use std::rc::Rc;
 
-/// The exports of a node. Implemented by the router.
-pub trait BlockService {
-    /// The export of that name, for one connection. Also asked when a client only wants to know about it.
-    fn open(&self, name: &ExportName) -> LocalFuture<'_, Result<Rc<dyn BlockExport>, Refusal>>;
+/// What clients are told of a node's exports before they have chosen one.
+pub trait Catalog {
+    fn facts(&self, name: &ExportName) -> Result<ExportFacts, Refusal>;
     /// Name and description of each.
     fn list(&self) -> Vec<(String, String)>;
+}
+
+/// The exports of a shard. Implemented by the router.
+pub trait BlockService {
+    /// The export of that name, for one connection.
+    fn open(&self, name: &ExportName) -> LocalFuture<'_, Result<Rc<dyn BlockExport>, Refusal>>;
 }
 
 /// One export, for one connection.

@@ -55,7 +55,7 @@ fn attach(service: &Rc<MemoryService>) -> Attached {
             }
         };
         match handshake(NbdStream::Unix(server), &*service).await? {
-            Some(negotiated) => serve(negotiated, closed.boxed_local()).await,
+            Some(negotiated) => serve(negotiated, &*service, closed.boxed_local()).await,
             None => Ok(End::Client),
         }
     });

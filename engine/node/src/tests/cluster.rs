@@ -1,7 +1,7 @@
 //! Simulated nodes and a control plane of the fewest lines: it records grants, and says what it has recorded.
 
 use crate::nbd::{BlockExport, BlockService, ExportName, ZeroRequest};
-use crate::{Node, NodeSettings, NodeStorage, Reservations};
+use crate::{Common, LocalNode, NodeSettings, NodeStorage};
 use drover_base::units::EXTENT_BYTES;
 use drover_base::{Epoch, InstanceId, IoError, NodeId, VolumeId, World};
 use drover_disk::sim::{SimDevice, SimImage};
@@ -29,7 +29,7 @@ pub const SECRET: [u8; 32] = [5; 32];
 struct Machine {
     device: SimDevice,
     meta: MemoryMeta,
-    node: Option<Rc<Node>>,
+    node: Option<Rc<LocalNode>>,
 }
 
 /// What the control plane has recorded, and what it did.
@@ -94,17 +94,30 @@ impl Cluster {
         self.sim.kill("control");
     }
 
-    /// Starts the node of that name on what its machine has, and exports the volume there as `vol`.
-    pub async fn start(&self, name: &str) -> Rc<Node> {
-        self.start_from(name, false).await
+    /// Starts the node of that name on what its machine has, with another number of shards than the last time, and
+    /// exports the volume there as `vol`.
+    pub async fn start(&self, name: &str) {
+        self.start_exporting(name, false).await;
     }
 
     /// The same, as if its metadata had been lost and were now restored as of its last moment.
-    pub async fn start_restored(&self, name: &str) -> Rc<Node> {
-        self.start_from(name, true).await
+    pub async fn start_restored(&self, name: &str) {
+        self.start_exporting(name, true).await;
     }
 
-    async fn start_from(&self, name: &str, is_restored: bool) -> Rc<Node> {
+    async fn start_exporting(&self, name: &str, is_restored: bool) {
+        let shards = 1 + ((self.sim.seed() + self.starts.get()) % 3) as u32;
+        self.start_from(name, shards, is_restored).await;
+        let export = Export { name: "vol".into(), volume: VOLUME, size_bytes: SIZE, workload: None };
+        self.ask(name, NodeRequest::SetExport { export }).await;
+    }
+
+    /// Starts the node of that name on what its machine has, with so many shards.
+    pub async fn start_shards(&self, name: &str, shards: u32) {
+        self.start_from(name, shards, false).await;
+    }
+
+    async fn start_from(&self, name: &str, shards: u32, is_restored: bool) {
         let process = self.sim.process(name);
         let world = process.world();
         let (image, meta) = match self.machines.borrow_mut().remove(name) {
@@ -128,11 +141,8 @@ impl Cluster {
             nbd_unix: None,
             nbd_tcp: None,
         };
-        let node = process.run(boot(settings, world, device, meta, is_restored)).await.expect("it lives");
-        self.machines.borrow_mut().get_mut(name).expect("just put").node = Some(node.clone());
-        let export = Export { name: "vol".into(), volume: VOLUME, size_bytes: SIZE, workload: None };
-        self.ask(name, NodeRequest::SetExport { export }).await;
-        node
+        let node = process.run(boot(settings, world, device, meta, shards, is_restored)).await.expect("it lives");
+        self.machines.borrow_mut().get_mut(name).expect("just put").node = Some(node);
     }
 
     /// Power is lost.
@@ -179,37 +189,47 @@ impl Cluster {
         self.request(name, NodeRequest::SetGrant { grant }).await
     }
 
-    pub fn node(&self, name: &str) -> Rc<Node> {
+    pub fn node(&self, name: &str) -> Rc<LocalNode> {
         self.machines.borrow()[name].node.clone().expect("it runs")
     }
 
     /// A client attached to that node.
     pub async fn attach(&self, name: &str) -> Client {
+        self.attach_to(name, "vol").await
+    }
+
+    pub async fn attach_to(&self, name: &str, export: &str) -> Client {
         let node = self.node(name);
         let exports: Rc<dyn BlockService> = node.exports();
-        let opened = exports.open(&ExportName { export: "vol".into(), workload: None }).await;
+        let opened = exports.open(&ExportName { export: export.into(), workload: None }).await;
         Client { export: opened.expect("it is exported"), process: self.sim.process(name) }
     }
 }
 
+/// A node of so many shards over one device.
 async fn boot(
     settings: NodeSettings,
     world: World,
     device: SimDevice,
     meta: MemoryMeta,
+    shards: u32,
     is_restored: bool,
-) -> Rc<Node> {
+) -> Rc<LocalNode> {
     let tiers = Tiers::new(vec![TierSpec { name: "t".into(), class: TierClass::Nvme, slots: SLOTS }]);
     let meta: Rc<dyn drover_store::meta::Meta> = Rc::new(meta);
     if is_restored {
         crate::distrust_seats(&*meta).await.expect("records are whole");
     }
     Store::scan_slots(&*meta, &tiers).await.expect("records are whole");
-    let devices: Vec<Rc<dyn Device>> = vec![Rc::new(device)];
-    let config = StoreConfig::default();
-    let store = Store::open(config, world.clone(), devices, tiers.clone(), meta.clone()).await.expect("it opens");
-    let storage = NodeStorage { store, meta, tiers, reservations: Reservations::default(), watches_tiers: true };
-    let node = Node::start(settings, world, storage).await.expect("it starts");
+    let common = Common::new(tiers.clone());
+    let mut storages = Vec::new();
+    for shard in 0..shards {
+        let config = StoreConfig { shard, shards, ..StoreConfig::default() };
+        let devices: Vec<Rc<dyn Device>> = vec![Rc::new(device.clone())];
+        let store = Store::open(config, world.clone(), devices, tiers.clone(), meta.clone()).await.expect("it opens");
+        storages.push(NodeStorage { store, meta: meta.clone(), common: common.clone() });
+    }
+    let node = LocalNode::start(settings, world, common, storages).await.expect("it starts");
     node.serve().await.expect("its addresses are free");
     node
 }

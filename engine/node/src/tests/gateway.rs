@@ -174,6 +174,6 @@ pub fn strangers_are_not_served() {
             }
         });
         strangers.await.unwrap();
-        assert!(cluster.node("a").seat(super::cluster::VOLUME).is_some());
+        assert!(cluster.node("a").status().volumes.iter().any(|it| it.volume == super::cluster::VOLUME));
     });
 }

@@ -1,5 +1,5 @@
 //! Nodes under the simulated world: replay across a restart, fencing of sessions, a flip and its way back, leases that
-//! run out.
+//! run out, several shards.
 
 mod cluster;
 mod faults;
@@ -10,4 +10,5 @@ mod leases;
 mod planted;
 mod reopening;
 mod restored;
+mod shards;
 mod writers;

@@ -292,7 +292,7 @@ fn a_flip_away_from_its_clients_leaves_them_the_writer() {
         flip::mirror(&cluster).await;
         flip::flip(&cluster, "a", "b", 1, 1).await;
         at_source.write(1, b'2').await.unwrap();
-        let seat = cluster.node("b").seat(VOLUME).unwrap();
+        let seat = cluster.node("b").home(VOLUME).seat(VOLUME).unwrap();
         let named = seat.writers.record().writer.as_ref().map(|writer| writer.node.clone());
         assert_eq!(named, Some(super::cluster::address("a").node));
         assert_eq!(seat.writers.record().term, 1, "since before the flip");
@@ -354,7 +354,7 @@ fn a_change_that_waited_while_the_volume_was_opened_again_waits_for_the_replay()
         let [_, g, _] = start(&cluster).await;
         become_the_writer(&cluster, &g).await;
         g.write(1, b'1').await.unwrap();
-        let seat = cluster.node("a").seat(VOLUME).unwrap();
+        let seat = cluster.node("a").home(VOLUME).seat(VOLUME).unwrap();
         let record = seat.writers.record().clone();
         let other = Rc::new(Writer { session: SessionId(1), ..record.writer.clone().unwrap() });
         let held = seat.writers.hold().await;

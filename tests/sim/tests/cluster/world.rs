@@ -8,7 +8,7 @@ use drover_base::units::EXTENT_BYTES;
 use drover_base::{InstanceId, NodeId, VolumeId, World};
 use drover_control::{Control, ControlConfig};
 use drover_meta::{MemoryDisk, MemoryMetaStore};
-use drover_node::{Node, NodeSettings, NodeStorage, Reservations};
+use drover_node::{Common, LocalNode, NodeSettings, NodeStorage};
 use drover_sim::runtime::Sim;
 use drover_sim::storage::{End, Opened, Storage};
 use drover_store::{Store, StoreConfig, TierClass, TierSpec, Tiers};
@@ -58,7 +58,7 @@ const SLOTS: u64 = 1024;
 struct Machine {
     storage: Storage,
     slots: u64,
-    node: Option<Rc<Node>>,
+    node: Option<Rc<LocalNode>>,
 }
 
 pub struct Cluster {
@@ -134,11 +134,14 @@ impl Cluster {
             nbd_unix: None,
             nbd_tcp: None,
         };
+        // Each start has another number of shards, so that the volume changes its home.
+        let shards = 1 + ((self.sim.seed() + self.starts.get()) % 3) as u32;
         let (opened, slots) = {
             let machine = &self.machines.borrow()[name];
             (machine.storage.open(), machine.slots)
         };
-        let node = process.run(boot(settings, process.world(), opened, slots)).await.expect("nobody kills it yet");
+        let node =
+            process.run(boot(settings, process.world(), opened, slots, shards)).await.expect("nobody kills it yet");
         self.machines.borrow_mut().get_mut(name).expect("it is one of the nodes").node = Some(node);
     }
 
@@ -149,7 +152,7 @@ impl Cluster {
         machine.node = None;
     }
 
-    pub fn node(&self, name: &str) -> Option<Rc<Node>> {
+    pub fn node(&self, name: &str) -> Option<Rc<LocalNode>> {
         self.machines.borrow()[name].node.clone()
     }
 
@@ -218,15 +221,21 @@ impl Cluster {
     }
 }
 
-async fn boot(settings: NodeSettings, world: World, opened: Opened, slots: u64) -> Rc<Node> {
+/// A node of so many shards over the same devices.
+async fn boot(settings: NodeSettings, world: World, opened: Opened, slots: u64, shards: u32) -> Rc<LocalNode> {
     let tier = (slots > 0).then(|| TierSpec { name: "t".into(), class: TierClass::Nvme, slots });
     let tiers = Tiers::new(tier.into_iter().collect());
     let (devices, meta) = (opened.devices, opened.meta);
     Store::scan_slots(&*meta, &tiers).await.expect("records are whole");
-    let config = StoreConfig::default();
-    let store = Store::open(config, world.clone(), devices, tiers.clone(), meta.clone()).await.expect("it opens");
-    let storage = NodeStorage { store, meta, tiers, reservations: Reservations::default(), watches_tiers: true };
-    let node = Node::start(settings, world, storage).await.expect("it starts");
+    let common = Common::new(tiers.clone());
+    let mut storages = Vec::new();
+    for shard in 0..shards {
+        let config = StoreConfig { shard, shards, ..StoreConfig::default() };
+        let opening = Store::open(config, world.clone(), devices.clone(), tiers.clone(), meta.clone());
+        let store = opening.await.expect("it opens");
+        storages.push(NodeStorage { store, meta: meta.clone(), common: common.clone() });
+    }
+    let node = LocalNode::start(settings, world, common, storages).await.expect("it starts");
     node.serve().await.expect("its addresses are free");
     node
 }

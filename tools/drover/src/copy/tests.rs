@@ -1,6 +1,6 @@
 use super::piece::Piece;
 use super::*;
-use drover_node::nbd::{BlockExport, MemoryExport, MemoryService, NbdAddress, NbdListener, ServerSettings};
+use drover_node::nbd::{self, BlockExport, MemoryExport, MemoryService, NbdAddress, NbdListener, ServerSettings};
 use futures::TryStreamExt;
 use std::fs::File;
 use std::os::unix::fs::FileExt;
@@ -61,7 +61,8 @@ fn a_file_through_an_export_and_back_is_the_same() {
         let listener = NbdListener::bind(&NbdAddress::Unix(socket.clone())).await.unwrap();
         let service = MemoryService::new([MemoryExport::new("disk", SIZE) as Rc<dyn BlockExport>]);
         let (_closing, closed) = tokio::sync::watch::channel(false);
-        tokio::task::spawn_local(drover_node::nbd::run(listener, service, closed, ServerSettings::default()));
+        let (settings, serve) = (ServerSettings::default(), nbd::serve_here(service.clone()));
+        tokio::task::spawn_local(nbd::run(listener, service, closed, settings, serve));
         let uri: NbdUri = format!("nbd+unix:///disk?socket={}", socket.display()).parse().unwrap();
         let copied = file_into_nbd(&image, &uri, &mut Progress::Silent).await?;
         assert_eq!(copied.size_bytes, SIZE);

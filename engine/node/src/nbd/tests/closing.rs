@@ -39,7 +39,8 @@ fn a_listener_closes_with_clients_in_every_state() {
         let listener = NbdListener::bind(&NbdAddress::Unix(path.clone())).await.unwrap();
         let service = service(&MemoryExport::new("vol", SIZE));
         let (closing, closed) = watch::channel(false);
-        let running = spawn_local(run(listener, service.clone(), closed, ServerSettings::default()));
+        let running =
+            spawn_local(run(listener, service.clone(), closed, ServerSettings::default(), serve_here(service.clone())));
         let mut silent = UnixStream::connect(&path).await.unwrap();
         let mut entering = UnixStream::connect(&path).await.unwrap();
         entering.write_all(&3u32.to_be_bytes()).await.unwrap();
@@ -136,7 +137,7 @@ fn a_handshake_has_a_deadline_and_connections_a_bound() {
         let service = service(&MemoryExport::new("vol", SIZE));
         let (closing, closed) = watch::channel(false);
         let settings = ServerSettings { connections_max: 1, handshake_deadline: Duration::from_millis(50) };
-        let running = spawn_local(run(listener, service, closed, settings));
+        let running = spawn_local(run(listener, service.clone(), closed, settings, serve_here(service)));
         // It takes the only place, until its deadline frees it for the next.
         let NbdStream::Tcp(mut silent) = NbdStream::connect(&uri.address).await.unwrap() else { panic!() };
         let (client, driver) = NbdClient::connect(&uri).await.unwrap();
@@ -159,9 +160,9 @@ fn a_connection_moves_to_another_thread() {
         let handed = receiver.recv().unwrap();
         run_test(async move {
             let export = MemoryExport::new("vol", SIZE);
-            let negotiated = handed.attach(&*service(&export)).await.unwrap();
+            let negotiated = handed.attach().unwrap();
             assert_eq!(negotiated.name().to_string(), "vol@w");
-            serve(negotiated, Box::pin(std::future::pending())).await.unwrap();
+            serve(negotiated, &*service(&export), Box::pin(std::future::pending())).await.unwrap();
             assert_eq!(export.flushes(), 2);
         });
     });
@@ -197,8 +198,9 @@ fn a_moved_connection_finds_what_it_was_told() {
             let shaking = spawn_local(async move { handshake(NbdStream::Unix(server), &*first).await });
             enter_simple(&mut stream, "vol").await;
             let handed = shaking.await.unwrap().unwrap().unwrap().detach().unwrap();
-            let refused = handed.attach(&*service(&other)).await.err();
-            assert!(matches!(refused, Some(SessionError::Refused(_))));
+            let service = service(&other);
+            let served = serve(handed.attach().unwrap(), &*service, Box::pin(std::future::pending())).await;
+            assert!(matches!(served, Err(SessionError::Refused(_))));
         }
     });
 }

@@ -1,0 +1,107 @@
+//! A node all of whose shards run on one thread, each with its own store over the same devices: in simulations.
+
+use super::{Common, Shard, Shards};
+use crate::nbd::{BlockExport, BlockService, ExportName};
+use crate::node::{Node, NodeSettings, NodeStorage, StartError, merge_status};
+use drover_base::world::{Connection, Listener};
+use drover_base::{LocalFuture, VolumeId, World};
+use drover_store::home_shard;
+use drover_wire::admin::NodeStatus;
+use drover_wire::nbd::Refusal;
+use std::{io, rc::Rc, time::Duration};
+
+/// After an accept that failed.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+pub struct LocalNode {
+    nodes: Vec<Rc<Node>>,
+    shards: Rc<Shards<Connection>>,
+    common: Common,
+    world: World,
+    settings: NodeSettings,
+}
+
+impl LocalNode {
+    /// Takes its volumes up as recorded, listens, and registers with the control plane. `storages` are those of its
+    /// shards, in their order.
+    pub async fn start(
+        settings: NodeSettings,
+        world: World,
+        common: Common,
+        storages: Vec<NodeStorage>,
+    ) -> Result<Rc<Self>, StartError> {
+        let mut nodes = Vec::new();
+        for storage in storages {
+            nodes.push(Node::start(settings.clone(), world.clone(), storage).await?);
+        }
+        let shards =
+            Shards::new(nodes.iter().map(|node| node.clone() as Rc<dyn Shard<Connection>>).collect(), settings.secret);
+        shards.join(&world, &settings, &common);
+        Ok(Rc::new(Self { nodes, shards, common, world, settings }))
+    }
+
+    /// Listens for the control plane and for other nodes, and serves both in the background.
+    pub async fn serve(&self) -> io::Result<()> {
+        let (net, address) = (&self.world.net, &self.settings.address);
+        let admin = net.listen(&self.settings.admin).await?;
+        let peer = net.listen(&address.peer).await?;
+        let migration =
+            if address.migration == address.peer { None } else { Some(net.listen(&address.migration).await?) };
+        self.world.spawn(accept(self.world.clone(), self.shards.clone(), admin, Self::serve_admin)).detach();
+        for peers in [Some(peer), migration].into_iter().flatten() {
+            self.world.spawn(accept(self.world.clone(), self.shards.clone(), peers, Self::serve_peer)).detach();
+        }
+        Ok(())
+    }
+
+    fn serve_admin(world: World, shards: Rc<Shards<Connection>>, connection: Connection) {
+        world.clone().spawn(shards.serve_admin(world, connection)).detach();
+    }
+
+    fn serve_peer(world: World, shards: Rc<Shards<Connection>>, connection: Connection) {
+        world.clone().spawn(async move { shards.serve_peer(&world, connection).await }).detach();
+    }
+
+    pub fn status(&self) -> NodeStatus {
+        merge_status(self.nodes.iter().map(|node| node.status()).collect()).expect("a node has a shard")
+    }
+
+    /// The shard of the volume.
+    pub(crate) fn home(&self, volume: VolumeId) -> &Rc<Node> {
+        &self.nodes[home_shard(volume, self.nodes.len() as u32) as usize]
+    }
+
+    /// What NBD serves.
+    pub fn exports(self: &Rc<Self>) -> Rc<dyn BlockService> {
+        Rc::new(Exports(self.clone()))
+    }
+}
+
+struct Exports(Rc<LocalNode>);
+
+impl BlockService for Exports {
+    fn open(&self, name: &ExportName) -> LocalFuture<'_, Result<Rc<dyn BlockExport>, Refusal>> {
+        let name = name.clone();
+        Box::pin(async move {
+            let export = self.0.common.exports.get(&name.export).ok_or(Refusal::Unknown)?;
+            self.0.home(export.volume).exports().open(&name).await
+        })
+    }
+}
+
+async fn accept(
+    world: World,
+    shards: Rc<Shards<Connection>>,
+    mut listener: Box<dyn Listener>,
+    serve: fn(World, Rc<Shards<Connection>>, Connection),
+) {
+    loop {
+        match listener.accept().await {
+            Ok(connection) => serve(world.clone(), shards.clone(), connection),
+            Err(error) => {
+                tracing::warn!(target: "drover::node", %error, "a connection was not accepted");
+                world.sleep(ACCEPT_PAUSE).await;
+            }
+        }
+    }
+}
