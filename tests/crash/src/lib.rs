@@ -14,6 +14,7 @@ pub mod life;
 pub mod model;
 pub mod node;
 pub mod plan;
+pub mod shards;
 pub mod verify;
 
 /// What a checker found wrong, with enough to find the moment again.

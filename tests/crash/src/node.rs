@@ -1,4 +1,4 @@
-//! A simulated node of two tiers and one shard, and what is left of it.
+//! A simulated node of two tiers, with one shard or several, and what is left of it.
 
 use crate::layers::{LateReads, MemoryPlace, ObservedMeta};
 use drover_base::{VolumeId, World, units::EXTENT_BYTES, world::Random};
@@ -37,7 +37,7 @@ impl Images {
     }
 }
 
-/// The running node.
+/// A shard of the running node.
 pub struct Node {
     pub world: World,
     pub devices: Vec<SimDevice>,
@@ -116,23 +116,35 @@ impl Parts {
     }
 
     pub async fn open_with(&self, config: StoreConfig, observer: Observer) -> Result<Node, StoreError> {
+        let mut nodes = self.open_shards(config, observer).await?;
+        Ok(nodes.pop().expect("a node has a shard"))
+    }
+
+    /// The `shards` of the configuration, over the same devices, slots and metadata.
+    pub async fn open_shards(&self, config: StoreConfig, observer: Observer) -> Result<Vec<Node>, StoreError> {
         let specs = self.devices.iter().enumerate().map(|(at, device)| TierSpec {
             name: format!("tier-{at}"),
             class: [TierClass::Nvme, TierClass::Hdd][at.min(1)],
             slots: device.size_bytes() / EXTENT_BYTES,
         });
         let tiers = Tiers::new(specs.collect());
-        let late = |device: &SimDevice| Rc::new(LateReads::new(self.world.clone(), Rc::new(device.clone())));
-        let faults: Vec<_> = self.devices.iter().map(|device| Rc::new(FailNth::new(late(device)))).collect();
-        let devices = faults.iter().map(|device| {
-            let observer = observer.clone();
-            Rc::new(Observe::new(device.clone(), move |event| observer(name(event)))) as Rc<dyn Device>
-        });
         let meta = Rc::new(ObservedMeta { inner: Rc::new(self.meta.clone()), observer: observer.clone() });
         Store::scan_slots(&*meta, &tiers).await?;
-        let store = Store::open(config, self.world.clone(), devices.collect(), tiers.clone(), meta).await?;
-        let Self { world, devices, meta } = self.clone();
-        Ok(Node { world, devices, meta, tiers, store, faults })
+        let mut nodes = Vec::new();
+        for shard in 0..config.shards {
+            let late = |device: &SimDevice| Rc::new(LateReads::new(self.world.clone(), Rc::new(device.clone())));
+            let faults: Vec<_> = self.devices.iter().map(|device| Rc::new(FailNth::new(late(device)))).collect();
+            let devices = faults.iter().map(|device| {
+                let observer = observer.clone();
+                Rc::new(Observe::new(device.clone(), move |event| observer(name(event)))) as Rc<dyn Device>
+            });
+            let config = StoreConfig { shard, ..config.clone() };
+            let (world, meta) = (self.world.clone(), meta.clone());
+            let store = Store::open(config, world, devices.collect(), tiers.clone(), meta).await?;
+            let Self { world, devices, meta } = self.clone();
+            nodes.push(Node { world, devices, meta, tiers: tiers.clone(), store, faults });
+        }
+        Ok(nodes)
     }
 }
 

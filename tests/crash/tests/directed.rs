@@ -1,9 +1,13 @@
 //! One promise each.
 
-use drover_crash::{Finding, directed};
+use drover_crash::{Finding, directed, shards};
 
 fn each(check: fn(u64) -> Result<(), Finding>) {
-    (1..=30).for_each(|seed| check(seed).unwrap_or_else(|finding| panic!("{finding}")));
+    seeds(30, check);
+}
+
+fn seeds(count: u64, check: fn(u64) -> Result<(), Finding>) {
+    (1..=count).for_each(|seed| check(seed).unwrap_or_else(|finding| panic!("{finding}")));
 }
 
 #[test]
@@ -24,4 +28,9 @@ fn a_failed_sync_is_never_forgotten() {
 #[test]
 fn a_checkpoint_brings_volumes_back() {
     each(directed::a_checkpoint_brings_volumes_back);
+}
+
+#[test]
+fn shards_share_their_tiers() {
+    seeds(300, shards::shards_share_their_tiers);
 }

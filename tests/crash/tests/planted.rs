@@ -2,7 +2,7 @@
 #![cfg(feature = "planted")]
 
 use drover_base::planted::{Bug, plant};
-use drover_crash::{Finding, checks::crash_run, directed, life::Conduct};
+use drover_crash::{Finding, checks::crash_run, directed, life::Conduct, shards};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 /// Seeds tried for each bug. All are caught in far fewer.
@@ -19,6 +19,8 @@ const CAUGHT_BY: &[(Bug, Checker)] = &[
     (Bug::FlushSkipsSync, crashes),
     (Bug::FlushCommitsCurrent, crashes),
     (Bug::SlotReusedBeforeDurable, crashes),
+    (Bug::SlotReusedBeforeDurable, shards::shards_share_their_tiers),
+    (Bug::SyncFailureForgotten, shards::shards_share_their_tiers),
     (Bug::SlotReusedUnderRead, directed::slow_reads_keep_their_slots),
     (Bug::ValidOnSubmission, crashes),
     (Bug::SnapshotWithoutDrain, crashes),
