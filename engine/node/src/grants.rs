@@ -82,6 +82,10 @@ impl Node {
         }
         if is_over {
             stop_sending(seat);
+            // It had drained for a flip that never came: nobody tells it to go on once its sender is gone.
+            if seat.stopped.borrow().is_some() {
+                open_admission(seat);
+            }
         }
         seat.tell();
         Ok(())

@@ -421,3 +421,25 @@ pub fn requests_that_do_not_fit_are_refused() {
         assert!(matches!(reply, NodeReply::Refused(Refusal::Conflict { .. })), "{reply:?}");
     });
 }
+
+/// The holder had drained, the flip was given up and the migration rolled back while it was cut off, and it learned of
+/// that when it registered again, before it was told to resume: its sender was gone then, and it admitted nobody any more.
+#[test]
+fn a_drained_holder_that_learns_of_the_end_by_its_lease_goes_on() {
+    each_seed(0..5, async |cluster| {
+        cluster.start("a").await;
+        cluster.start("b").await;
+        cluster.create("a").await;
+        let client = cluster.attach("a").await;
+        mirror(&cluster).await;
+        quiesce(&cluster, "a", 1, 1).await;
+        cluster.recorded.borrow_mut().grants.insert(VOLUME, grant(1, 2, "a", None));
+        cluster.set_grant("a", grant(1, 2, "a", None)).await;
+        let (migration, generation, epoch) = (MIGRATION, GENERATION, Epoch(1));
+        cluster.request("a", NodeRequest::ResumeHolder { migration, generation, epoch, attempt: 1 }).await;
+        let end = NodeRequest::EndMigration { migration, generation, volume: VOLUME, epoch, drop_volume: false };
+        cluster.ask("a", end).await;
+        client.write(1, b'1').await.unwrap();
+        assert_eq!(client.read(1).await, Ok(b'1'));
+    });
+}
