@@ -29,6 +29,7 @@ use drover_wire::{nbd, rpc};
 use futures::stream::{FuturesUnordered, StreamExt};
 use std::{
     collections::BTreeMap,
+    io,
     rc::Rc,
     sync::{Arc, Mutex, MutexGuard},
     time::Duration,
@@ -145,11 +146,37 @@ pub trait Shard<C> {
 pub trait Arriving {
     /// As this thread has it.
     fn connection(&mut self) -> &mut Connection;
+    /// Stays on this thread.
+    fn into_connection(self) -> Connection;
 }
 
 impl Arriving for Connection {
     fn connection(&mut self) -> &mut Connection {
         self
+    }
+
+    fn into_connection(self) -> Connection {
+        self
+    }
+}
+
+/// Where connections arrive.
+pub(crate) trait Arrivals<C> {
+    async fn next(&mut self) -> io::Result<C>;
+}
+
+/// After an accept that failed: out of descriptors, most likely; those that end make room.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+async fn accept<C>(world: &World, mut arrivals: impl Arrivals<C>, serve: impl Fn(C)) {
+    loop {
+        match arrivals.next().await {
+            Ok(connection) => serve(connection),
+            Err(error) => {
+                tracing::warn!(target: "drover::shards", %error, "a connection was not accepted");
+                world.sleep(ACCEPT_PAUSE).await;
+            }
+        }
     }
 }
 
@@ -288,7 +315,7 @@ impl<C: 'static> Shards<C> {
     }
 
     /// Answers the requests of a connection of the control plane until it breaks.
-    pub async fn serve_admin(self: Rc<Self>, world: World, connection: Connection) {
+    async fn serve_admin(self: Rc<Self>, world: World, connection: Connection) {
         let preamble = Preamble::new(Channel::Admin, self.secret);
         let handle = move |request: NodeRequest| {
             let shards = self.clone();
@@ -299,9 +326,26 @@ impl<C: 'static> Shards<C> {
 }
 
 impl<C: Arriving + 'static> Shards<C> {
+    /// Serves the control plane's connections as they arrive.
+    pub(crate) async fn accept_admins(self: Rc<Self>, world: World, arrivals: impl Arrivals<C>) {
+        let serve = |connection: C| {
+            world.spawn(self.clone().serve_admin(world.clone(), connection.into_connection())).detach();
+        };
+        accept(&world, arrivals, serve).await;
+    }
+
+    /// Serves the connections of other nodes as they arrive.
+    pub(crate) async fn accept_peers(self: Rc<Self>, world: World, arrivals: impl Arrivals<C>) {
+        let serve = |connection: C| {
+            let (shards, own) = (self.clone(), world.clone());
+            world.spawn(async move { shards.serve_peer(&own, connection).await }).detach();
+        };
+        accept(&world, arrivals, serve).await;
+    }
+
     /// Gives a connection of another node to the shard of the volume that its first message names; without one, or
     /// without a preamble, it is dropped.
-    pub async fn serve_peer(&self, world: &World, mut arriving: C) {
+    async fn serve_peer(&self, world: &World, mut arriving: C) {
         let preamble = Preamble::new(Channel::Peer, self.secret);
         let connection = arriving.connection();
         if let Err(error) = preamble.answer(world, connection).await {

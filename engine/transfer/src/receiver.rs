@@ -10,7 +10,8 @@
 //!   whatever else runs at once.
 //! - What was handled runs to its end, also when nobody waits for its answer any more: no half of it can come
 //!   after the next connection's first operation, which waits for [`Receiver::drained`].
-//! - A flush begins when every operation before it has ended, and takes over the sender's note with them. `durable` is the last flush that succeeded.
+//! - A flush begins when every operation before it has ended, and takes over the sender's note with them. `durable` is
+//!   the last flush that succeeded.
 
 use crate::compress::unpack;
 use bytes::Bytes;

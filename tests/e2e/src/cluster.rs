@@ -26,6 +26,13 @@ pub struct Layout<'a> {
     pub cpus: &'a [&'a str],
 }
 
+impl<'a> Layout<'a> {
+    /// What most tests need.
+    pub fn two_nodes(folder: &'a Path) -> Self {
+        Self { nodes: 2, folder, tier_size: "1GiB", lease_ttl_ms: 2000, link: None, cpus: &[] }
+    }
+}
+
 /// The running processes.
 pub struct Cluster {
     pub control: Daemon,

@@ -21,8 +21,7 @@ fn snapshots(cluster: &Cluster) -> Vec<Value> {
 #[test]
 fn what_the_volume_stands_on_outlives_a_failed_move() {
     let folder = tempfile::tempdir().expect("a folder");
-    let layout =
-        Layout { nodes: 2, folder: folder.path(), tier_size: "256MiB", lease_ttl_ms: 2000, link: None, cpus: &[] };
+    let layout = Layout { tier_size: "256MiB", ..Layout::two_nodes(folder.path()) };
     let cluster = Cluster::start(&layout);
     cluster.create_volume("v", 16 * MIB, 0);
     let mut client = Client::connect(&cluster.socket(0), "v").expect("the holder answers");

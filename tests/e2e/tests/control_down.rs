@@ -11,8 +11,7 @@ const AWAY: Duration = Duration::from_secs(10);
 fn io_goes_on_without_the_control_plane() {
     let folder = tempfile::tempdir().expect("a folder");
     // Were the lease timed, it would have ended several times over.
-    let layout =
-        Layout { nodes: 2, folder: folder.path(), tier_size: "1GiB", lease_ttl_ms: 1000, link: None, cpus: &[] };
+    let layout = Layout { lease_ttl_ms: 1000, ..Layout::two_nodes(folder.path()) };
     let mut cluster = Cluster::start(&layout);
     cluster.create_volume("v", 64 << 20, 0);
     let direct = Writer::start(&cluster.socket(0), "v", Area { offset: 0, blocks: 256 }, OnLoss::Reconnect, 1);

@@ -9,8 +9,7 @@ const MIB: u64 = 1 << 20;
 const SIZE: u64 = 64 * MIB;
 
 fn start(folder: &std::path::Path) -> Cluster {
-    let cluster =
-        Cluster::start(&Layout { nodes: 2, folder, tier_size: "1GiB", lease_ttl_ms: 2000, link: None, cpus: &[] });
+    let cluster = Cluster::start(&Layout::two_nodes(folder));
     cluster.create_volume("v", SIZE, 0);
     cluster
 }

@@ -30,9 +30,7 @@ fn number(name: &str, default: u64) -> u64 {
 #[test]
 fn nothing_is_lost_when_the_holder_is_killed() {
     let folder = tempfile::tempdir().expect("a folder");
-    let layout =
-        Layout { nodes: 2, folder: folder.path(), tier_size: "1GiB", lease_ttl_ms: 2000, link: None, cpus: &[] };
-    let mut cluster = Cluster::start(&layout);
+    let mut cluster = Cluster::start(&Layout::two_nodes(folder.path()));
     cluster.create_volume("v", 96 * MIB, 0);
     let (rounds, seed) = (ROUNDS * number("DROVER_SOAK", 1), number("DROVER_SEED", 1));
     println!("seed {seed}, {rounds} rounds");

@@ -27,9 +27,7 @@ fn shards_of(pid: u32) -> usize {
 #[test]
 fn volumes_of_all_shards_survive_kills_and_other_numbers_of_shards() {
     let folder = tempfile::tempdir().expect("a folder");
-    let layout =
-        Layout { nodes: 2, folder: folder.path(), tier_size: "1GiB", lease_ttl_ms: 2000, link: None, cpus: &[] };
-    let mut cluster = Cluster::start(&layout);
+    let mut cluster = Cluster::start(&Layout::two_nodes(folder.path()));
     for volume in 0..VOLUMES {
         cluster.create_volume(&format!("v{volume}"), 8 * MIB, 0);
     }
@@ -73,9 +71,7 @@ fn volumes_of_all_shards_survive_kills_and_other_numbers_of_shards() {
 #[test]
 fn volumes_move_between_nodes_of_different_numbers_of_shards() {
     let folder = tempfile::tempdir().expect("a folder");
-    let layout =
-        Layout { nodes: 2, folder: folder.path(), tier_size: "1GiB", lease_ttl_ms: 2000, link: None, cpus: &[] };
-    let mut cluster = Cluster::start(&layout);
+    let mut cluster = Cluster::start(&Layout::two_nodes(folder.path()));
     for (index, shards) in [3, 2].into_iter().enumerate() {
         set_shards(&cluster, &format!("node-{}", index + 1), shards);
         cluster.restart(index);

@@ -13,8 +13,7 @@ const SLEEPERS: u64 = 48 << 20;
 #[test]
 fn a_holder_that_slept_through_its_lease_is_no_second_writer() {
     let folder = tempfile::tempdir().expect("a folder");
-    let layout =
-        Layout { nodes: 2, folder: folder.path(), tier_size: "1GiB", lease_ttl_ms: 1000, link: None, cpus: &[] };
+    let layout = Layout { lease_ttl_ms: 1000, ..Layout::two_nodes(folder.path()) };
     let cluster = Cluster::start(&layout);
     cluster.create_volume("v", 64 << 20, 0);
     let area = Area { offset: 0, blocks: 256 };

@@ -5,8 +5,7 @@ use drover_e2e::{Area, Cluster, Layout, OnLoss, Writer};
 #[test]
 fn two_writers_of_one_area_see_each_other() {
     let folder = tempfile::tempdir().expect("a folder");
-    let layout =
-        Layout { nodes: 1, folder: folder.path(), tier_size: "256MiB", lease_ttl_ms: 2000, link: None, cpus: &[] };
+    let layout = Layout { nodes: 1, tier_size: "256MiB", ..Layout::two_nodes(folder.path()) };
     let mut cluster = Cluster::start(&layout);
     cluster.create_volume("v", 16 << 20, 0);
     let area = Area { offset: 0, blocks: 16 };

@@ -273,15 +273,21 @@ fn while_the_way_back_is_closed_nobody_takes_over() {
     cluster.check_end("a");
 }
 
+/// A migration to `b` that mirrors under load and waits there for a cutover that nobody asks for.
+fn mirroring(seed: u64, peer_deadline_ms: u64) -> (Rc<Cluster>, String) {
+    let cluster = Cluster::new(seed);
+    cluster.start_client();
+    cluster.sim.run_for(Duration::from_secs(1));
+    let options = MigrationOptions { peer_deadline_ms, cutover: drover_types::Cutover::Manual, ..options() };
+    let id = cluster.start("b", options);
+    cluster.wait_phase(&id, &[Phase::Mirroring]);
+    (cluster, id)
+}
+
 /// kubevirt#14367: cancelled by a timeout and retried for ever. Here the deadline is the user's, and the end is an end.
 #[test]
 fn a_destination_that_stays_away_ends_the_migration() {
-    let cluster = Cluster::new(4);
-    cluster.start_client();
-    cluster.sim.run_for(Duration::from_secs(1));
-    let id = cluster
-        .start("b", MigrationOptions { peer_deadline_ms: 20_000, cutover: drover_types::Cutover::Manual, ..options() });
-    cluster.wait_phase(&id, &[Phase::Mirroring]);
+    let (cluster, id) = mirroring(4, 20_000);
     cluster.kill_node("b");
     let migration = cluster.wait_phase(&id, &[Phase::RolledBack]);
     assert!(migration.error.unwrap().message.contains("away"));
@@ -294,12 +300,7 @@ fn a_destination_that_stays_away_ends_the_migration() {
 /// though the source came back with all that it ever had.
 #[test]
 fn a_source_that_stays_away_during_a_rollback_has_rolled_back() {
-    let cluster = Cluster::new(5);
-    cluster.start_client();
-    cluster.sim.run_for(Duration::from_secs(1));
-    let id = cluster
-        .start("b", MigrationOptions { peer_deadline_ms: 5_000, cutover: drover_types::Cutover::Manual, ..options() });
-    cluster.wait_phase(&id, &[Phase::Mirroring]);
+    let (cluster, id) = mirroring(5, 5_000);
     cluster.kill_node("a");
     cluster.wait("the end", |control| control.show_migration(&id).unwrap().value.phase.is_final());
     assert_eq!(cluster.migration(&id).phase, Phase::RolledBack);
@@ -312,12 +313,7 @@ fn a_source_that_stays_away_during_a_rollback_has_rolled_back() {
 /// Only where both are gone is it not known whether anything is left.
 #[test]
 fn where_both_sides_are_gone_it_failed() {
-    let cluster = Cluster::new(6);
-    cluster.start_client();
-    cluster.sim.run_for(Duration::from_secs(1));
-    let id = cluster
-        .start("b", MigrationOptions { peer_deadline_ms: 5_000, cutover: drover_types::Cutover::Manual, ..options() });
-    cluster.wait_phase(&id, &[Phase::Mirroring]);
+    let (cluster, id) = mirroring(6, 5_000);
     cluster.kill_node("a");
     cluster.kill_node("b");
     cluster.wait("the end", |control| control.show_migration(&id).unwrap().value.phase.is_final());

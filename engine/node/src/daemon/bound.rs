@@ -4,17 +4,13 @@ use super::DaemonError;
 use super::shards::Running;
 use crate::config::NodeConfig;
 use crate::nbd::{self, NbdAddress, NbdListener, ServerSettings};
-use crate::{Exports, NodeSettings, Shards};
+use crate::{Exports, NodeSettings};
 use drover_base::world::Listener;
 use drover_base::{InstanceId, World};
-use drover_runtime::{Incoming, SocketListener};
+use drover_runtime::SocketListener;
 use drover_wire::admin::NodeAddress;
 use std::rc::Rc;
-use std::time::Duration;
 use tokio::sync::watch;
-
-/// After an accept that failed: out of descriptors, most likely; those that end make room.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// Every address the node listens at.
 pub(super) struct Bound {
@@ -79,9 +75,10 @@ impl Bound {
         exports: Exports,
         closed: &watch::Receiver<bool>,
     ) -> impl Future<Output = ()> + use<> {
-        world.spawn(accept(world.clone(), running.shards(), self.admin, serve_admin)).detach();
+        let admins = running.shards().accept_admins(world.clone(), self.admin);
+        world.spawn(admins).detach();
         for peers in [Some(self.peer), self.migration].into_iter().flatten() {
-            world.spawn(accept(world.clone(), running.shards(), peers, serve_peer)).detach();
+            world.spawn(running.shards().accept_peers(world.clone(), peers)).detach();
         }
         let clients = self.nbd.into_iter().map(|listener| {
             let serve = running.serve_clients(exports.clone());
@@ -101,29 +98,4 @@ impl Bound {
 
 async fn bind_nbd(address: &NbdAddress, shown: &str) -> Result<NbdListener, DaemonError> {
     NbdListener::bind(address).await.map_err(|error| DaemonError::Listen { address: shown.into(), error })
-}
-
-async fn accept(
-    world: World,
-    shards: Rc<Shards<Incoming>>,
-    listener: SocketListener,
-    serve: fn(World, Rc<Shards<Incoming>>, Incoming),
-) {
-    loop {
-        match listener.incoming().await {
-            Ok(connection) => serve(world.clone(), shards.clone(), connection),
-            Err(error) => {
-                tracing::warn!(target: "node", %error, "a connection was not accepted");
-                world.sleep(ACCEPT_PAUSE).await;
-            }
-        }
-    }
-}
-
-fn serve_admin(world: World, shards: Rc<Shards<Incoming>>, connection: Incoming) {
-    world.clone().spawn(shards.serve_admin(world, connection.connection)).detach();
-}
-
-fn serve_peer(world: World, shards: Rc<Shards<Incoming>>, connection: Incoming) {
-    world.clone().spawn(async move { shards.serve_peer(&world, connection).await }).detach();
 }

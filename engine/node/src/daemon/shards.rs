@@ -13,12 +13,12 @@
 use super::label::HEADER_BYTES;
 use super::{DaemonError, OpenError};
 use crate::nbd::{Client, Handed};
-use crate::shards::{Arriving, stopping};
+use crate::shards::{Arrivals, Arriving, stopping};
 use crate::{Common, Confirmed, Exports, Held, Node, NodeSettings, NodeStorage, Shard, Shards};
 use drover_base::world::Connection;
 use drover_base::{LocalFuture, World};
 use drover_disk::{Device, DeviceHandle, Part};
-use drover_runtime::{Detached, Incoming, Workers};
+use drover_runtime::{Detached, Incoming, SocketListener, Workers};
 use drover_store::checkpoint::{CheckpointFile, CheckpointPlace};
 use drover_store::meta::rocks::RocksMeta;
 use drover_store::{Store, StoreConfig, Unfenced, home_shard};
@@ -179,6 +179,16 @@ fn lost(error: &io::Error) {
 impl Arriving for Incoming {
     fn connection(&mut self) -> &mut Connection {
         &mut self.connection
+    }
+
+    fn into_connection(self) -> Connection {
+        self.connection
+    }
+}
+
+impl Arrivals<Incoming> for SocketListener {
+    async fn next(&mut self) -> io::Result<Incoming> {
+        self.incoming().await
     }
 }
 

@@ -1,6 +1,6 @@
 //! A node all of whose shards run on one thread, each with its own store over the same devices: in simulations.
 
-use super::{Common, Shard, Shards};
+use super::{Arrivals, Common, Shard, Shards};
 use crate::nbd::{BlockExport, BlockService, ExportName};
 use crate::node::{Node, NodeSettings, NodeStorage, StartError, merge_status};
 use drover_base::world::{Connection, Listener};
@@ -8,10 +8,7 @@ use drover_base::{LocalFuture, VolumeId, World};
 use drover_store::home_shard;
 use drover_wire::admin::NodeStatus;
 use drover_wire::nbd::Refusal;
-use std::{io, rc::Rc, time::Duration};
-
-/// After an accept that failed.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+use std::{io, rc::Rc};
 
 pub struct LocalNode {
     nodes: Vec<Rc<Node>>,
@@ -47,19 +44,11 @@ impl LocalNode {
         let peer = net.listen(&address.peer).await?;
         let migration =
             if address.migration == address.peer { None } else { Some(net.listen(&address.migration).await?) };
-        self.world.spawn(accept(self.world.clone(), self.shards.clone(), admin, Self::serve_admin)).detach();
+        self.world.spawn(self.shards.clone().accept_admins(self.world.clone(), admin)).detach();
         for peers in [Some(peer), migration].into_iter().flatten() {
-            self.world.spawn(accept(self.world.clone(), self.shards.clone(), peers, Self::serve_peer)).detach();
+            self.world.spawn(self.shards.clone().accept_peers(self.world.clone(), peers)).detach();
         }
         Ok(())
-    }
-
-    fn serve_admin(world: World, shards: Rc<Shards<Connection>>, connection: Connection) {
-        world.clone().spawn(shards.serve_admin(world, connection)).detach();
-    }
-
-    fn serve_peer(world: World, shards: Rc<Shards<Connection>>, connection: Connection) {
-        world.clone().spawn(async move { shards.serve_peer(&world, connection).await }).detach();
     }
 
     pub fn status(&self) -> NodeStatus {
@@ -89,19 +78,8 @@ impl BlockService for Exports {
     }
 }
 
-async fn accept(
-    world: World,
-    shards: Rc<Shards<Connection>>,
-    mut listener: Box<dyn Listener>,
-    serve: fn(World, Rc<Shards<Connection>>, Connection),
-) {
-    loop {
-        match listener.accept().await {
-            Ok(connection) => serve(world.clone(), shards.clone(), connection),
-            Err(error) => {
-                tracing::warn!(target: "drover::node", %error, "a connection was not accepted");
-                world.sleep(ACCEPT_PAUSE).await;
-            }
-        }
+impl Arrivals<Connection> for Box<dyn Listener> {
+    async fn next(&mut self) -> io::Result<Connection> {
+        self.accept().await
     }
 }
