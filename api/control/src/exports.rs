@@ -3,13 +3,13 @@
 use crate::Control;
 use crate::config::RPC_DEADLINE;
 use crate::idempotency::{Attempt, Once};
-use crate::nodes::CallError;
+use crate::nodes::{CallError, Nodes};
 use crate::queries::{Tagged, check_version, find_node, find_volume};
 use crate::table::{Kept, NewEvent, State};
 use crate::volumes::{call_error, check_name};
 use drover_base::NodeId;
 use drover_types::record::{ExportRecord, NodeRecord};
-use drover_types::{ApiError, CreateExport, ErrorCode, Export, VolumeState};
+use drover_types::{ApiError, CreateExport, ErrorCode, Export, VolumeState, WorkloadUsage};
 use drover_wire::admin::{self, NodeRequest, Refusal};
 
 /// Longest name of a workload.
@@ -26,7 +26,22 @@ pub(crate) fn wire_export(state: &State, record: &ExportRecord) -> Option<admin:
     Some(admin::Export { name, volume: record.volume, size_bytes, workload })
 }
 
-pub(crate) fn export(state: &State, record: &ExportRecord) -> Export {
+/// What the node last reported of the export, if the export was the same volume's then.
+fn usage(nodes: &Nodes, record: &ExportRecord) -> Vec<WorkloadUsage> {
+    let Some(report) = nodes.report(&record.node) else { return Vec::new() };
+    let of_export = |usage: &&admin::WorkloadUsage| usage.export == record.name && usage.volume == record.volume;
+    let shown = |usage: &admin::WorkloadUsage| WorkloadUsage {
+        workload: usage.workload.clone(),
+        connections: usage.connections,
+        read_requests: usage.read_requests,
+        read_bytes: usage.read_bytes,
+        write_requests: usage.write_requests,
+        written_bytes: usage.written_bytes,
+    };
+    report.status.usage.iter().filter(of_export).map(shown).collect()
+}
+
+pub(crate) fn export(state: &State, nodes: &Nodes, record: &ExportRecord) -> Export {
     Export {
         node: record.node.to_string(),
         name: record.name.clone(),
@@ -34,6 +49,7 @@ pub(crate) fn export(state: &State, record: &ExportRecord) -> Export {
         volume_name: state.volume(record.volume).map_or_else(String::new, |volume| volume.name.clone()),
         workload: record.workload.clone(),
         uris: state.node(&record.node).map_or_else(Vec::new, |node| uris(node, &record.name)),
+        usage: usage(nodes, record),
     }
 }
 

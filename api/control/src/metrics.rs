@@ -1,7 +1,7 @@
 //! Figures for Prometheus, in its text format (version 0.0.4). Names are the glossary's, units last.
 
 use crate::Control;
-use drover_types::{Health, Phase};
+use drover_types::{Health, Phase, WorkloadUsage};
 use std::fmt::Write;
 
 struct Text(String);
@@ -36,6 +36,7 @@ impl Control {
         text.sample("drover_event_last_id", &[], self.ledger.state().last_event());
         self.node_metrics(&mut text);
         self.volume_metrics(&mut text);
+        self.export_metrics(&mut text);
         self.migration_metrics(&mut text);
         text.0
     }
@@ -83,6 +84,31 @@ impl Control {
             let labels = [("volume", volume.name.as_str()), ("holder", &volume.holder)];
             text.sample("drover_lease_epoch", &labels, volume.epoch);
         }
+    }
+
+    /// By node, export and workload. They begin again with each start of the node.
+    fn export_metrics(&self, text: &mut Text) {
+        let exports: Vec<_> = self.list_exports().into_iter().map(|export| export.value).collect();
+        let mut metric = |name: &str, kind: &str, help: &str, value: fn(&WorkloadUsage) -> u64| {
+            text.metric(name, kind, help);
+            for (export, usage) in
+                exports.iter().flat_map(|export| export.usage.iter().map(move |usage| (export, usage)))
+            {
+                let workload = usage.workload.as_deref().unwrap_or_default();
+                let labels = [
+                    ("node", export.node.as_str()),
+                    ("export", &export.name),
+                    ("volume", &export.volume_name),
+                    ("workload", workload),
+                ];
+                text.sample(name, &labels, value(usage));
+            }
+        };
+        metric("drover_export_connections", "gauge", "Open connections.", |usage| usage.connections);
+        metric("drover_export_read_requests", "counter", "Reads served.", |usage| usage.read_requests);
+        metric("drover_export_read_bytes", "counter", "Bytes read.", |usage| usage.read_bytes);
+        metric("drover_export_write_requests", "counter", "Writes served.", |usage| usage.write_requests);
+        metric("drover_export_written_bytes", "counter", "Bytes written.", |usage| usage.written_bytes);
     }
 
     fn migration_metrics(&self, text: &mut Text) {

@@ -192,14 +192,17 @@ impl Control {
         let state = self.ledger.state();
         let exports = state.exports.values();
         exports
-            .map(|kept| Tagged { version: kept.version.0, value: crate::exports::export(&state, &kept.record) })
+            .map(|kept| Tagged {
+                version: kept.version.0,
+                value: crate::exports::export(&state, &self.nodes, &kept.record),
+            })
             .collect()
     }
 
     pub fn show_export(&self, node: &str, name: &str) -> Result<Tagged<Export>, ApiError> {
         let state = self.ledger.state();
         let kept = crate::exports::find(&state, node, name)?;
-        Ok(Tagged { version: kept.version.0, value: crate::exports::export(&state, &kept.record) })
+        Ok(Tagged { version: kept.version.0, value: crate::exports::export(&state, &self.nodes, &kept.record) })
     }
 
     /// Of one volume, where one is named; in the order of their ids.

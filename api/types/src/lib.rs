@@ -21,4 +21,6 @@ pub use migration::{
 };
 pub use node::{Health, Node, Tier};
 pub use page::Page;
-pub use volume::{CreateExport, CreateSnapshot, CreateVolume, Export, Snapshot, Volume, VolumeRole, VolumeState};
+pub use volume::{
+    CreateExport, CreateSnapshot, CreateVolume, Export, Snapshot, Volume, VolumeRole, VolumeState, WorkloadUsage,
+};

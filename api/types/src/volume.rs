@@ -93,6 +93,23 @@ pub struct Export {
     pub workload: Option<String>,
     /// NBD URIs of it.
     pub uris: Vec<String>,
+    /// What its clients were served, by workload, as its node last reported; since that start of the node.
+    pub usage: Vec<WorkloadUsage>,
+}
+
+/// What the clients of an export that are one workload were served.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct WorkloadUsage {
+    /// As the connection or the export names it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub workload: Option<String>,
+    /// Open connections.
+    pub connections: u64,
+    pub read_requests: u64,
+    pub read_bytes: u64,
+    /// Writes of data and of zeroes.
+    pub write_requests: u64,
+    pub written_bytes: u64,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]

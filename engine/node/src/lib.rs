@@ -12,11 +12,13 @@
 //! | registration, renewals | `membership` |
 //! | look-ups, changes of the way back, events | `control_link` |
 //! | what a restored node may believe | `restored` |
+//! | what clients used, by workload | `accounts` |
 //! | NBD | `nbd` |
 //! | the process: settings, devices, sockets | `daemon`, `config` |
 //!
 //! All but `daemon`, `config` and the sockets of `nbd` see only the world's traits, and run in the simulator as they are.
 
+mod accounts;
 mod admin;
 mod backoff;
 pub mod config;

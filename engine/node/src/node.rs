@@ -11,6 +11,7 @@
 //! - A volume without a record is served to nobody: its making was cut off by a crash.
 //! - It knows nothing of volumes whose home is another shard: `shards` gives it only what concerns its own.
 
+use crate::accounts::Accounts;
 use crate::context::Context;
 use crate::control_link::ControlLink;
 use crate::nbd::{BlockExport, BlockService, ExportName};
@@ -81,6 +82,7 @@ pub struct Node {
     orphans: RefCell<BTreeMap<VolumeId, SeatRecord>>,
     routes: RefCell<BTreeMap<VolumeId, Rc<Route>>>,
     exports: Exports,
+    accounts: Accounts,
     /// Volumes are made one after the other: a request that is asked again meanwhile finds what the first has made.
     pub(crate) making: tokio::sync::Mutex<()>,
 }
@@ -107,6 +109,7 @@ impl Node {
             orphans: RefCell::default(),
             routes: RefCell::default(),
             exports: common.exports,
+            accounts: Accounts::default(),
             making: tokio::sync::Mutex::new(()),
         });
         node.take_up().await?;
@@ -292,6 +295,7 @@ impl Node {
             tiers: self.tier_status(),
             volumes: self.seats().iter().map(|seat| seat.status()).collect(),
             exports: if self.context.store.is_first() { self.exports.to_vec() } else { Vec::new() },
+            usage: self.accounts.usage(),
         }
     }
 
@@ -322,9 +326,11 @@ pub fn merge_status(mut parts: Vec<NodeStatus>) -> Option<NodeStatus> {
     for part in parts {
         whole.volumes.extend(part.volumes);
         whole.exports.extend(part.exports);
+        whole.usage.extend(part.usage);
     }
     whole.volumes.sort_by_key(|volume| volume.volume);
     whole.exports.sort_by(|a, b| a.name.cmp(&b.name));
+    whole.usage.sort_by(|a, b| (&a.export, &a.workload).cmp(&(&b.export, &b.workload)));
     Some(whole)
 }
 
@@ -404,9 +410,10 @@ impl BlockService for HomeExports {
     fn open(&self, name: &ExportName) -> LocalFuture<'_, Result<Rc<dyn BlockExport>, nbd::Refusal>> {
         // On the way here the name may have become another volume's.
         let here = self.0.export(&name.export).filter(|export| self.0.context.store.is_home_of(export.volume));
-        let opened = here
-            .ok_or(nbd::Refusal::Unknown)
-            .map(|export| RoutedExport::new(self.0.route(export.volume), facts_of(&export)) as Rc<dyn BlockExport>);
+        let opened = here.ok_or(nbd::Refusal::Unknown).map(|export| {
+            let routed = RoutedExport::new(self.0.route(export.volume), facts_of(&export));
+            self.0.accounts.charged(&export, name.workload.as_deref(), routed)
+        });
         Box::pin(std::future::ready(opened))
     }
 }

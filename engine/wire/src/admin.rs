@@ -234,6 +234,23 @@ pub struct NodeStatus {
     pub tiers: Vec<TierStatus>,
     pub volumes: Vec<VolumeStatus>,
     pub exports: Vec<Export>,
+    pub usage: Vec<WorkloadUsage>,
+}
+
+/// What the clients of an export that are one workload were served since this instance of the node began.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WorkloadUsage {
+    pub export: String,
+    pub volume: VolumeId,
+    /// As the connection or the export names it; `None`: neither does.
+    pub workload: Option<String>,
+    /// Open now.
+    pub connections: u64,
+    pub read_requests: u64,
+    pub read_bytes: u64,
+    /// Of data and of zeroes.
+    pub write_requests: u64,
+    pub written_bytes: u64,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -2,6 +2,7 @@
 
 use super::cluster::{Cluster, node};
 use super::fake_node::WRITE_BYTES;
+use crate::config::STATUS_EVERY;
 use crate::{Control, Once};
 use drover_types::{
     ApiError, CreateExport, CreateSnapshot, CreateVolume, Cutover, ErrorCode, MigrationOptions, PlanRequest,
@@ -101,6 +102,16 @@ fn exports_come_back_with_their_node_and_keep_their_volume() {
     assert_eq!(export.value.uris, ["nbd+unix:///v?socket=/run/b.sock"]);
     let same = cluster.run(|control| async move { control.create_export(twice, None).await }).unwrap();
     assert_eq!(same, export);
+    cluster.sim.run_for(STATUS_EVERY * 3);
+    let shown = cluster.look(|control| (control.show_export("b", "v").unwrap(), control.metrics()));
+    let (shown, metrics) = shown.unwrap();
+    let usage = &shown.value.usage[..];
+    assert!(
+        matches!(usage, [used] if used.workload.as_deref() == Some("db\"1") && used.written_bytes == 12_288),
+        "{usage:?}"
+    );
+    let line = "drover_export_read_bytes{node=\"b\",export=\"v\",volume=\"v\",workload=\"db\\\"1\"} 4096\n";
+    assert!(metrics.contains(line), "{metrics}");
     let other = CreateExport { volume: "v".into(), node: "b".into(), name: Some("v".into()), workload: None };
     let answer = cluster.run(|control| async move { control.create_export(other, None).await });
     assert_eq!(answer.unwrap_err().code, ErrorCode::ExportExists);

@@ -199,9 +199,18 @@ impl Cluster {
     }
 
     pub async fn attach_to(&self, name: &str, export: &str) -> Client {
+        self.open(name, ExportName { export: export.into(), workload: None }).await
+    }
+
+    /// A client that names its workload.
+    pub async fn attach_as(&self, name: &str, workload: &str) -> Client {
+        self.open(name, ExportName { export: "vol".into(), workload: Some(workload.into()) }).await
+    }
+
+    async fn open(&self, name: &str, export: ExportName) -> Client {
         let node = self.node(name);
         let exports: Rc<dyn BlockService> = node.exports();
-        let opened = exports.open(&ExportName { export: export.into(), workload: None }).await;
+        let opened = exports.open(&export).await;
         Client { export: opened.expect("it is exported"), process: self.sim.process(name) }
     }
 }

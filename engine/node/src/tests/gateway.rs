@@ -146,6 +146,36 @@ fn a_full_log_is_flushed() {
     });
 }
 
+/// At the node a client is attached to, wherever the volume is.
+#[test]
+fn what_a_client_used_is_charged_to_its_workload() {
+    use drover_wire::admin::{NodeReply, NodeRequest};
+    each_seed(0..3, async |cluster| {
+        gateway_and_holder(&cluster).await;
+        for (name, other) in [("a", "g"), ("g", "a")] {
+            let client = cluster.attach_as(name, "web").await;
+            let unnamed = cluster.attach(name).await;
+            for block in 0..5 {
+                client.write(block, b'w').await.unwrap();
+            }
+            assert_eq!(client.read(3).await, Ok(b'w'));
+            assert_eq!(unnamed.read(4).await, Ok(b'w'));
+            assert!(client.read(super::cluster::SIZE / 4096).await.is_err(), "past the end");
+            let NodeReply::Status(status) = cluster.ask(name, NodeRequest::Status).await else { panic!("no status") };
+            let used: Vec<_> = status
+                .usage
+                .iter()
+                .map(|used| (used.workload.as_deref(), used.connections, used.read_bytes, used.written_bytes))
+                .collect();
+            assert_eq!(used, [(None, 1, 4096, 0), (Some("web"), 1, 4096, 5 * 4096)], "{name}");
+            drop((client, unnamed));
+            let NodeReply::Status(status) = cluster.ask(other, NodeRequest::Status).await else { panic!("no status") };
+            let open: u64 = status.usage.iter().map(|used| used.connections).sum();
+            assert_eq!(open, 0, "nobody is attached to {other}");
+        }
+    });
+}
+
 /// Who does not know the secret is served nothing by either listener, and changes nothing.
 #[test]
 pub fn strangers_are_not_served() {

@@ -196,6 +196,7 @@ mod tests {
             volume: "vol-0000000000000001".into(),
             volume_name: "disk".into(),
             workload: None,
+            usage: vec![],
             uris: vec!["nbd://127.0.0.1:10809/disk".into(), "nbd+unix:///disk?socket=/run/d,1.sock".into()],
         }
     }

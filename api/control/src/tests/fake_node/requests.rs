@@ -391,12 +391,24 @@ impl FakeNode {
             read_bytes: 0,
             written_bytes: seat.content.len() as u64 * WRITE_BYTES,
         };
+        let volume_id = self.cluster().volume.get();
+        let usage = |export: &String| WorkloadUsage {
+            export: export.clone(),
+            volume: volume_id,
+            workload: Some("db\"1".into()),
+            connections: 2,
+            read_requests: 1,
+            read_bytes: 4096,
+            write_requests: 3,
+            written_bytes: 12_288,
+        };
         NodeStatus {
             node: self.name.clone(),
             instance: self.instance,
             tiers: vec![tier],
             volumes: disk.iter().map(volume).collect(),
             exports: Vec::new(),
+            usage: self.exports.borrow().iter().map(usage).collect(),
         }
     }
 }
