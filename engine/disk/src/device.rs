@@ -19,6 +19,13 @@ pub enum DeviceError {
     Sync { errno: i32 },
 }
 
+impl DeviceError {
+    /// Whether the file system under the device had no room for a write.
+    pub fn is_no_space(&self) -> bool {
+        matches!(self, Self::Io { errno: libc::ENOSPC | libc::EDQUOT, .. })
+    }
+}
+
 /// A place of fixed size for bytes, in units of `BLOCK_BYTES`.
 ///
 /// - Offsets and buffer lengths are multiples of `BLOCK_BYTES`; a request is at most 64 MiB.

@@ -23,6 +23,7 @@ mod probe;
 mod runtime;
 
 pub use open::OpenError;
+use open::Space;
 pub use probe::{KernelError, check_kernel};
 pub use runtime::run;
 
@@ -64,7 +65,12 @@ impl UringDevice {
     /// Opens the device file at `path`, making it if absent and growing it if shorter than `size_bytes`; it is
     /// sparse. A block device must have at least `size_bytes`, of which only those are used.
     pub fn open_or_create(path: &Path, size_bytes: u64) -> Result<Self, OpenError> {
-        Self::new(path, open::open_or_create(path, size_bytes)?)
+        Self::new(path, open::open_or_create(path, size_bytes, Space::Sparse)?)
+    }
+
+    /// The same, but what a file grows by is allocated: later writes find room, whatever else fills its file system.
+    pub fn open_or_allocate(path: &Path, size_bytes: u64) -> Result<Self, OpenError> {
+        Self::new(path, open::open_or_create(path, size_bytes, Space::Allocated)?)
     }
 
     /// Opens what is there, in the size it has.

@@ -20,6 +20,7 @@
 //! class = "nvme"                      # nvme, ssd or hdd
 //! path = "/srv/nvme"                  # a directory or a block device
 //! size = "100GiB"                     # for slots; a label takes 64 KiB more
+//! sparse = false                      # true: a file takes its space as it fills; else all of it is taken at once
 //! overwrite = false                   # true: take the device though it is not empty; only for a new tier
 //! ```
 
@@ -89,6 +90,8 @@ pub struct TierConfig {
     pub is_block_device: bool,
     /// Bytes for slots, a multiple of the extent's size. The device has a header before them.
     pub size_bytes: u64,
+    /// A file takes its space as it fills: then its file system may be full when a write needs room.
+    pub sparse: bool,
     /// A device that is not empty may be taken for a new tier.
     pub overwrite: bool,
 }
@@ -142,6 +145,8 @@ struct TierFile {
     class: String,
     path: PathBuf,
     size: String,
+    #[serde(default)]
+    sparse: bool,
     #[serde(default)]
     overwrite: bool,
 }
@@ -263,6 +268,9 @@ fn check_tiers(problems: &mut Problems, files: &[TierFile]) -> Vec<TierConfig> {
             problems.add(&key("size"), &format!("{size} bytes"), "a multiple of 64KiB, and not nothing");
         }
         let Some((device, is_block_device)) = find_device(problems, &key("path"), file) else { continue };
+        if is_block_device && file.sparse {
+            problems.add(&key("sparse"), "a block device has all its space", "leave it out, or give a directory");
+        }
         if tiers.iter().any(|tier| tier.name == file.name) {
             problems.add(&key("name"), &format!("{:?} is there twice", file.name), "every tier has a name of its own");
         } else if tiers.iter().any(|tier| tier.device == device) {
@@ -274,6 +282,7 @@ fn check_tiers(problems: &mut Problems, files: &[TierFile]) -> Vec<TierConfig> {
             device,
             is_block_device,
             size_bytes: size,
+            sparse: file.sparse,
             overwrite: file.overwrite,
         });
     }

@@ -77,18 +77,49 @@ fn free_bytes(tiers: &Tiers) -> u64 {
 /// How far, in percent of the tier, it must fall below a level's threshold before the level counts as left.
 const HYSTERESIS_PERCENT: u64 = 2;
 
-/// What was last told of each tier's level.
+/// After so many looks without a refused write, the next one is told again.
+const QUIET_LOOKS: u32 = 60;
+
+/// What was last told of each tier.
 #[derive(Default)]
-pub(crate) struct SpaceWatch(BTreeMap<String, SpaceLevel>);
+pub(crate) struct SpaceWatch(BTreeMap<String, Told>);
+
+struct Told {
+    level: SpaceLevel,
+    refused_writes: u64,
+    /// Looks until a refused write is told.
+    quiet_looks: u32,
+}
 
 impl SpaceWatch {
     /// What is to be told now.
     pub(crate) fn look(&mut self, tiers: &[TierUsage]) -> Vec<String> {
-        tiers.iter().filter_map(|tier| self.look_at(tier)).collect()
+        let mut texts = Vec::new();
+        for tier in tiers {
+            let new = Told { level: SpaceLevel::Normal, refused_writes: 0, quiet_looks: 0 };
+            let told = self.0.entry(tier.name.clone()).or_insert(new);
+            texts.extend(told.level_text(tier));
+            texts.extend(told.refused_text(tier));
+        }
+        texts
+    }
+}
+
+impl Told {
+    /// The file system under a sparse device file may be full while slots are free.
+    fn refused_text(&mut self, tier: &TierUsage) -> Option<String> {
+        let is_refused = std::mem::replace(&mut self.refused_writes, tier.refused_writes) < tier.refused_writes;
+        if !is_refused {
+            self.quiet_looks = self.quiet_looks.saturating_sub(1);
+            return None;
+        }
+        let is_told = std::mem::replace(&mut self.quiet_looks, QUIET_LOOKS) > 0;
+        let text = || format!("the file system under tier {} is full: writes that need space fail", tier.name);
+        (!is_told).then(text)
     }
 
-    fn look_at(&mut self, tier: &TierUsage) -> Option<String> {
-        let told = self.0.entry(tier.name.clone()).or_insert(SpaceLevel::Normal);
+    fn level_text(&mut self, tier: &TierUsage) -> Option<String> {
+        let told = &mut self.level;
         // To be left behind, a level must not be reached with this much more used either.
         let margin = (tier.slots_total.saturating_mul(HYSTERESIS_PERCENT) / 100).max(1);
         let left = SpaceLevel::of(tier.slots_used.saturating_add(margin), tier.slots_total);
@@ -155,6 +186,29 @@ mod tests {
         }
         // A tier so small that the margin is less than a slot.
         assert_eq!(told(10, &[10, 9, 10, 9]), ["tier t is full: writes that need space fail"]);
+    }
+
+    /// A guest tries again and again while the file system is full.
+    #[test]
+    fn a_full_file_system_is_told_once_until_it_was_quiet_for_long() {
+        let tiers = Tiers::new(vec![TierSpec { name: "t".into(), class: TierClass::Nvme, slots: 100 }]);
+        let mut watch = SpaceWatch::default();
+        let mut looks = |count: u32, refuses: bool| {
+            let look = |_| {
+                if refuses {
+                    tiers.refused_write(0);
+                }
+                watch.look(&tiers.usage())
+            };
+            (0..count).flat_map(look).collect::<Vec<_>>()
+        };
+        let text = "the file system under tier t is full: writes that need space fail";
+        assert_eq!(looks(1, false), [""; 0]);
+        assert_eq!(looks(100, true), [text]);
+        assert_eq!(looks(QUIET_LOOKS - 1, false), [""; 0]);
+        assert_eq!(looks(1, true), [""; 0], "not quiet for long enough");
+        assert_eq!(looks(QUIET_LOOKS, false), [""; 0]);
+        assert_eq!(looks(1, true), [text]);
     }
 
     #[test]

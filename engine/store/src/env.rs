@@ -96,11 +96,32 @@ impl Env {
         Ok(())
     }
 
-    /// Takes `count` slots, after a checkpoint where only that gives some back.
+    /// Takes `count` slots. Where there are too few, what this shard's volumes have given up is made free first: a client
+    /// that discards and writes again without a flush in between gets room.
     pub async fn allocate(self: &Rc<Self>, count: usize) -> Result<Vec<SlotAddress>, IoError> {
         if count == 0 {
             return Ok(Vec::new());
         }
+        match self.allocate_free(count).await {
+            Err(IoError::NoSpace) if self.settle_freed().await => self.allocate_free(count).await,
+            done => done,
+        }
+    }
+
+    /// Makes durable what volumes of this shard have freed, and waits for the I/O that may still look at it. Whether
+    /// there was anything.
+    async fn settle_freed(&self) -> bool {
+        let volumes: Vec<Rc<Volume>> = self.volumes.borrow().values().cloned().collect();
+        let mut has_settled = false;
+        for volume in volumes {
+            // One that fails tells its own clients.
+            has_settled |= volume.settle_freed().await;
+        }
+        has_settled
+    }
+
+    /// Takes `count` slots, after a checkpoint where only that gives some back.
+    async fn allocate_free(self: &Rc<Self>, count: usize) -> Result<Vec<SlotAddress>, IoError> {
         match self.tiers.allocate(count) {
             Ok(slots) => return Ok(slots),
             Err(room) if room.is_held && self.checkpoint.is_some() => {}

@@ -96,6 +96,12 @@ impl Flusher {
         self.dirty.borrow_mut().entry(region).or_default().freed.push(slot);
     }
 
+    /// Regions whose next batch frees slots.
+    fn regions_with_freed(&self) -> BTreeSet<RegionIndex> {
+        let dirty = self.dirty.borrow();
+        dirty.iter().filter(|(_, dirty)| !dirty.freed.is_empty()).map(|(region, _)| *region).collect()
+    }
+
     /// The volume's note changed: the next flush of everything commits it.
     pub fn note_changed(&self) {
         self.note_changed.set(true);
@@ -157,6 +163,19 @@ impl Volume {
             self.env.world.spawn(self.me().run_flushes()).detach();
         }
         done.wait().await
+    }
+
+    /// Makes durable what frees slots that nothing in memory names, and waits for the I/O that may still look at them.
+    /// Whether there was anything. No I/O waits here that has resolved to a slot already: it would wait for itself.
+    pub(crate) async fn settle_freed(&self) -> bool {
+        let regions = self.flusher.regions_with_freed();
+        let waits_for_batch = !regions.is_empty() || self.flusher.running.get();
+        if waits_for_batch && self.make_durable(Scope::Regions(regions), None).await.is_err() {
+            return false;
+        }
+        let waits_for_io = self.inflight.has_retired();
+        self.inflight.released().await;
+        waits_for_batch || waits_for_io
     }
 
     /// Waits until no flush runs. Flushes that are asked for meanwhile are waited for too.

@@ -8,7 +8,7 @@
 //! - Slots retired with a generation go back to the tiers when no I/O of it or an older one runs.
 //! - Slots come here only after the batch that freed them is durable.
 
-use crate::{entry::SlotAddress, slots::Tiers};
+use crate::{entry::SlotAddress, outcome::Outcome, slots::Tiers};
 use std::{cell::RefCell, collections::VecDeque, rc::Rc};
 
 /// The running I/Os of one volume, by generation.
@@ -27,6 +27,8 @@ struct Generations {
 struct Generation {
     running: usize,
     retired: Vec<SlotAddress>,
+    /// Set when this one and all older ones are empty.
+    released: Outcome<()>,
 }
 
 impl Inflight {
@@ -57,13 +59,35 @@ impl Inflight {
         self.release();
     }
 
+    /// Whether retired slots wait for I/Os to end.
+    pub fn has_retired(&self) -> bool {
+        self.generations.borrow().queue.len() > 1
+    }
+
+    /// Waits until what is retired now has gone back to the tiers.
+    pub async fn released(&self) {
+        let last = {
+            let generations = self.generations.borrow();
+            // The current generation has none.
+            let closed = generations.queue.len() - 1;
+            closed.checked_sub(1).map(|at| generations.queue[at].released.clone())
+        };
+        if let Some(released) = last {
+            released.wait().await;
+        }
+    }
+
     fn release(&self) {
         let mut generations = self.generations.borrow_mut();
+        let mut ended = Vec::new();
         while generations.queue.len() > 1 && generations.queue[0].running == 0 {
-            let ended = generations.queue.pop_front().expect("the queue was looked at");
+            let generation = generations.queue.pop_front().expect("the queue was looked at");
             generations.first += 1;
-            self.tiers.free(&ended.retired);
+            self.tiers.free(&generation.retired);
+            ended.push(generation.released);
         }
+        drop(generations);
+        ended.into_iter().for_each(|released| released.set(()));
     }
 }
 

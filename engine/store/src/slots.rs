@@ -69,6 +69,8 @@ pub struct TierUsage {
     /// A sync of the device failed and no volume was reopened on it since.
     pub poisoned: bool,
     pub level: SpaceLevel,
+    /// Writes into slots that failed since the node started because the file system under the tier was full.
+    pub refused_writes: u64,
 }
 
 /// Not enough free slots.
@@ -121,6 +123,7 @@ struct Tier {
     cursor: usize,
     poisoned: bool,
     sync_failures: u64,
+    refused_writes: u64,
 }
 
 impl Tiers {
@@ -273,6 +276,11 @@ impl Tiers {
         (state.tiers.iter().map(|tier| tier.sync_failures).collect(), state.meta_failures)
     }
 
+    /// The file system under a device had no room for a write.
+    pub fn refused_write(&self, device: u8) {
+        self.state().tiers[usize::from(device)].refused_writes += 1;
+    }
+
     /// The sync of a device failed: nothing new goes there until a volume reopened on it.
     pub fn sync_failed(&self, device: u8) {
         let mut state = self.state();
@@ -325,6 +333,7 @@ impl Tier {
             cursor: 0,
             poisoned: false,
             sync_failures: 0,
+            refused_writes: 0,
         }
     }
 
@@ -379,6 +388,7 @@ impl Tier {
             slots_held,
             poisoned: self.poisoned,
             level: SpaceLevel::of(slots_used, slots_total),
+            refused_writes: self.refused_writes,
         }
     }
 }

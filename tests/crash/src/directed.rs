@@ -53,11 +53,8 @@ pub fn slow_reads_keep_their_slots(seed: u64) -> Result<(), Finding> {
             let reuse = async {
                 sim.sleep(pause).await;
                 io(volume.trim(&Unfenced, 0, EXTENT_BYTES, true).await)?;
-                // Refused while the read keeps the slot.
-                match volume.write(&Unfenced, 2 * EXTENT_BYTES, filled(others), false).await {
-                    Ok(()) | Err(IoError::NoSpace) => Ok(()),
-                    Err(error) => io(Err(error)),
-                }
+                // Waits while the read keeps the slot.
+                io(volume.write(&Unfenced, 2 * EXTENT_BYTES, filled(others), false).await)
             };
             let (read, reused) = join(read, reuse).await;
             reused?;

@@ -14,6 +14,7 @@ pub const BLOCK: usize = 4096;
 const READ: u16 = 0;
 const WRITE: u16 = 1;
 const FLUSH: u16 = 3;
+const TRIM: u16 = 4;
 
 /// Longer than a node holds requests before it fails them: what takes longer hangs.
 const HANG: Duration = Duration::from_secs(90);
@@ -68,6 +69,13 @@ impl Client {
     /// The error number, 0 for none.
     pub fn flush(&mut self) -> io::Result<u32> {
         let request = self.request(FLUSH, 0, 0);
+        self.stream.write_all(&request)?;
+        self.answer()
+    }
+
+    /// The error number, 0 for none.
+    pub fn trim(&mut self, offset: u64, len: u32) -> io::Result<u32> {
+        let request = self.request(TRIM, offset, len);
         self.stream.write_all(&request)?;
         self.answer()
     }

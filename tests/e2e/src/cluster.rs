@@ -200,7 +200,8 @@ fn node_config(layout: &Layout, index: usize, rpc: u16) -> String {
         "id = \"{name}\"\ncontrol = \"{control}:{rpc}\"\nsecret = \"{folder}/secret\"\nmeta = \"{folder}/{name}-meta\"\n\
          checkpoint = \"{folder}/{name}-checkpoint\"\n\
          [listen]\nadmin = \"{admin}:{}\"\npeer = \"{data}:{}\"\nmigration = \"{data}:{}\"\nnbd_unix = \"{folder}/{name}.sock\"\n\
-         [[tier]]\nname = \"fast\"\nclass = \"nvme\"\npath = \"{folder}/tier-{index}\"\nsize = \"{}\"\n",
+         [[tier]]\nname = \"fast\"\nclass = \"nvme\"\npath = \"{folder}/tier-{index}\"\nsize = \"{}\"\n\
+         sparse = true\n",
         ports[0], ports[1], ports[2], layout.tier_size
     )
 }

@@ -1,4 +1,4 @@
-//! One request of a kind fails with EIO.
+//! One request of a kind fails, with EIO or an error of choice.
 
 use crate::{Buffer, Device, DeviceError};
 use drover_base::{LocalFuture, units::BLOCK_BYTES};
@@ -17,17 +17,24 @@ pub enum Operation {
 pub struct FailNth {
     inner: Rc<dyn Device>,
     armed: Cell<Option<(Operation, u64)>>,
+    errno: Cell<i32>,
 }
 
 impl FailNth {
     /// A layer that fails nothing until it is armed.
     pub fn new(inner: Rc<dyn Device>) -> Self {
-        Self { inner, armed: Cell::new(None) }
+        Self { inner, armed: Cell::new(None), errno: Cell::new(libc::EIO) }
     }
 
     /// After `good` more requests of the kind, one fails. Replaces what was armed before.
     pub fn arm(&self, operation: Operation, good: u64) {
+        self.arm_with(operation, good, libc::EIO);
+    }
+
+    /// The same with another error number.
+    pub fn arm_with(&self, operation: Operation, good: u64, errno: i32) {
         self.armed.set(Some((operation, good)));
+        self.errno.set(errno);
     }
 
     fn strikes(&self, operation: Operation) -> bool {
@@ -54,7 +61,7 @@ impl Device for FailNth {
         if !self.strikes(Operation::Read) {
             return self.inner.read(offset, buffer);
         }
-        let error = DeviceError::Io { errno: libc::EIO, offset, len: buffer.len() as u64 };
+        let error = DeviceError::Io { errno: self.errno.get(), offset, len: buffer.len() as u64 };
         Box::pin(async move { (Err(error), buffer) })
     }
 
@@ -62,7 +69,7 @@ impl Device for FailNth {
         if !self.strikes(Operation::Write) {
             return self.inner.write(offset, buffer);
         }
-        let error = DeviceError::Io { errno: libc::EIO, offset, len: buffer.len() as u64 };
+        let error = DeviceError::Io { errno: self.errno.get(), offset, len: buffer.len() as u64 };
         let blocks = buffer.len() / BLOCK_BYTES as usize;
         let tail = buffer.split_off(blocks / 2 * BLOCK_BYTES as usize);
         Box::pin(async move {
@@ -75,7 +82,8 @@ impl Device for FailNth {
         if !self.strikes(Operation::Sync) {
             return self.inner.sync();
         }
-        Box::pin(async { Err(DeviceError::Sync { errno: libc::EIO }) })
+        let errno = self.errno.get();
+        Box::pin(async move { Err(DeviceError::Sync { errno }) })
     }
 
     fn discard(&self, offset: u64, len: u64) -> LocalFuture<'_, Result<(), DeviceError>> {

@@ -1,6 +1,8 @@
 //! How a tier's device is opened: its kind, size and lock.
 
 use drover_base::units::BLOCK_BYTES;
+use rustix::fs::{FallocateFlags, fallocate};
+use rustix::io::Errno;
 use std::{
     fs::{File, OpenOptions, TryLockError},
     io::{self, Seek, SeekFrom},
@@ -13,6 +15,11 @@ use std::{
 pub enum OpenError {
     #[error("{path} is in use by another process")]
     Locked { path: PathBuf },
+    #[error(
+        "the file system of {path} has no room for {wanted} bytes more; make room, choose a smaller size, or let the \
+         file be sparse"
+    )]
+    NoRoom { path: PathBuf, wanted: u64 },
     #[error("{path} has {has} bytes and would be cut to {wanted}; a device never shrinks")]
     WouldShrink { path: PathBuf, has: u64, wanted: u64 },
     #[error("{path} has {has} bytes of the {wanted} asked for, and a block device does not grow")]
@@ -41,7 +48,16 @@ pub(super) fn open(path: &Path) -> Result<Opened, OpenError> {
     Ok(Opened { file, size_bytes, is_direct })
 }
 
-pub(super) fn open_or_create(path: &Path, size_bytes: u64) -> Result<Opened, OpenError> {
+/// What becomes of the space of a file that grows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Space {
+    /// Taken as it is written to.
+    Sparse,
+    /// Taken now, where the file system can: then a write never finds it full.
+    Allocated,
+}
+
+pub(super) fn open_or_create(path: &Path, size_bytes: u64, space: Space) -> Result<Opened, OpenError> {
     check_even(path, size_bytes)?;
     let (file, is_direct) = open_locked(path, true)?;
     let (is_block_device, has) = kind_and_size(path, &file)?;
@@ -53,7 +69,7 @@ pub(super) fn open_or_create(path: &Path, size_bytes: u64) -> Result<Opened, Ope
     } else if has > wanted {
         return Err(OpenError::WouldShrink { path: path.into(), has, wanted });
     } else if has < wanted {
-        grow(path, &file, wanted).map_err(|error| OpenError::Io { path: path.into(), error })?;
+        grow(path, &file, has, wanted, space)?;
     }
     Ok(Opened { file, size_bytes, is_direct })
 }
@@ -100,12 +116,39 @@ fn kind_and_size(path: &Path, mut file: &File) -> Result<(bool, u64), OpenError>
     }
 }
 
-/// Makes the file longer without allocating, and the file's name and size durable.
-fn grow(path: &Path, file: &File, size_bytes: u64) -> io::Result<()> {
-    file.set_len(size_bytes)?;
-    file.sync_all()?;
+/// Makes the file longer, and the file's name and size durable. Where there is no room for it, it stays as it was.
+fn grow(path: &Path, file: &File, has: u64, wanted: u64, space: Space) -> Result<(), OpenError> {
+    let failed = |error| OpenError::Io { path: path.into(), error };
+    let grown = match space {
+        Space::Sparse => file.set_len(wanted),
+        Space::Allocated => match allocate(file, has, wanted - has) {
+            Err(error) if error.raw_os_error() == Some(libc::EOPNOTSUPP) => file.set_len(wanted),
+            done => done,
+        },
+    };
+    if let Err(error) = grown {
+        // What was allocated before it failed is given back.
+        file.set_len(has).map_err(failed)?;
+        let is_full = matches!(error.raw_os_error(), Some(libc::ENOSPC | libc::EDQUOT));
+        return Err(if is_full {
+            OpenError::NoRoom { path: path.into(), wanted: wanted - has }
+        } else {
+            failed(error)
+        });
+    }
+    file.sync_all().map_err(failed)?;
     let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    File::open(folder)?.sync_all()
+    File::open(folder).and_then(|folder| folder.sync_all()).map_err(failed)
+}
+
+/// Takes the range's space, and makes the file as long as to its end.
+fn allocate(file: &File, offset: u64, len: u64) -> io::Result<()> {
+    loop {
+        match fallocate(file, FallocateFlags::empty(), offset, len) {
+            Err(Errno::INTR) => {}
+            done => return Ok(done?),
+        }
+    }
 }
 
 fn check_even(path: &Path, size: u64) -> Result<(), OpenError> {

@@ -116,6 +116,27 @@ fn sizes_grow_and_never_shrink() {
     assert!(matches!(UringDevice::open(&path), Err(OpenError::UnevenSize { size: 100, .. })));
 }
 
+/// A node promised room that its file system then did not have.
+#[test]
+fn the_space_of_a_device_is_there_or_refused_when_it_is_opened() {
+    let folder = tempdir().unwrap();
+    let path = folder.path().join("device");
+    drop(UringDevice::open_or_allocate(&path, SIZE).unwrap());
+    assert!(fs::metadata(&path).unwrap().blocks() * 512 >= SIZE, "it is allocated");
+    drop(UringDevice::open_or_create(&path, 2 * SIZE).unwrap());
+    drop(UringDevice::open_or_allocate(&path, 3 * SIZE).unwrap());
+    let metadata = fs::metadata(&path).unwrap();
+    assert_eq!(metadata.len(), 3 * SIZE);
+    assert!((2 * SIZE..3 * SIZE).contains(&(metadata.blocks() * 512)), "what was sparse stays so");
+    // tmpfs knows at once that so much cannot be.
+    let memory = tempfile::tempdir_in("/dev/shm").unwrap();
+    let path = memory.path().join("device");
+    drop(UringDevice::open_or_allocate(&path, SIZE).unwrap());
+    let refused = UringDevice::open_or_allocate(&path, 1 << 44);
+    assert!(matches!(refused, Err(OpenError::NoRoom { wanted, .. }) if wanted == (1 << 44) - SIZE));
+    assert_eq!(fs::metadata(&path).unwrap().len(), SIZE, "it stays as it was");
+}
+
 #[test]
 fn what_is_no_device_is_refused() {
     let folder = tempdir().unwrap();

@@ -34,6 +34,8 @@ fn a_good_file_is_read() {
     assert!(!config.tiers[0].overwrite);
     let overwrites = NodeConfig::parse(&text(folder.path(), |text| text + "overwrite = true\n")).unwrap();
     assert!(overwrites.tiers[0].overwrite);
+    assert!(!config.tiers[0].sparse, "room that is promised is there");
+    assert!(NodeConfig::parse(&text(folder.path(), |text| text + "sparse = true\n")).unwrap().tiers[0].sparse);
     assert_eq!(config.secret, [0; 32]);
     assert!((1..=SHARDS_MAX).contains(&config.shards), "one for each processor");
     let text = text(folder.path(), |text| text.replace("\nmeta", "\nshards = 3\nmeta"));

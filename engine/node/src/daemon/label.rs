@@ -110,9 +110,11 @@ async fn check(node: &NodeId, place: &Placed) -> Result<bool, TierError> {
 }
 
 fn open_whole(tier: &TierConfig) -> Result<UringDevice, TierError> {
-    let opened = match tier.is_block_device {
-        true => UringDevice::open(&tier.device),
-        false => UringDevice::open_or_create(&tier.device, tier.size_bytes.saturating_add(HEADER_BYTES)),
+    let size_bytes = tier.size_bytes.saturating_add(HEADER_BYTES);
+    let opened = match (tier.is_block_device, tier.sparse) {
+        (true, _) => UringDevice::open(&tier.device),
+        (false, true) => UringDevice::open_or_create(&tier.device, size_bytes),
+        (false, false) => UringDevice::open_or_allocate(&tier.device, size_bytes),
     };
     opened.map_err(|error| not_open(tier, error))
 }

@@ -164,6 +164,7 @@ mod tests {
             device: name.into(),
             is_block_device: false,
             size_bytes,
+            sparse: false,
             overwrite: false,
         }
     }

@@ -1,12 +1,16 @@
 use super::*;
 use crate::{
-    BlockStatus, StoreError, TapChange, Unfenced, ZeroMode,
+    BlockStatus, Store, StoreConfig, StoreError, TapChange, Unfenced, ZeroMode,
     testing::{ID, Node, SIZE, SLOTS, bytes, read, run},
     zero_block_digest,
 };
 use drover_base::{Epoch, LocalFuture, units::EXTENT_BYTES};
+use drover_disk::fault::{FailNth, Operation};
 use futures::{FutureExt, future::join};
 use std::{cell::Cell, time::Duration};
+
+/// As the operating system numbers it.
+const ENOSPC: i32 = 28;
 
 const UNMAP: ZeroMode = ZeroMode { may_unmap: true, fast_only: false };
 const NO_HOLE: ZeroMode = ZeroMode { may_unmap: false, fast_only: false };
@@ -123,6 +127,69 @@ fn a_full_node_still_reads_overwrites_and_deletes() {
         assert_eq!(read(&volume, 0, 8193).await, [vec![2; 8192], vec![1]].concat());
         volume.trim(&Unfenced, 0, EXTENT_BYTES, true).await.unwrap();
         volume.write(&Unfenced, all, bytes(1, 1), false).await.unwrap();
+    });
+}
+
+/// A guest that fills its disk, discards everything and writes again without a flush in between got ENOSPC for ever:
+/// nothing made durable that the slots are free.
+#[test]
+fn a_full_volume_that_is_trimmed_is_written_again_without_a_flush() {
+    run(|node| async move {
+        let store = node.open().await;
+        let volume = store.create_volume(ID, "web", SIZE).await.unwrap();
+        let other = store.create_volume(VolumeId(2), "db", SIZE).await.unwrap();
+        let all = (SLOTS - 1) * EXTENT_BYTES;
+        other.write(&Unfenced, 0, bytes(4096, 9), true).await.unwrap();
+        for turn in 1..=4u8 {
+            volume.write(&Unfenced, 0, bytes(all as usize, turn), false).await.unwrap();
+            assert_eq!(volume.write(&Unfenced, all, bytes(1, 1), false).await, Err(IoError::NoSpace), "it is full");
+            volume.trim(&Unfenced, 0, all, false).await.unwrap();
+            assert_eq!(node.used(), SLOTS, "nothing was flushed");
+        }
+        // What another volume of the node gave up counts as well.
+        other.write(&Unfenced, 0, bytes(all as usize, 8), false).await.unwrap();
+        assert_eq!(read(&volume, 0, all).await, vec![0; all as usize]);
+        let store = node.crashed().open().await;
+        let volume = store.volume(ID).unwrap();
+        assert_eq!(read(&volume, 0, all).await, vec![0; all as usize], "its slots are the other's now");
+    });
+}
+
+/// The file system under a sparse device file was full, and clients got EIO: most of them take the disk for broken then.
+#[test]
+fn a_full_file_system_is_no_space_and_no_failure() {
+    run(|node| async move {
+        let device = Rc::new(FailNth::new(Rc::new(node.device.clone())));
+        let (world, tiers, meta) = (node.world.clone(), node.tiers.clone(), Rc::new(node.meta.clone()));
+        let opened = Store::open(StoreConfig::default(), world, vec![device.clone()], tiers, meta);
+        let volume = opened.await.unwrap().create_volume(ID, "web", SIZE).await.unwrap();
+        volume.write(&Unfenced, 0, bytes(65_536, 1), true).await.unwrap();
+        device.arm_with(Operation::Write, 0, ENOSPC);
+        assert_eq!(volume.write(&Unfenced, 65_536, bytes(65_536, 2), false).await, Err(IoError::NoSpace));
+        assert_eq!((node.used(), node.tiers.usage()[0].refused_writes), (1, 1));
+        assert_eq!(volume.flush(&Unfenced).await, Ok(()), "what was stored before is not in danger");
+        assert_eq!(read(&volume, 65_536, 65_536).await, vec![0; 65_536]);
+        volume.write(&Unfenced, 65_536, bytes(65_536, 3), true).await.unwrap();
+        assert_eq!(read(&volume, 0, 131_072).await, [vec![1; 65_536], vec![3; 65_536]].concat());
+    });
+}
+
+/// The slot of a discarded extent is still being read when the flush that frees it is done: who needs it waits for that.
+#[test]
+fn a_write_waits_for_the_read_of_the_last_slot() {
+    run(|node| async move {
+        let store = node.open().await;
+        let volume = store.create_volume(ID, "web", SIZE).await.unwrap();
+        let all = SLOTS * EXTENT_BYTES;
+        volume.write(&Unfenced, 0, bytes(all as usize, 1), true).await.unwrap();
+        let read = volume.read(&Unfenced, 0, EXTENT_BYTES);
+        let reuse = async {
+            volume.trim(&Unfenced, 0, EXTENT_BYTES, false).await.unwrap();
+            volume.write(&Unfenced, all, bytes(EXTENT_BYTES as usize, 2), false).await
+        };
+        let (read, reused) = join(read, reuse).await;
+        assert_eq!(reused, Ok(()));
+        assert_eq!(read.unwrap()[..], [1; EXTENT_BYTES as usize], "it resolved before the discard");
     });
 }
 

@@ -212,7 +212,11 @@ impl Volume {
         self.health.touch(device);
         result.map_err(|error| {
             tracing::warn!(volume = %self.id, device, %error, "write failed");
-            IoError::Device
+            if !error.is_no_space() {
+                return IoError::Device;
+            }
+            self.env.tiers.refused_write(device);
+            IoError::NoSpace
         })
     }
 

@@ -110,7 +110,8 @@ impl Plan {
             "id = \"{}\"\ncontrol = \"unix:{}\"\nsecret = \"{top}/secret\"\nmeta = \"{own}/meta\"\n\
              checkpoint = \"{own}/checkpoint\"\n\n\
              [listen]\nadmin = \"unix:{own}/admin.sock\"\npeer = \"{peer}\"\nnbd_unix = \"{own}/nbd.sock\"\n\n\
-             [[tier]]\nname = \"fast\"\nclass = \"ssd\"\npath = \"{own}/tier\"\nsize = \"{}\"\n",
+             [[tier]]\nname = \"fast\"\nclass = \"ssd\"\npath = \"{own}/tier\"\nsize = \"{}\"\n\
+             sparse = true\n",
             node.name,
             self.control_socket().display(),
             node.tier_bytes,

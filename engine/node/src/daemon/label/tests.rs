@@ -16,6 +16,7 @@ fn tier(folder: &Path, name: &str) -> TierConfig {
         device: folder.join(format!("{name}.slots")),
         is_block_device: false,
         size_bytes: SIZE,
+        sparse: false,
         overwrite: false,
     }
 }
