@@ -16,10 +16,12 @@
 mod bound;
 mod check;
 pub(crate) mod label;
+mod restore;
 mod shards;
 mod tiers;
 
-pub use check::{Checked, check, restore};
+pub use check::{Checked, check};
+pub use restore::restore;
 
 use crate::config::{Class, NodeConfig};
 use crate::{Common, RestoredError, StartError};
