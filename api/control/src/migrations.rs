@@ -178,7 +178,7 @@ impl Control {
                 let holder = state.lease(record.volume).map(|lease| lease.holder.clone());
                 let holder = holder.ok_or_else(|| conflict(record, "its volume is gone"))?;
                 let store = |knowledge: &Knowledge, changes: &mut Changes| {
-                    transition.store(state, record, &self.facts(record, holder, knowledge), changes)
+                    transition.store(state, record, &self.facts(state, record, holder, knowledge), changes)
                 };
                 let stored = match self.executor(record.migration) {
                     Some(executor) => executor.with_knowledge(|knowledge| store(knowledge, changes)),

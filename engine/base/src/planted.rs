@@ -73,6 +73,8 @@ bugs! {
     FlipWithoutDrain,
     /// A forced takeover does not wait for the lease to run out.
     TakeoverWithoutWait,
+    /// The source takes over whether or not it has kept its copy.
+    TakeoverWithoutCopy,
     /// The holder goes on alone before the way back is recorded as closed.
     WayBackNotRecorded,
     /// A connection is served whatever proof of the secret it shows.

@@ -106,7 +106,9 @@ impl Node {
     async fn prepare_receive(self: &Rc<Self>, of: Receiving) -> Outcome {
         let _turn = self.making.lock().await;
         if let Some(seat) = self.seat(of.volume) {
-            return prepare_again(&seat, &of).await;
+            if !self.drop_superseded(&seat, &of).await? {
+                return prepare_again(&seat, &of).await;
+            }
         }
         let filled = self.context.store.volume(of.volume).map_or(0, |volume| volume.usage().used_bytes);
         self.refresh_reservations();
@@ -136,6 +138,19 @@ impl Node {
         self.forget_orphan(of.volume);
         self.seat_volume(made, record, WriterRecord::default());
         Ok(NodeReply::Done)
+    }
+
+    /// Makes room for the volume as it is now; whether an old copy was in its place.
+    async fn drop_superseded(self: &Rc<Self>, seat: &Rc<Seat>, of: &Receiving) -> Result<bool, Refusal> {
+        let _turn = seat.changing.lock().await;
+        let record = seat.record();
+        if !is_superseded(&record, of) {
+            return Ok(false);
+        }
+        let epoch = record.epoch;
+        let text = format!("an old copy, fenced since epoch {epoch}, makes way for the volume as it is now");
+        self.context.control.event("copy-dropped", Some(seat.id()), text);
+        self.drop_seat(seat).await.map(|_| true)
     }
 
     async fn begin_send(self: &Rc<Self>, volume: VolumeId, epoch: Epoch, of: Sending) -> Outcome {
@@ -358,6 +373,12 @@ impl Node {
             seat.volume.set_activity_pin(Some(Rc::new(|_| true)));
         }
     }
+}
+
+/// Whether what lies here is left of a lease that ended: no migration counts on it, and another node has held the volume
+/// since, which is the one that sends it now. A restore of the node's metadata leaves such copies.
+fn is_superseded(record: &SeatRecord, of: &Receiving) -> bool {
+    record.role == Role::Fenced && record.leg.is_none() && record.epoch < of.epoch
 }
 
 /// The volume is here already: for the same migration it stays, and the newer generation is adopted.

@@ -7,7 +7,7 @@
 
 use super::knowledge::{Answer, Asked, Effect, Knowledge, ProofKey};
 use super::machine::{self, NodeView, Step, View};
-use super::transition::{Facts, Stale, Transition};
+use super::transition::{Facts, SourceCopy, Stale, Transition};
 use super::view;
 use crate::Control;
 use crate::config::{LONG_WORK_DEADLINE, RPC_DEADLINE, WORK_DEADLINE};
@@ -102,7 +102,7 @@ impl Executor {
         let now = control.world.now();
         self.knowledge.borrow_mut().enter(record, now);
         let knowledge = self.knowledge.borrow();
-        let facts = control.facts(record, lease.holder.clone(), &knowledge);
+        let facts = control.facts(&state, record, lease.holder.clone(), &knowledge);
         let earlier_cleanup = state.migrations_of(record.volume).any(|other| {
             other.migration != record.migration
                 && other.cleanup.iter().any(|left| left.node == record.source || left.node == record.destination)
@@ -117,6 +117,7 @@ impl Executor {
             wall_ms: control.world.clock.wall_ms(),
             up: now.since(control.started),
             lease_ran_out: facts.lease_ran_out(),
+            source_copy: facts.source_copy,
             earlier_cleanup,
         };
         Some(look(&view))
@@ -331,15 +332,34 @@ pub fn base_snapshot(migration: MigrationId) -> String {
 
 impl Control {
     /// What is known of a migration beside its record.
-    pub(crate) fn facts<'a>(&self, record: &MigrationRecord, holder: NodeId, knowledge: &'a Knowledge) -> Facts<'a> {
+    pub(crate) fn facts<'a>(
+        &self,
+        state: &State,
+        record: &MigrationRecord,
+        holder: NodeId,
+        knowledge: &'a Knowledge,
+    ) -> Facts<'a> {
         let own = knowledge.report.as_ref().filter(|report| report.node == *record.sides().0);
         Facts {
             ttl: self.config.ttl,
             drift: self.config.drift,
             lease_age: self.renewals.age(record.volume),
             holder_silence: self.nodes.silence(&holder),
+            source_copy: self.source_copy(state, record, knowledge),
             progress: own.map(|report| &report.progress),
             shown: knowledge.shown,
+        }
+    }
+
+    fn source_copy(&self, state: &State, record: &MigrationRecord, knowledge: &Knowledge) -> SourceCopy {
+        let registered = state.node(&record.source).map(|node| node.instance);
+        let report = self.nodes.report(&record.source).filter(|report| Some(report.status.instance) == registered);
+        let Some(report) = report else { return SourceCopy::Unknown };
+        match report.status.volumes.iter().any(|volume| volume.volume == record.volume) {
+            true => SourceCopy::There,
+            // One of before may be older than the volume.
+            false if report.at < knowledge.since => SourceCopy::Unknown,
+            false => SourceCopy::Lost,
         }
     }
 
@@ -354,12 +374,12 @@ impl Control {
                 let holder = state.lease(record.volume).ok_or(Stale("the volume has no lease"))?.holder.clone();
                 match &executor {
                     Some(executor) => executor.with_knowledge(|knowledge| {
-                        let facts = self.facts(record, holder, knowledge);
+                        let facts = self.facts(state, record, holder, knowledge);
                         transition.store(state, record, &facts, changes)
                     }),
                     None => {
                         let knowledge = Knowledge::of(record);
-                        transition.store(state, record, &self.facts(record, holder, &knowledge), changes)
+                        transition.store(state, record, &self.facts(state, record, holder, &knowledge), changes)
                     }
                 }
                 .map_err(RecordError::Stale)

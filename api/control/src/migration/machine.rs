@@ -12,13 +12,16 @@
 //! - **flipping**: the source drains, the destination confirms, the lease moves. Any failure before the lease moved →
 //!   mirroring; the source is told to go on until it confirms, and the flip is tried again later.
 //! - **settling**: both are told of the lease; the destination serves and mirrors back. Way back whole → proof →
-//!   retention → committed. The destination silent until its lease has run out, way back open → the source takes over.
+//!   retention → committed. The destination silent until its lease has run out, way back open, and the source still has
+//!   its copy → the source takes over. Once the source has lost its copy there is no proof any more: people are told, and
+//!   their commit ends it.
 //! - **flipping back**, **returning**: the same flip in the other direction; then the source serves alone.
-//! - **cleaning up**: both are told that it is over → rolled back. One that is away is told later, after the end.
+//! - **cleaning up**: both are told that it is over → rolled back. One that is away is told later, after the end. A source
+//!   that took over and has nothing to adopt is asked on, and people are told.
 //! - **committed**, **rolled back**, **failed**: what is left of the clean-up, then nothing.
 
 use super::knowledge::{Effect, Knowledge, ProofKey};
-use super::transition::{Handover, Transition};
+use super::transition::{Handover, SourceCopy, Transition};
 use crate::config::{
     CLEANUP_PATIENCE, DIRTY_AT_FLIP_MAX, FLUSH_AGE_AT_FLIP_MAX, GATE_DEADLINE, PROGRESS_AGE_MAX, PROGRESS_EVERY,
     ROLLBACK_DEADLINE, SENDER_FAILURES_MAX,
@@ -52,6 +55,7 @@ pub struct View<'a> {
     pub up: Duration,
     /// Whether the lease has certainly run out.
     pub lease_ran_out: bool,
+    pub source_copy: SourceCopy,
     /// Something of an earlier migration of this volume is left to be told to one of the two nodes.
     pub earlier_cleanup: bool,
 }
@@ -101,6 +105,9 @@ pub fn waits_for(view: &View<'_>) -> Option<String> {
         Stage::Mirroring => {
             let next = Next { view, ask: None, wake: view.now };
             next.gate().err().or_else(|| (!next.policy_agrees()).then(|| cutover(record)))
+        }
+        Stage::Settling if view.source_copy == SourceCopy::Lost => {
+            Some("a decision: the source has lost its copy".into())
         }
         Stage::Settling if record.proof_failed => Some("a decision: the proof failed".into()),
         Stage::Settling if !record.way_back_open => Some("the way back to open".into()),
@@ -468,14 +475,27 @@ impl Next<'_> {
     /// The holder is certainly not serving any more, and the source can.
     fn takeover(&self) -> Decided {
         let source_there = self.away(&self.record().source) < crate::nodes::SILENT_AFTER;
-        let due = self.record().way_back_open && self.view.lease_ran_out && source_there;
+        let has_copy = self.view.source_copy == SourceCopy::There || is_planted(Bug::TakeoverWithoutCopy);
+        let due = self.record().way_back_open && self.view.lease_ran_out && source_there && has_copy;
         due.then_some(Transition::TakeOver)
     }
 
+    /// The source says that it does not store the volume.
+    fn copy_lost(&self) -> Decided {
+        let record = self.record();
+        if self.view.source_copy != SourceCopy::Lost {
+            None
+        } else if record.stage == Stage::Settling && record.commit_requested {
+            Some(Transition::CommitAlone)
+        } else {
+            record.error.is_none().then_some(Transition::CopyLost)
+        }
+    }
+
     fn settling(&mut self) -> Decided {
-        let takeover = self.takeover();
-        if takeover.is_some() {
-            return takeover;
+        let decided = self.takeover().or_else(|| self.copy_lost());
+        if decided.is_some() {
+            return decided;
         }
         let (holder, other) = self.sides();
         let flipped = self.flipped(&holder, &other);
@@ -633,6 +653,12 @@ impl Next<'_> {
         let gone = |node: &NodeId| self.away(node) >= self.peer_deadline();
         if !source_done && !destination_done && gone(&record.source) && gone(&record.destination) {
             return Some(Transition::Fail { reason: format!("{} is gone, and so is its copy", record.source) });
+        }
+        if record.cleanup.iter().any(|task| is_awaited(&record.cleanup, &self.view.lease.holder, task)) {
+            let lost = self.copy_lost();
+            if lost.is_some() {
+                return lost;
+            }
         }
         self.ask_cleanup();
         None

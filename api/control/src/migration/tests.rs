@@ -3,7 +3,7 @@
 use super::executor::base_snapshot;
 use super::knowledge::{Answer, Asked, Effect, Knowledge, ProofKey};
 use super::machine::{NodeView, Step, View, next};
-use super::transition::{Facts, Transition};
+use super::transition::{Facts, SourceCopy, Transition};
 use crate::table::{Changes, Kept, State};
 use drover_base::{Epoch, Generation, InstanceId, Instant, MigrationId, NodeId, VolumeId};
 use drover_meta::Version;
@@ -55,6 +55,7 @@ struct Walk {
     now: Instant,
     version: u64,
     lease_age: Duration,
+    source_copy: SourceCopy,
     /// The attempt, and the start of the holder that drained under it, in this life of the control plane.
     drained: Option<(u64, InstanceId)>,
     confirmed: Option<u64>,
@@ -81,6 +82,7 @@ impl Walk {
             now: Instant(1_000_000_000_000),
             version: 1,
             lease_age: Duration::ZERO,
+            source_copy: SourceCopy::There,
             drained: None,
             confirmed: None,
             proof_is_sound: false,
@@ -116,6 +118,7 @@ impl Walk {
             drift: DRIFT,
             lease_age: self.lease_age,
             holder_silence: None,
+            source_copy: self.source_copy,
             progress,
             shown: knowledge.shown,
         }
@@ -168,6 +171,11 @@ impl Walk {
             Transition::TakeOver => {
                 assert!(self.lease_age >= TTL + DRIFT, "taken over before the lease ran out");
                 assert!(self.record().way_back_open, "taken over with the way back closed");
+                assert_eq!(self.source_copy, SourceCopy::There, "taken over by a source without a copy");
+            }
+            Transition::CommitAlone => {
+                assert!(self.record().commit_requested && self.source_copy == SourceCopy::Lost);
+                assert_eq!(self.lease().holder, self.record().destination);
             }
             _ => {}
         }
@@ -190,6 +198,7 @@ impl Walk {
             wall_ms: 1_000,
             up: Duration::from_secs(100),
             lease_ran_out: self.facts(&self.knowledge).lease_ran_out(),
+            source_copy: self.source_copy,
             earlier_cleanup: false,
         };
         match next(&view) {
@@ -320,7 +329,7 @@ impl Walk {
 
     /// Something happens that nobody asked for.
     fn disturb(&mut self) {
-        match self.chance.below(9) {
+        match self.chance.below(10) {
             0 | 1 => {
                 let name = *self.chance.pick(&["a", "b"]);
                 let mut changes = Changes::new(1_000);
@@ -362,6 +371,10 @@ impl Walk {
             }
             7 => {
                 self.store(Transition::RequestCommit);
+            }
+            8 => {
+                let copies = [SourceCopy::There, SourceCopy::There, SourceCopy::Unknown, SourceCopy::Lost];
+                self.source_copy = *self.chance.pick(&copies);
             }
             _ => self.pass(3_000),
         }
@@ -431,6 +444,7 @@ fn whatever_is_answered_nothing_unsafe_is_recorded_and_all_ends() {
         }
         // From here on everything answers: every state has a way to the end.
         walk.good = true;
+        walk.source_copy = SourceCopy::There;
         let mut left = 2_000;
         loop {
             if walk.record().paused {

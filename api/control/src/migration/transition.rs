@@ -13,6 +13,7 @@
 //!                RollBack    │ │ StayAtDestination
 //!                            ▼ │
 //!   settling ─TakeOver─►  flipping_back (BeginFlip, GiveUpFlip) ─MoveLease─► returning ─Returned─► cleaning_up
+//!   settling ─CommitAlone─► committed                                                                     │
 //!   any before the flip ─RollBack───────────────────────────────────────────────────────────────────────┘ │
 //!                                                                        failed ◄─Fail─┴─RolledBack─► rolled_back
 //! ```
@@ -22,8 +23,9 @@
 //!   old holder is still the instance that drained;
 //! - an attempt that was given up is named in `resume` until its holder has confirmed that it goes on; nothing moves
 //!   the lease under it any more;
-//! - a takeover needs the way back open and the lease run out, both at the moment it is stored;
-//! - a commit needs the proof, the way back open, and the lease at the destination;
+//! - a takeover needs the way back open, the lease run out, and the source's copy not lost, all at the moment it is stored;
+//! - a commit needs the proof, the way back open, and the lease at the destination; without a proof it needs that somebody
+//!   asked for it and that the source has lost its copy: then there is nothing to compare with or to go back to;
 //! - (epoch, revision) of the lease grows with every change of it.
 
 use crate::table::{Changes, Link, NewEvent, State};
@@ -82,6 +84,10 @@ pub enum Transition {
         proof: ProofResult,
     },
     Commit,
+    /// The source has lost its copy: for people to know and to decide.
+    CopyLost,
+    /// The destination keeps the only copy.
+    CommitAlone,
     /// Before the flip: cancel. After it: go back by another flip.
     RollBack {
         reason: String,
@@ -114,6 +120,14 @@ pub enum Transition {
 #[error("{0}")]
 pub struct Stale(pub &'static str);
 
+/// Whether the source still stores the volume, as it said itself since this stage began.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SourceCopy {
+    Unknown,
+    There,
+    Lost,
+}
+
 /// What is known at the moment of storing, beside the recorded state.
 pub struct Facts<'a> {
     pub ttl: Duration,
@@ -122,6 +136,7 @@ pub struct Facts<'a> {
     pub lease_age: Duration,
     /// Since the holder's last sign of life.
     pub holder_silence: Option<Duration>,
+    pub source_copy: SourceCopy,
     /// The sender's last report.
     pub progress: Option<&'a SendProgress>,
     /// What was shown as progress.
@@ -200,6 +215,8 @@ impl Draft<'_> {
             Transition::Proven { proof } => self.proven(proof),
             Transition::ProofFailed { proof } => self.proof_failed(proof),
             Transition::Commit => self.commit(),
+            Transition::CopyLost => self.copy_lost(),
+            Transition::CommitAlone => self.commit_alone(),
             Transition::RollBack { reason, error } => self.roll_back(&reason, error),
             Transition::StayAtDestination { reason } => self.stay_at_destination(&reason),
             Transition::TakeOver => self.take_over(),
@@ -478,6 +495,45 @@ impl Draft<'_> {
         ensure(self.lease.holder == self.record.destination, "the lease is elsewhere")?;
         ensure(self.record.way_back_open, "the way back is closed")?;
         ensure(self.record.proven || is_planted(Bug::ProofSkipped), "the sides were not proven equal")?;
+        let (source, destination) = (&self.record.source, &self.record.destination);
+        self.keep_at_destination(format!("{destination} keeps the volume; {source} lets it go"));
+        Ok(())
+    }
+
+    fn copy_lost(&mut self) -> Result<(), Stale> {
+        let stages = [Stage::Settling, Stage::CleaningUp];
+        ensure(stages.contains(&self.record.stage), "the migration is in another phase")?;
+        ensure(self.facts.source_copy == SourceCopy::Lost, "the source has its copy")?;
+        let (source, destination) = (self.record.source.clone(), self.record.destination.clone());
+        let message = format!("{source} has lost its copy of {}", self.record.volume_name);
+        let error = ApiError::new(drover_types::ErrorCode::VolumeNotFound, message.clone());
+        let error = if self.record.stage == Stage::Settling {
+            error.cause(format!("there is no way back any more; {destination} has the only copy")).hint(format!(
+                "if {source} cannot be given its disks back, commit the migration: {destination} keeps the volume"
+            ))
+        } else {
+            error.cause(format!("it had taken over from {destination}, and nobody serves the volume")).hint(format!(
+                "give {source} the disks and the metadata back that it had, and it serves by itself; until then \
+                 {destination} drops nothing"
+            ))
+        };
+        self.record.error = Some(error);
+        self.warn("migration.copy_lost", message);
+        Ok(())
+    }
+
+    fn commit_alone(&mut self) -> Result<(), Stale> {
+        ensure(self.record.stage == Stage::Settling, "the migration is in another phase")?;
+        ensure(self.lease.holder == self.record.destination, "the lease is elsewhere")?;
+        ensure(self.record.commit_requested, "nobody asked for it")?;
+        ensure(self.facts.source_copy == SourceCopy::Lost, "the source has its copy")?;
+        self.record.way_back_open = false;
+        let (source, destination) = (&self.record.source, &self.record.destination);
+        self.keep_at_destination(format!("{destination} keeps the volume, unproven: {source} has lost its copy"));
+        Ok(())
+    }
+
+    fn keep_at_destination(&mut self, text: String) {
         self.change_lease(None, None);
         let (source, destination) = (self.record.source.clone(), self.record.destination.clone());
         self.clean_up(&[
@@ -487,8 +543,7 @@ impl Draft<'_> {
         ]);
         self.record.receipt.return_wire_bytes = self.facts.progress.map_or(0, |progress| progress.wire_bytes);
         self.record.receipt.commit_ms = Some(self.since_start_ms());
-        self.end(Stage::Committed, format!("{destination} keeps the volume; {source} lets it go"));
-        Ok(())
+        self.end(Stage::Committed, text);
     }
 
     fn clean_up(&mut self, tasks: &[(&NodeId, CleanupTask)]) {
@@ -554,6 +609,8 @@ impl Draft<'_> {
         ensure(self.lease.holder == self.record.destination, "the lease is elsewhere")?;
         ensure(self.record.way_back_open, "the way back is closed: the source lacks acknowledged writes")?;
         ensure(self.facts.lease_ran_out(), "the lease was renewed")?;
+        let has_copy = self.facts.source_copy == SourceCopy::There || is_planted(Bug::TakeoverWithoutCopy);
+        ensure(has_copy, "the source has lost its copy")?;
         let (source, destination) = (self.record.source.clone(), self.record.destination.clone());
         self.hand_over(source.clone(), None, None);
         self.record.attempt = None;

@@ -185,20 +185,59 @@ fn the_source_takes_over_once_the_lease_has_run_out_and_not_before() {
     cluster.check_end("a");
 }
 
-/// The source came back without its disks, and before that was noticed the destination died. The lease moved to the
-/// source, which had nothing to adopt; that counted as done, and the destination was told to drop the only copy.
+/// What a person is told of the migration, once it is.
+fn told_of_a_lost_copy(cluster: &Cluster, id: &str) -> String {
+    cluster.wait("the alarm", |control| control.show_migration(id).unwrap().value.error.is_some());
+    cluster.sim.run_for(Duration::from_secs(10));
+    let alarms = cluster.kinds().iter().filter(|kind| *kind == "migration.copy_lost").count();
+    assert_eq!(alarms, 1, "it is told once");
+    let error = cluster.migration(id).error.unwrap();
+    assert!(error.message.contains("a has lost its copy of v"), "{error:?}");
+    error.hint.unwrap()
+}
+
+/// The source came back without its disks, and then the destination died. The lease moved to the source, which had
+/// nothing to adopt, and nobody ever served the volume again.
 #[test]
-fn no_copy_is_dropped_before_the_new_holder_has_adopted_its_own() {
+fn a_source_that_lost_its_copy_does_not_take_over() {
     let cluster = Cluster::new(7);
-    settle(&cluster);
+    let id = settle(&cluster);
     cluster.kill_node("a");
     cluster.kill_node("b");
     cluster.disk(&node("a")).borrow_mut().clear();
     cluster.start_node("a");
+    let hint = told_of_a_lost_copy(&cluster, &id);
+    assert!(hint.contains("commit"), "{hint}");
+    cluster.sim.run_for(TTL * 3);
+    assert_eq!(cluster.look(|control| control.show_lease("v").unwrap().holder).unwrap(), "b");
+    cluster.start_node("b");
+    let before = cluster.written.get();
+    cluster.wait("the destination to serve", |_| cluster.written.get() > before + 5);
+    let of = id.clone();
+    let asked = cluster.run(|control| async move { control.act(&of, Action::Commit, None, None).await });
+    asked.unwrap();
+    let migration = cluster.wait_clean(&id);
+    assert_eq!((migration.phase, migration.error), (Phase::Committed, None));
+    cluster.check_end("b");
+}
+
+/// The same where the source loses its disks after it has taken over and before it has heard of it: what was not adopted
+/// counted as done, and the destination was told to drop the only copy.
+#[test]
+fn no_copy_is_dropped_before_the_new_holder_has_adopted_its_own() {
+    let cluster = Cluster::new(7);
+    let id = settle(&cluster);
+    cluster.kill_node("b");
+    cluster.sim.run_for(TTL - Duration::from_secs(2));
+    cluster.kill_node("a");
+    cluster.disk(&node("a")).borrow_mut().clear();
     cluster.wait("the takeover", |control| control.show_lease("v").unwrap().holder == "a");
-    cluster.sim.run_for(Duration::from_secs(5));
+    cluster.start_node("a");
+    let hint = told_of_a_lost_copy(&cluster, &id);
+    assert!(hint.contains("give a the disks"), "{hint}");
     cluster.start_node("b");
     cluster.sim.run_for(Duration::from_secs(60));
+    assert_eq!(cluster.migration(&id).phase, Phase::RollingBack);
     let violations = cluster.checker.violations.borrow();
     assert!(violations.is_empty(), "{violations:#?}");
     assert!(cluster.disk(&node("b")).borrow().contains_key(&cluster.volume.get()), "the only copy was dropped");

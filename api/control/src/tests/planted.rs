@@ -1,6 +1,6 @@
 //! Bugs, planted one by one: each must be caught by what the tests check.
 
-use super::cluster::{Cluster, TTL};
+use super::cluster::{Cluster, TTL, node};
 use crate::migration::tests::stale_report_is_passed_over;
 use drover_base::planted::{Bug, plant};
 use drover_types::{CommitPolicy, MigrationOptions, Phase};
@@ -59,6 +59,19 @@ fn takeover_without_wait() {
         cluster.sim.heal_all();
         cluster.sim.run_for(Duration::from_secs(10));
         violations(&cluster)
+    });
+}
+
+#[test]
+fn takeover_without_copy() {
+    is_caught(Bug::TakeoverWithoutCopy, |seed| {
+        let cluster = settled(seed);
+        cluster.kill_node("a");
+        cluster.kill_node("b");
+        cluster.disk(&node("a")).borrow_mut().clear();
+        cluster.start_node("a");
+        cluster.sim.run_for(TTL * 2);
+        usize::from(cluster.look(|control| control.show_lease("v").unwrap().holder).unwrap() == "a")
     });
 }
 

@@ -1,8 +1,9 @@
 //! A node whose metadata was lost and restored from a checkpoint.
 
-use super::cluster::{Cluster, VOLUME, each_seed, grant};
+use super::cluster::{Cluster, SIZE, VOLUME, address, each_seed, grant};
 use super::flip::mirror;
-use drover_wire::admin::Role;
+use drover_base::{Epoch, Generation, MigrationId};
+use drover_wire::admin::{NodeReply, NodeRequest, Role};
 use futures::future::{Either, select};
 use std::{pin::pin, time::Duration};
 
@@ -46,6 +47,42 @@ fn a_restored_holder_of_before_stays_fenced() {
         cluster.sim.sleep(Duration::from_secs(3)).await;
         let status = cluster.node("a").status();
         assert!(status.volumes.iter().all(|volume| volume.role != Role::Holder), "{status:?}");
+    });
+}
+
+/// What is restored stays fenced, and the volume could never be moved back to that node: it was there already.
+#[test]
+fn a_volume_moves_back_to_a_node_that_kept_an_old_copy() {
+    each_seed(0..3, async |cluster| {
+        written(&cluster).await;
+        cluster.kill("a");
+        cluster.recorded.borrow_mut().grants.insert(VOLUME, grant(2, 0, "b", None));
+        cluster.start_restored("a").await;
+        let prepare = |migration, epoch| NodeRequest::PrepareReceive {
+            migration: MigrationId(migration),
+            generation: Generation(0),
+            volume: VOLUME,
+            name: "data".into(),
+            size_bytes: SIZE,
+            reserve_bytes: SIZE,
+            epoch: Epoch(epoch),
+            source: address("b"),
+        };
+        let before = cluster.node("a").status().volumes[0].clone();
+        assert_eq!((before.role, before.valid_bytes), (Role::Fenced, 4096));
+        // A request from before the lease moved is about the copy that is here.
+        assert!(matches!(cluster.request("a", prepare(7, before.epoch.0)).await, NodeReply::Refused(_)));
+        assert_eq!(cluster.node("a").status().volumes[0], before);
+        cluster.ask("a", prepare(8, 2)).await;
+        cluster.ask("a", prepare(8, 2)).await;
+        let after = cluster.node("a").status().volumes[0].clone();
+        assert_eq!((after.role, after.epoch, after.valid_bytes), (Role::Mirror, Epoch(2), 0), "it begins anew");
+        // A mirror of a migration is no old copy.
+        assert!(matches!(cluster.request("a", prepare(9, 3)).await, NodeReply::Refused(_)));
+        assert_eq!(cluster.node("a").status().volumes[0], after);
+        cluster.kill("a");
+        cluster.start("a").await;
+        assert_eq!(cluster.node("a").status().volumes[0].role, Role::Mirror);
     });
 }
 
