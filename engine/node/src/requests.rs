@@ -105,10 +105,10 @@ impl Node {
 
     async fn prepare_receive(self: &Rc<Self>, of: Receiving) -> Outcome {
         let _turn = self.making.lock().await;
-        if let Some(seat) = self.seat(of.volume) {
-            if !self.drop_superseded(&seat, &of).await? {
-                return prepare_again(&seat, &of).await;
-            }
+        if let Some(seat) = self.seat(of.volume)
+            && !self.drop_superseded(&seat, &of).await?
+        {
+            return prepare_again(&seat, &of).await;
         }
         let filled = self.context.store.volume(of.volume).map_or(0, |volume| volume.usage().used_bytes);
         self.refresh_reservations();
