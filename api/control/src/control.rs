@@ -2,12 +2,13 @@
 
 use crate::config::{ControlConfig, STATUS_EVERY};
 use crate::idempotency::{Holding, UnderWay};
-use crate::leases::{Renewals, TICK};
+use crate::leases::Renewals;
 use crate::ledger::Ledger;
+use crate::lived::{Lived, TICK};
 use crate::migration::executor::Executor;
 use crate::nodes::Nodes;
 use crate::table::{Changes, NewEvent};
-use drover_base::{Instant, MigrationId, NodeId, VolumeId, World};
+use drover_base::{MigrationId, NodeId, VolumeId, World};
 use drover_meta::{MetaError, MetaStore};
 use drover_types::record::MigrationRecord;
 use drover_types::{ApiError, VolumeState};
@@ -25,7 +26,7 @@ pub struct Control {
     pub(crate) ledger: Rc<Ledger>,
     pub(crate) nodes: Nodes,
     pub(crate) renewals: Renewals,
-    pub(crate) started: Instant,
+    pub(crate) lived: Rc<Lived>,
     pub(crate) under_way: UnderWay,
     /// Volumes that a task is creating or deleting.
     pub(crate) volume_tasks: RefCell<BTreeSet<VolumeId>>,
@@ -36,11 +37,12 @@ impl Control {
     /// Reads the store and takes up everything that was under way. Nodes reach it after [`Control::serve`].
     pub async fn start(config: ControlConfig, world: World, store: Rc<dyn MetaStore>) -> Result<Rc<Self>, MetaError> {
         let ledger = Ledger::open(world.clone(), store).await?;
+        let lived = Lived::new(world.clone());
         let control = Rc::new(Self {
             ledger,
-            nodes: Nodes::new(world.clone(), config.secret),
-            renewals: Renewals::new(world.clone()),
-            started: world.now(),
+            nodes: Nodes::new(world.clone(), lived.clone(), config.secret),
+            renewals: Renewals::new(lived.clone()),
+            lived,
             under_way: UnderWay::default(),
             volume_tasks: RefCell::default(),
             executors: RefCell::default(),
@@ -91,7 +93,7 @@ impl Control {
         self.world
             .spawn(async move {
                 loop {
-                    this.renewals.tick();
+                    this.lived.now();
                     this.world.sleep(TICK).await;
                 }
             })

@@ -4,58 +4,40 @@
 //! - a holder counts its lease from the *sending* of the renewal and stops at 2/3 of the time to live; here it counts
 //!   from the *receipt*, and runs out after the whole time to live plus the stated drift: later by any clock;
 //! - what was before the control plane's start is unknown: every lease counts as renewed at the start;
-//! - time that this process did not live through (stopped, its clock set forward) does not count: see [`STEP_MAX`].
+//! - time that this process did not live through does not count: renewals may be waiting unread.
 
+use crate::lived::Lived;
 use crate::table::State;
-use drover_base::{Instant, NodeId, VolumeId, World};
+use drover_base::{NodeId, VolumeId};
 use drover_types::record::{CleanupTask, MigrationRecord};
 use drover_wire::admin::{Grant, Leg, NodeAddress};
 use std::{
-    cell::{Cell, RefCell},
+    cell::RefCell,
     collections::{BTreeMap, BTreeSet},
+    rc::Rc,
     time::Duration,
 };
 
-/// Between two looks at the clock.
-pub const TICK: Duration = Duration::from_millis(200);
-
-/// The most that one look at the clock adds. A longer gap means that the process stood still or that its clock
-/// jumped: renewals may be waiting unread, so only this much of it counts towards a lease's end.
-const STEP_MAX: Duration = Duration::from_millis(800);
-
-const _: () = assert!(STEP_MAX.as_millis() > TICK.as_millis());
-
 pub struct Renewals {
-    world: World,
-    looked: Cell<Instant>,
-    /// Time lived through since the start; never ahead of any sound clock.
-    lived: Cell<Duration>,
+    lived: Rc<Lived>,
+    /// When each was last renewed, in time lived through.
     received: RefCell<BTreeMap<VolumeId, Duration>>,
 }
 
 impl Renewals {
-    pub fn new(world: World) -> Self {
-        let looked = Cell::new(world.now());
-        Self { world, looked, lived: Cell::default(), received: RefCell::default() }
-    }
-
-    /// Looks at the clock; to be called every [`TICK`].
-    pub fn tick(&self) -> Duration {
-        let now = self.world.now();
-        let step = now.since(self.looked.replace(now)).min(STEP_MAX);
-        self.lived.set(self.lived.get() + step);
-        self.lived.get()
+    pub fn new(lived: Rc<Lived>) -> Self {
+        Self { lived, received: RefCell::default() }
     }
 
     /// The volume's lease was renewed just now.
     pub fn renewed(&self, volume: VolumeId) {
-        let now = self.tick();
+        let now = self.lived.now();
         self.received.borrow_mut().insert(volume, now);
     }
 
     /// Since the last renewal, or since the start.
     pub fn age(&self, volume: VolumeId) -> Duration {
-        let now = self.tick();
+        let now = self.lived.now();
         now - self.received.borrow().get(&volume).copied().unwrap_or_default()
     }
 

@@ -15,6 +15,7 @@ mod handle;
 mod idempotency;
 mod leases;
 mod ledger;
+mod lived;
 mod metrics;
 pub mod migration;
 mod migrations;

@@ -1,6 +1,10 @@
 //! The nodes: connections to them, when each was last heard of, and what each last reported.
+//!
+//! Invariant: a node is silent only while this process could hear it. After a standstill of its own (stopped, suspended,
+//! overloaded) nobody is taken for gone before there was time to hear from everybody.
 
 use crate::config::{RPC_DEADLINE, STATUS_EVERY};
+use crate::lived::Lived;
 use drover_base::{Instant, NodeId, VolumeId, World};
 use drover_types::Health;
 use drover_wire::admin::{NodeReply, NodeRequest, NodeStatus, Refusal, VolumeStatus};
@@ -28,7 +32,8 @@ pub struct Report {
 
 #[derive(Default)]
 struct Contact {
-    heard: Option<Instant>,
+    /// In time lived through.
+    heard: Option<Duration>,
     report: Option<Report>,
     /// The report since which writes are counted.
     counted_from: Option<Report>,
@@ -52,6 +57,7 @@ pub enum CallError {
 
 pub struct Nodes {
     world: World,
+    lived: Rc<Lived>,
     preamble: Preamble,
     clients: RefCell<BTreeMap<String, Rc<Client>>>,
     contacts: RefCell<BTreeMap<NodeId, Contact>>,
@@ -59,21 +65,21 @@ pub struct Nodes {
 
 impl Nodes {
     /// `secret`: BLAKE3 of the cluster's.
-    pub fn new(world: World, secret: [u8; 32]) -> Self {
+    pub fn new(world: World, lived: Rc<Lived>, secret: [u8; 32]) -> Self {
         let preamble = Preamble::new(Channel::Admin, secret);
-        Self { world, preamble, clients: RefCell::default(), contacts: RefCell::default() }
+        Self { world, lived, preamble, clients: RefCell::default(), contacts: RefCell::default() }
     }
 
     /// The node gave a sign of life.
     pub fn heard(&self, node: &NodeId) {
-        let now = self.world.now();
+        let now = self.lived.now();
         self.contacts.borrow_mut().entry(node.clone()).or_default().heard = Some(now);
     }
 
-    /// Since its last sign of life; `None`: none since the start.
+    /// Time lived through since its last sign of life; `None`: none since the start.
     pub fn silence(&self, node: &NodeId) -> Option<Duration> {
         let heard = self.contacts.borrow().get(node)?.heard?;
-        Some(self.world.now().since(heard))
+        Some(self.lived.now() - heard)
     }
 
     pub fn health(&self, node: &NodeId) -> Health {

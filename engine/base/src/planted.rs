@@ -77,6 +77,12 @@ bugs! {
     TakeoverWithoutCopy,
     /// The holder goes on alone before the way back is recorded as closed.
     WayBackNotRecorded,
+    /// A volume is ended while it is being made, and is there afterwards.
+    MakingNotAwaited,
+    /// The control plane takes its own standstill for the silence of others.
+    StandstillCounts,
+    /// A way back that was closed because the volume is opened again is opened by who watched it before.
+    WayBackOpenedLate,
     /// A connection is served whatever proof of the secret it shows.
     SecretNotChecked,
     /// A tier is opened whatever label its device bears.

@@ -99,8 +99,8 @@ impl Executor {
         let state = control.ledger.state();
         let record = state.migration(self.id)?;
         let lease = state.lease(record.volume)?;
-        let now = control.world.now();
-        self.knowledge.borrow_mut().enter(record, now);
+        let at = control.lived.moment();
+        self.knowledge.borrow_mut().enter(record, at);
         let knowledge = self.knowledge.borrow();
         let facts = control.facts(&state, record, lease.holder.clone(), &knowledge);
         let earlier_cleanup = state.migrations_of(record.volume).any(|other| {
@@ -113,9 +113,9 @@ impl Executor {
             knowledge: &knowledge,
             source: self.node_view(&state, &record.source),
             destination: self.node_view(&state, &record.destination),
-            now,
+            now: at.now,
             wall_ms: control.world.clock.wall_ms(),
-            up: now.since(control.started),
+            lived: at.lived,
             lease_ran_out: facts.lease_ran_out(),
             source_copy: facts.source_copy,
             earlier_cleanup,
@@ -208,7 +208,7 @@ impl Executor {
         // A stray request to resume is about no attempt that is recorded.
         let recorded = self.control.ledger.state().migration(self.id).cloned();
         let Some(record) = recorded else { return };
-        self.knowledge.borrow_mut().learn(&record, asked, answer, self.control.world.now());
+        self.knowledge.borrow_mut().learn(&record, asked, answer, self.control.lived.moment());
         if let Some(transition) = settled {
             let stray = matches!(transition, Transition::Resumed { attempt } if record.resume != Some(attempt));
             if !stray {

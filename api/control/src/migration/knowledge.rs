@@ -4,6 +4,7 @@
 //! a node that has restarted since, proves nothing.
 
 use crate::config::{BACKOFF_MAX, BACKOFF_MIN, FLIP_BACKOFF_MAX, FLIP_BACKOFF_MIN};
+use crate::lived::Moment;
 use drover_base::planted::{Bug, is_planted};
 use drover_base::{Epoch, Generation, InstanceId, Instant, NodeId};
 use drover_types::record::{Cleanup, MigrationRecord, Shown, Stage};
@@ -122,6 +123,8 @@ pub struct Knowledge {
     stage: Option<(Stage, Generation)>,
     /// When the stage began, in this life.
     pub since: Instant,
+    /// The same in time lived through.
+    pub lived_since: Duration,
     pub prepared: Done,
     /// A start of the source that was asked to begin, whatever came of it.
     pub begin_asked: Done,
@@ -135,7 +138,8 @@ pub struct Knowledge {
     /// The sender said that it knows nothing of this migration.
     pub sender_lost: Option<(NodeId, InstanceId, Generation)>,
     pub report: Option<Report>,
-    pub link_down_since: Option<Instant>,
+    /// In time lived through.
+    pub link_down_since: Option<Duration>,
     /// Attempt, the instance that drained, and where.
     pub drained: Option<(u64, InstanceId, Position)>,
     pub confirmed: Option<(u64, Position)>,
@@ -166,7 +170,7 @@ impl Knowledge {
     }
 
     /// The record is in this stage now.
-    pub fn enter(&mut self, record: &MigrationRecord, now: Instant) {
+    pub fn enter(&mut self, record: &MigrationRecord, at: Moment) {
         let stage = Some((record.stage, record.generation));
         if self.stage == stage {
             return;
@@ -183,7 +187,7 @@ impl Knowledge {
             self.flip_not_before = None;
         }
         self.stage = stage;
-        self.since = now;
+        (self.since, self.lived_since) = (at.now, at.lived);
         self.refused = None;
         self.tries.clear();
     }
@@ -225,11 +229,12 @@ impl Knowledge {
     }
 
     /// Takes in an answer. `record` is as recorded now, which may differ from when it was asked.
-    pub fn learn(&mut self, record: &MigrationRecord, asked: &Asked, answer: Answer, now: Instant) {
+    pub fn learn(&mut self, record: &MigrationRecord, asked: &Asked, answer: Answer, at: Moment) {
+        let now = at.now;
         match (&asked.effect, answer) {
             (Effect::Progress, Answer::Progress(progress)) => {
                 self.tries.remove(&(asked.node.clone(), asked.effect.name()));
-                self.reported(record, asked, *progress, now);
+                self.reported(record, asked, *progress, at);
             }
             (_, Answer::Done) => {
                 self.tries.remove(&(asked.node.clone(), asked.effect.name()));
@@ -292,7 +297,7 @@ impl Knowledge {
     }
 
     /// A report of an older generation, of another sender, or of an earlier start of this one, says nothing.
-    fn reported(&mut self, record: &MigrationRecord, asked: &Asked, progress: SendProgress, now: Instant) {
+    fn reported(&mut self, record: &MigrationRecord, asked: &Asked, progress: SendProgress, at: Moment) {
         let current = progress.migration == record.migration
             && progress.generation == record.generation
             && *record.sides().0 == asked.node
@@ -303,7 +308,7 @@ impl Knowledge {
         }
         self.link_down_since = match (progress.link_up, self.link_down_since) {
             (true, _) => None,
-            (false, since) => since.or(Some(now)),
+            (false, since) => since.or(Some(at.lived)),
         };
         match (progress.phase, self.report.as_ref().map(|report| report.progress.phase)) {
             (SendPhase::Failed, Some(SendPhase::Failed)) | (SendPhase::Connecting, _) => {}
@@ -314,9 +319,9 @@ impl Knowledge {
         if matches!(progress.phase, SendPhase::Comparing | SendPhase::Copying | SendPhase::Converging) {
             self.mirroring = None;
         }
-        self.measure(&progress, now);
+        self.measure(&progress, at.now);
         super::view::show(record, &progress, &mut self.shown);
-        self.report = Some(Report { at: now, node: asked.node.clone(), instance: asked.instance, progress });
+        self.report = Some(Report { at: at.now, node: asked.node.clone(), instance: asked.instance, progress });
     }
 
     fn measure(&mut self, progress: &SendProgress, now: Instant) {

@@ -38,7 +38,7 @@ use std::time::Duration;
 pub struct NodeView {
     /// As registered; `None`: never.
     pub instance: Option<InstanceId>,
-    /// Since its last sign of life; `None`: none since the control plane's start.
+    /// Time lived through since its last sign of life; `None`: none since the control plane's start.
     pub silence: Option<Duration>,
 }
 
@@ -51,8 +51,9 @@ pub struct View<'a> {
     pub destination: NodeView,
     pub now: Instant,
     pub wall_ms: u64,
-    /// Since the control plane started.
-    pub up: Duration,
+    /// Time that the control plane has lived through since its start: silences and deadlines are measured in it, so that
+    /// its own standstill is nobody's fault.
+    pub lived: Duration,
     /// Whether the lease has certainly run out.
     pub lease_ran_out: bool,
     pub source_copy: SourceCopy,
@@ -171,7 +172,12 @@ impl Next<'_> {
 
     /// How long the node has been away, the time before the control plane's start not counted.
     fn away(&self, node: &NodeId) -> Duration {
-        self.node(node).silence.unwrap_or(self.view.up)
+        self.node(node).silence.unwrap_or(self.view.lived)
+    }
+
+    /// How long the migration has been in its stage.
+    fn in_stage(&self) -> Duration {
+        self.view.lived - self.known().lived_since
     }
 
     fn peer_deadline(&self) -> Duration {
@@ -192,7 +198,7 @@ impl Next<'_> {
             }
         }
         match self.known().link_down_since {
-            Some(since) if self.view.now.since(since) >= deadline => {
+            Some(since) if self.view.lived - since >= deadline => {
                 let reason =
                     format!("{} could not reach {} for {deadline:?}", self.record().source, self.record().destination);
                 self.give_up(ErrorCode::NodeUnreachable, reason)
@@ -202,7 +208,7 @@ impl Next<'_> {
     }
 
     fn stage_deadline(&self, what: &str) -> Decided {
-        if self.view.now.since(self.known().since) < self.peer_deadline() {
+        if self.in_stage() < self.peer_deadline() {
             return None;
         }
         let cause = self.known().refused.as_ref().map_or(String::new(), |(_, refusal)| format!(": {refusal}"));
@@ -611,7 +617,7 @@ impl Next<'_> {
                 _ => return Some(Transition::BeginFlip),
             },
             Err(reason) => {
-                if self.view.now.since(self.known().since) >= ROLLBACK_DEADLINE {
+                if self.in_stage() >= ROLLBACK_DEADLINE {
                     return Some(Transition::StayAtDestination { reason });
                 }
             }
@@ -645,7 +651,7 @@ impl Next<'_> {
         }
         let source_done = record.cleanup.iter().all(|cleanup| cleanup.node != record.source);
         let destination_done = record.cleanup.iter().all(|cleanup| cleanup.node != record.destination);
-        let patient = self.view.now.since(self.known().since) < CLEANUP_PATIENCE;
+        let patient = self.in_stage() < CLEANUP_PATIENCE;
         let left_for_later = |node: &NodeId| !patient && self.away(node) >= CLEANUP_PATIENCE;
         if source_done && left_for_later(&record.destination) || destination_done && left_for_later(&record.source) {
             return Some(Transition::RolledBack);

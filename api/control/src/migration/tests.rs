@@ -4,6 +4,7 @@ use super::executor::base_snapshot;
 use super::knowledge::{Answer, Asked, Effect, Knowledge, ProofKey};
 use super::machine::{NodeView, Step, View, next};
 use super::transition::{Facts, SourceCopy, Transition};
+use crate::lived::Moment;
 use crate::table::{Changes, Kept, State};
 use drover_base::{Epoch, Generation, InstanceId, Instant, MigrationId, NodeId, VolumeId};
 use drover_meta::Version;
@@ -16,6 +17,7 @@ use std::time::Duration;
 const VOLUME: VolumeId = VolumeId(1);
 const MIGRATION: MigrationId = MigrationId(2);
 const TTL: Duration = Duration::from_secs(9);
+const BEGINNING: Instant = Instant(1_000_000_000_000);
 const DRIFT: Duration = Duration::from_millis(500);
 
 fn node(name: &str) -> NodeId {
@@ -79,7 +81,7 @@ impl Walk {
             chance: Generator::new(seed, "walk"),
             state,
             knowledge: Knowledge::default(),
-            now: Instant(1_000_000_000_000),
+            now: BEGINNING,
             version: 1,
             lease_age: Duration::ZERO,
             source_copy: SourceCopy::There,
@@ -181,9 +183,13 @@ impl Walk {
         }
     }
 
+    fn moment(&self) -> Moment {
+        Moment { now: self.now, lived: self.now.since(BEGINNING) }
+    }
+
     fn step(&mut self) -> Option<Step> {
         let record = self.record().clone();
-        self.knowledge.enter(&record, self.now);
+        self.knowledge.enter(&record, self.moment());
         let view = |name: &NodeId| NodeView {
             instance: self.state.nodes.get(name).map(|kept| kept.record.instance),
             silence: Some(Duration::ZERO),
@@ -196,7 +202,7 @@ impl Walk {
             destination: view(&record.destination),
             now: self.now,
             wall_ms: 1_000,
-            up: Duration::from_secs(100),
+            lived: self.moment().lived,
             lease_ran_out: self.facts(&self.knowledge).lease_ran_out(),
             source_copy: self.source_copy,
             earlier_cleanup: false,
@@ -230,7 +236,7 @@ impl Walk {
         let answer = if self.good { self.good_answer(&effect) } else { self.any_answer(&effect) };
         self.note(&asked, &answer);
         let record = self.record().clone();
-        self.knowledge.learn(&record, &asked, answer.clone(), self.now);
+        self.knowledge.learn(&record, &asked, answer.clone(), self.moment());
         match (&effect, &answer) {
             (Effect::Resume { attempt }, Answer::Done | Answer::Refused(_)) if record.resume == Some(*attempt) => {
                 self.store(Transition::Resumed { attempt: *attempt });
@@ -492,11 +498,12 @@ pub fn stale_report_is_passed_over() -> bool {
         proof: ProofKey::new(&current, |_| None),
         at: Instant(1),
     };
+    let moment = |at| Moment { now: Instant(at), lived: Duration::from_nanos(at) };
     let stale = Answer::Progress(Box::new(progress(Generation(2), SendPhase::Synced)));
-    knowledge.learn(&current, &asked, stale, Instant(2));
+    knowledge.learn(&current, &asked, stale, moment(2));
     let passed_over = knowledge.report.is_none();
     let fresh = Answer::Progress(Box::new(progress(Generation(3), SendPhase::Copying)));
-    knowledge.learn(&current, &asked, fresh, Instant(3));
+    knowledge.learn(&current, &asked, fresh, moment(3));
     assert_eq!(knowledge.report.map(|report| report.progress.phase), Some(SendPhase::Copying));
     passed_over
 }

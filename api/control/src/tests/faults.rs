@@ -313,7 +313,7 @@ fn while_the_way_back_is_closed_nobody_takes_over() {
 }
 
 /// A migration to `b` that mirrors under load and waits there for a cutover that nobody asks for.
-fn mirroring(seed: u64, peer_deadline_ms: u64) -> (Rc<Cluster>, String) {
+pub fn mirroring(seed: u64, peer_deadline_ms: u64) -> (Rc<Cluster>, String) {
     let cluster = Cluster::new(seed);
     cluster.start_client();
     cluster.sim.run_for(Duration::from_secs(1));
@@ -333,6 +333,46 @@ fn a_destination_that_stays_away_ends_the_migration() {
     cluster.start_node("b");
     cluster.wait_clean(&id);
     cluster.check_end("a");
+}
+
+/// A control plane that stood still (stopped, its machine suspended) took its own absence for the nodes', and gave up
+/// healthy migrations the moment it woke.
+#[test]
+fn a_standstill_of_the_control_plane_is_nobody_s_silence() {
+    for seed in 0..10 {
+        let (cluster, id) = mirroring(seed, 20_000);
+        cluster.sim.pause("control");
+        cluster.sim.run_for(Duration::from_secs(60));
+        cluster.sim.resume("control");
+        cluster.sim.run_for(Duration::from_secs(5));
+        assert_eq!(cluster.migration(&id).phase, Phase::Mirroring, "seed {seed}");
+        let of = id.clone();
+        cluster.run(|control| async move { control.act(&of, Action::Cutover, None, None).await }).unwrap();
+        cluster.wait_phase(&id, &[Phase::Committed]);
+        cluster.wait_clean(&id);
+        cluster.check_end("b");
+    }
+}
+
+/// The same of a rollback whose way back is cut: it waits as long as the control plane lives through.
+#[test]
+fn a_rollback_does_not_wait_less_for_a_standstill() {
+    for seed in 0..10 {
+        let cluster = Cluster::new(seed);
+        let id = settle(&cluster);
+        let of = id.clone();
+        cluster.sim.pause("a");
+        cluster.run(|control| async move { control.act(&of, Action::Rollback, None, None).await }).unwrap();
+        cluster.sim.run_for(Duration::from_secs(1));
+        cluster.sim.pause("control");
+        cluster.sim.resume("a");
+        cluster.sim.run_for(Duration::from_secs(200));
+        cluster.sim.resume("control");
+        cluster.wait_phase(&id, &[Phase::RolledBack]);
+        assert!(!cluster.kinds().contains(&"migration.rollback_given_up".to_owned()), "seed {seed}");
+        cluster.wait_clean(&id);
+        cluster.check_end("a");
+    }
 }
 
 /// The destination had let its copy go, as told: that counted as both sides being gone, and the migration had failed,

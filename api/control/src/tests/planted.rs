@@ -1,6 +1,7 @@
 //! Bugs, planted one by one: each must be caught by what the tests check.
 
 use super::cluster::{Cluster, TTL, node};
+use super::faults::mirroring;
 use crate::migration::tests::stale_report_is_passed_over;
 use drover_base::planted::{Bug, plant};
 use drover_types::{CommitPolicy, MigrationOptions, Phase};
@@ -47,6 +48,18 @@ fn flip_without_drain() {
         let (cluster, _) = started(seed, CommitPolicy::Manual, |_| {});
         cluster.sim.run_for(Duration::from_secs(5));
         violations(&cluster)
+    });
+}
+
+#[test]
+fn a_standstill_that_counts() {
+    is_caught(Bug::StandstillCounts, |seed| {
+        let (cluster, id) = mirroring(seed, 20_000);
+        cluster.sim.pause("control");
+        cluster.sim.run_for(Duration::from_secs(60));
+        cluster.sim.resume("control");
+        cluster.sim.run_for(Duration::from_secs(5));
+        usize::from(cluster.migration(&id).phase != Phase::Mirroring)
     });
 }
 
