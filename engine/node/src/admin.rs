@@ -119,8 +119,17 @@ impl Node {
         Ok(NodeReply::Done)
     }
 
+    /// The volume's seat, for who is about to end it: what is being made at the moment is awaited, or it would be there
+    /// after its end.
+    pub(crate) async fn seat_once_made(&self, volume: VolumeId) -> Option<Rc<Seat>> {
+        if self.seat(volume).is_none() && !is_planted(Bug::MakingNotAwaited) {
+            drop(self.making.lock().await);
+        }
+        self.seat(volume)
+    }
+
     async fn delete_volume(self: &Rc<Self>, volume: VolumeId, epoch: Epoch) -> Outcome {
-        if let Some(seat) = self.seat(volume) {
+        if let Some(seat) = self.seat_once_made(volume).await {
             let _turn = seat.changing.lock().await;
             let record = seat.record();
             if let Some(leg) = &record.leg {
@@ -202,7 +211,7 @@ impl Node {
         let outbound = seat.outbound.borrow().clone();
         if let Some(outbound) = &outbound
             && outbound.direction == LegDirection::Return
-            && !outbound.close_way_back().await
+            && !outbound.close_way_back_for_good().await
         {
             return Err(Refusal::Conflict { reason: "the lease or the migration is over".into() });
         }

@@ -71,7 +71,9 @@ pub(crate) struct Outbound {
     is_whole: bool,
     client: RefCell<Option<Rc<PeerClient>>>,
     linked: Notify,
-    tasks: RefCell<Vec<Task>>,
+    connecting: RefCell<Option<Task>>,
+    /// Of a return mirror: sees to what is recorded of the way back.
+    watching: RefCell<Option<Task>>,
 }
 
 impl Outbound {
@@ -109,7 +111,8 @@ impl Outbound {
             is_whole: leaving.start == Start::Clean,
             client: RefCell::default(),
             linked: Notify::new(),
-            tasks: RefCell::default(),
+            connecting: RefCell::default(),
+            watching: RefCell::default(),
         })
     }
 
@@ -127,16 +130,15 @@ impl Outbound {
     /// Begins to connect; in a return mirror also to watch the way back.
     pub fn run(self: &Rc<Self>) {
         let world = &self.context.world;
-        let mut tasks = self.tasks.borrow_mut();
-        tasks.push(world.spawn(self.clone().keep_connected()));
+        *self.connecting.borrow_mut() = Some(world.spawn(self.clone().keep_connected()));
         if self.direction == LegDirection::Return {
-            tasks.push(world.spawn(self.clone().watch_way_back()));
+            *self.watching.borrow_mut() = Some(world.spawn(self.clone().watch_way_back()));
         }
     }
 
     /// Ends it. Answers that wait are given: the lease is revoked before, or the leg is over.
     pub fn stop(&self, seat: &Seat) {
-        for task in self.tasks.take() {
+        for task in [self.connecting.take(), self.watching.take()].into_iter().flatten() {
             task.abort();
         }
         seat.volume.set_tap(None);
@@ -253,8 +255,22 @@ impl Outbound {
         self.context.world.timeout(LINK_PATIENCE, came).await.is_ok()
     }
 
+    /// Closes the way back before the volume is opened again: from here on this sender opens it no more, so that the
+    /// next one finds it closed until it has compared. False as for `close_way_back`.
+    pub async fn close_way_back_for_good(&self) -> bool {
+        if let Some(watching) = self.watching.take().filter(|_| !is_planted(Bug::WayBackOpenedLate)) {
+            watching.abort();
+        }
+        let is_closed = self.close_way_back().await;
+        if is_closed {
+            // Nobody else would let them go.
+            self.sender.go_alone();
+        }
+        is_closed
+    }
+
     /// Until it is recorded as closed. False: the control plane says that this is not the holder's to say any more.
-    pub async fn close_way_back(&self) -> bool {
+    async fn close_way_back(&self) -> bool {
         if is_planted(Bug::WayBackNotRecorded) {
             return true;
         }

@@ -331,7 +331,7 @@ impl Node {
         epoch: Epoch,
         drop_volume: bool,
     ) -> Outcome {
-        let Some(seat) = self.seat(volume) else {
+        let Some(seat) = self.seat_once_made(volume).await else {
             if drop_volume && self.is_orphan_of(volume, migration) {
                 return self.drop_volume(volume).await;
             }

@@ -10,6 +10,7 @@
 //! - I/O of clients is served only under the guard of the present epoch; the guard is replaced, never reused.
 //! - While there is a leg or the lease is timed, writes of this node's own exports keep a copy of their data: they may
 //!   have to go elsewhere after the volume took the buffer.
+//! - A read that began before the volume was opened again is not answered: what a gateway has yet to replay may be missing.
 //! - Changes of the seat take turns (`changing`).
 
 use crate::context::Context;
@@ -18,6 +19,7 @@ use crate::migration::Outbound;
 use crate::session::Sessions;
 use crate::writers::{Way, Writers};
 use drover_base::limits::REQUEST_BYTES_MAX;
+use drover_base::planted::{Bug, is_planted};
 use drover_base::{ByteRange, Epoch, InstanceId, Instant, IoError, MigrationId, RegionIndex, SessionId, VolumeId};
 use drover_disk::Buffer;
 use drover_heat::Heat;
@@ -332,10 +334,15 @@ impl Seat {
     }
 
     pub async fn read(&self, fence: &dyn Fence, offset: u64, len: u64) -> Result<Buffer, IoError> {
+        let instance = self.instance();
         let buffer = match self.mirrors_back() {
             false => self.volume.read(fence, offset, len).await?,
             true => self.read_settled(fence, offset, len).await?,
         };
+        if self.instance() != instance && !is_planted(Bug::ReplayNotAwaited) {
+            // It waited at the gate, and found it open before anything was replayed.
+            return Err(IoError::Disconnected);
+        }
         self.note_read(offset, len);
         Ok(buffer)
     }

@@ -6,6 +6,7 @@ mod faults;
 mod flip;
 mod gateway;
 mod leases;
+mod making;
 #[cfg(feature = "planted")]
 mod planted;
 mod reopening;

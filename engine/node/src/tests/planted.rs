@@ -1,6 +1,6 @@
 //! Each bug of this crate's concern, planted, must fail a test here.
 
-use super::{flip, gateway, leases, reopening, restored, writers};
+use super::{flip, gateway, leases, making, reopening, restored, writers};
 use drover_base::planted::{Bug, plant};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
@@ -30,6 +30,7 @@ fn a_second_writer_that_ends_no_term_is_caught() {
 fn a_replay_that_nobody_awaits_is_caught() {
     caught(Bug::ReplayNotAwaited, writers::others_wait_for_a_gateway_that_comes_late);
     caught(Bug::ReplayNotAwaited, writers::a_snapshot_waits_for_the_replay);
+    caught(Bug::ReplayNotAwaited, reopening::a_read_that_waited_for_the_opening_waits_for_the_replay);
 }
 
 #[test]
@@ -55,6 +56,16 @@ fn a_flip_without_drain_is_caught() {
 #[test]
 fn an_unrecorded_way_back_is_caught() {
     caught(Bug::WayBackNotRecorded, flip::the_way_back_closes_and_opens_again);
+}
+
+#[test]
+fn a_way_back_that_is_opened_late_is_caught() {
+    caught(Bug::WayBackOpenedLate, reopening::a_way_back_that_a_reopening_closed_stays_closed_until_all_was_compared);
+}
+
+#[test]
+fn a_making_that_is_not_awaited_is_caught() {
+    caught(Bug::MakingNotAwaited, making::a_mirror_that_is_being_made_is_dropped_with_its_migration);
 }
 
 #[test]

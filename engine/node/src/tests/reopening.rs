@@ -1,9 +1,10 @@
 //! A poisoned volume is opened again through recovery: what that loses, nobody takes for durable.
 
 use super::cluster::{SIZE, VOLUME, each_seed};
-use super::flip::{GENERATION, MIGRATION, mirror, quiesce};
+use super::flip::{GENERATION, MIGRATION, flip, mirror, quiesce, until_phase};
+use super::writers::become_the_writer;
 use drover_base::{Epoch, IoError};
-use drover_wire::admin::{NodeReply, NodeRequest, Refusal};
+use drover_wire::admin::{NodeReply, NodeRequest, Refusal, SendPhase};
 use std::{cell::Cell, time::Duration};
 
 const REOPEN: NodeRequest = NodeRequest::Reopen { volume: VOLUME };
@@ -100,5 +101,85 @@ fn a_holder_that_drained_for_a_flip_is_not_reopened() {
         let (migration, generation) = (MIGRATION, GENERATION);
         cluster.ask("a", NodeRequest::ResumeHolder { migration, generation, epoch: Epoch(1), attempt: 1 }).await;
         assert_eq!(client.read(1).await, Ok(b'1'));
+    });
+}
+
+/// A client of the holder read while the volume was closed, for a change that failed; it was opened again before the read
+/// went on, which then showed what was there before a gateway had brought back what its clients had been acknowledged.
+#[test]
+pub fn a_read_that_waited_for_the_opening_waits_for_the_replay() {
+    each_seed(0..40, async |cluster| {
+        cluster.start("a").await;
+        cluster.start("g").await;
+        cluster.create("a").await;
+        let [at_holder, client] = [cluster.attach("a").await, cluster.attach("g").await];
+        become_the_writer(&cluster, &client).await;
+        client.flush().await.unwrap();
+        client.write(1, b'1').await.unwrap();
+        let seat = cluster.node("a").home(VOLUME).seat(VOLUME).unwrap();
+        let closed = seat.volume.quiesce().await;
+        let read = at_holder.read(1);
+        let reopened = async {
+            cluster.sim.sleep(Duration::from_millis(1)).await;
+            let reopen = cluster.ask("a", REOPEN);
+            let opens = async {
+                cluster.sim.sleep(Duration::from_millis(20)).await;
+                drop(closed);
+            };
+            futures::join!(reopen, opens);
+        };
+        let (read, ()) = futures::join!(read, reopened);
+        assert!(matches!(read, Ok(b'1') | Err(IoError::Poisoned)), "{read:?}");
+        assert_eq!(at_holder.read(1).await, Ok(b'1'));
+    });
+}
+
+/// The new holder of a volume asked that the way back be recorded as open, in vain at first. Then its volume was opened
+/// again, for which the way back was recorded as closed; and what had asked before went on to ask and had it opened,
+/// though the other side now had what the volume had lost and what clients were no longer shown.
+#[test]
+pub fn a_way_back_that_a_reopening_closed_stays_closed_until_all_was_compared() {
+    each_seed(0..20, async |cluster| {
+        for name in ["a", "b", "g"] {
+            cluster.start(name).await;
+        }
+        cluster.create("a").await;
+        let client = cluster.attach("g").await;
+        client.write(1, b'1').await.unwrap();
+        mirror(&cluster).await;
+        flip(&cluster, "a", "b", 1, 1).await;
+        until_phase(&cluster, "b", SendPhase::Synced).await;
+        cluster.kill("a");
+        client.write(1, b'2').await.unwrap();
+        let is_open = || cluster.recorded.borrow().way_back.last().map(|last| last.0);
+        assert_eq!(is_open(), Some(false));
+        cluster.sim.partition("b", "control");
+        cluster.start("a").await;
+        until_phase(&cluster, "b", SendPhase::Synced).await;
+        let seat = cluster.node("b").home(VOLUME).seat(VOLUME).unwrap();
+        let before = seat.instance();
+        // A request that is under way for a while: the reopening waits for it.
+        cluster.sim.pause("a");
+        let reopened = async {
+            cluster.sim.sleep(Duration::from_millis(20)).await;
+            let heals = async {
+                cluster.sim.sleep(Duration::from_millis(100)).await;
+                cluster.sim.heal("b", "control");
+                cluster.sim.sleep(Duration::from_millis(100 + 30 * cluster.sim.seed())).await;
+                cluster.sim.resume("a");
+            };
+            let looks = async {
+                while seat.instance() == before {
+                    cluster.sim.sleep(Duration::from_micros(50)).await;
+                }
+                assert_eq!(is_open(), Some(false), "{:?}", cluster.recorded.borrow().way_back);
+            };
+            futures::join!(cluster.ask("b", REOPEN), heals, looks);
+        };
+        let (written, ()) = futures::join!(client.write(2, b'3'), reopened);
+        assert_eq!(written, Ok(()));
+        cluster.sim.sleep(Duration::from_secs(10)).await;
+        assert_eq!(is_open(), Some(true));
+        assert_eq!((client.read(1).await, client.read(2).await), (Ok(b'2'), Ok(b'3')));
     });
 }

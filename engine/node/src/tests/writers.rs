@@ -26,7 +26,7 @@ async fn restart(cluster: &Cluster) {
 }
 
 /// Writes until the client's gateway keeps what it is acknowledged.
-async fn become_the_writer(cluster: &Cluster, client: &Client) {
+pub async fn become_the_writer(cluster: &Cluster, client: &Client) {
     client.write(100, b'-').await.unwrap();
     cluster.sim.sleep(Duration::from_millis(1_100)).await;
     client.write(100, b'.').await.unwrap();
