@@ -49,6 +49,7 @@ pub async fn aimed(
         0 => {
             let lasts = Duration::from_millis(random.between(1_000, 12_000));
             cluster.tell(&format!("control and {holder} are cut for {lasts:?}"));
+            cluster.note_absence(holder, lasts);
             sim.partition("control", holder);
             sim.sleep(lasts).await;
             sim.heal("control", holder);
@@ -73,6 +74,7 @@ async fn absent(cluster: &Cluster, clients: &Clients, random: &mut Generator, na
     let name = take(cluster, random, &[name]).await;
     let lasts = Duration::from_millis(random.between(PAST_LEASE_MS.0, PAST_LEASE_MS.1));
     cluster.tell(&format!("{name} loses power for {lasts:?}"));
+    cluster.note_absence(name, lasts);
     cluster.kill_node(name, End::PowerLost);
     clients.died(name);
     cluster.sim.sleep(lasts).await;
@@ -107,6 +109,7 @@ async fn fault(cluster: &Cluster, clients: &Clients, random: &mut Generator) {
             };
             let end = if random.below(4) == 0 { End::Killed } else { End::PowerLost };
             cluster.tell(&format!("{name} dies for {lasts:?}: {end:?}"));
+            cluster.note_absence(name, lasts);
             cluster.kill_node(name, end);
             clients.died(name);
             sim.sleep(lasts).await;
@@ -131,6 +134,7 @@ async fn fault(cluster: &Cluster, clients: &Clients, random: &mut Generator) {
                 Duration::from_millis(random.between(PAST_LEASE_MS.0, PAST_LEASE_MS.1))
             };
             cluster.tell(&format!("{name} is paused for {lasts:?}"));
+            cluster.note_absence(name, lasts);
             sim.pause(name);
             sim.sleep(lasts).await;
             sim.resume(name);
@@ -168,6 +172,10 @@ async fn cut(cluster: &Cluster, random: &mut Generator) {
     let one_way = random.below(3) == 0;
     let lasts = Duration::from_millis(random.between(1, 12_000));
     cluster.tell(&format!("{one} and {other} are cut for {lasts:?}, one way: {one_way}"));
+    match (one, other) {
+        ("control", name) | (name, "control") => cluster.note_absence(name, lasts),
+        _ => {}
+    }
     match one_way {
         true => cluster.sim.partition_one_way(one, other),
         false => cluster.sim.partition(one, other),

@@ -5,6 +5,9 @@ use drover_sim::runtime::Generator;
 use drover_types::{Action, CommitPolicy, Cutover, Migration, MigrationOptions, Phase, StartMigration};
 use std::time::Duration;
 
+/// How long one may be away, for wishes that have little patience.
+const PEER_DEADLINE_SHORT: Duration = Duration::from_secs(5);
+
 /// Virtual time within which it has to end once nothing fails any more: past every deadline of the control plane,
 /// several times.
 const END_WITHIN: Duration = Duration::from_secs(1_200);
@@ -32,7 +35,7 @@ impl Wishes {
             retention_ms: random.below(20_000),
             // Whoever means to go back does not let it commit by itself.
             commit: if rolls_back { CommitPolicy::Manual } else { CommitPolicy::Auto },
-            peer_deadline_ms: if random.below(6) == 0 { 5_000 } else { 600_000 },
+            peer_deadline_ms: if random.below(6) == 0 { PEER_DEADLINE_SHORT.as_millis() as u64 } else { 600_000 },
             ..MigrationOptions::default()
         };
         let (patience, cancels) = (random.below(40), random.below(12) == 0);
@@ -62,6 +65,19 @@ async fn look(cluster: &Cluster, id: &str) -> Option<Migration> {
     Some(found.expect("what was started is remembered").value)
 }
 
+/// Only where both sides were away for as long as they may be, it is not known whether anything is left. Once they are
+/// back it turns out that the source has it all, as after a rollback.
+fn check_failed(cluster: &Cluster, wishes: &Wishes) {
+    let deadline = Duration::from_millis(wishes.options.peer_deadline_ms);
+    let now = cluster.sim.now();
+    for name in ["a", "b"] {
+        // A little is heard of it before it is heard of again for good, and the control plane may have been down since.
+        let away = cluster.absent_between(name, now.saturating_sub(2 * deadline), now);
+        let seed = cluster.sim.seed();
+        assert!(away >= deadline / 2, "seed {seed}: it failed, and {name} was away for {away:?}\n{}", cluster.told());
+    }
+}
+
 /// Asks for what is wished until the migration is over and nothing of it is left anywhere; `calm_since` tells when the
 /// faults ended.
 pub async fn see_through(
@@ -76,6 +92,9 @@ pub async fn see_through(
         if let Some(migration) = &seen {
             if phase.replace(migration.phase) != Some(migration.phase) {
                 cluster.tell(&format!("the migration is {}", migration.phase));
+                if migration.phase == Phase::Failed {
+                    check_failed(cluster, wishes);
+                }
                 looks = 0;
             }
             looks += 1;

@@ -68,6 +68,8 @@ pub struct Cluster {
     control: RefCell<Option<Rc<Control>>>,
     starts: Cell<u64>,
     pub busy: RefCell<BTreeSet<String>>,
+    /// When a fault kept a node from being heard by the control plane, or heard from: from, to.
+    absences: RefCell<Vec<(String, Duration, Duration)>>,
     pub cast: Cast,
     tells: bool,
 }
@@ -88,6 +90,7 @@ impl Cluster {
             control: RefCell::default(),
             starts: Cell::default(),
             busy: RefCell::default(),
+            absences: RefCell::default(),
             cast,
             tells,
         });
@@ -109,6 +112,27 @@ impl Cluster {
             made.expect("it lives").expect("the name is free");
         }
         cluster
+    }
+
+    /// From now on the control plane does not hear the node, for so long.
+    pub fn note_absence(&self, name: &str, lasts: Duration) {
+        let now = self.sim.now();
+        self.absences.borrow_mut().push((name.into(), now, now + lasts));
+    }
+
+    /// How long the node was not to be heard between two moments.
+    pub fn absent_between(&self, name: &str, from: Duration, to: Duration) -> Duration {
+        let absences = self.absences.borrow();
+        let mut spans: Vec<_> =
+            absences.iter().filter(|(of, ..)| of == name).map(|(_, since, until)| (*since, *until)).collect();
+        spans.sort();
+        let (mut total, mut seen) = (Duration::ZERO, from);
+        for (since, until) in spans {
+            let (since, until) = (since.max(seen), until.min(to));
+            total += until.saturating_sub(since);
+            seen = seen.max(until);
+        }
+        total
     }
 
     /// Tells the reader of a single seed's run.
