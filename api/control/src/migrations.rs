@@ -7,6 +7,7 @@ use crate::migration::knowledge::Knowledge;
 use crate::migration::transition::{Stale, Transition};
 use crate::planner::{self, Estimate};
 use crate::queries::{Tagged, check_version, find_migration, find_node, find_volume};
+use crate::snapshots::of_people;
 use crate::table::{Changes, NewEvent, State};
 use crate::volumes::find_idle;
 use drover_base::{Generation, MigrationId, NodeId, VolumeId};
@@ -78,6 +79,7 @@ impl Control {
             used_bytes: reported.as_ref().map(|(status, ..)| status.used_bytes),
             valid_bytes: reported.as_ref().map(|(status, ..)| status.valid_bytes),
             size_bytes: record.map_or(0, |record| record.size_bytes),
+            snapshots: reported.as_ref().map_or(0, |(status, ..)| of_people(status)),
             free_bytes: self.nodes.free_bytes(destination),
             total_bytes: total(destination),
             link_bytes_per_s,

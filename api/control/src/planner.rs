@@ -18,6 +18,8 @@ pub struct Estimate {
     pub used_bytes: Option<u64>,
     pub valid_bytes: Option<u64>,
     pub size_bytes: u64,
+    /// Snapshots that people made of it.
+    pub snapshots: usize,
     pub free_bytes: Option<u64>,
     pub total_bytes: Option<u64>,
     pub link_bytes_per_s: u64,
@@ -80,6 +82,13 @@ fn warnings(estimate: &Estimate, link: u64, needed: u64) -> Vec<Warning> {
         }
         (Some(_), None) => {}
     }
+    if estimate.snapshots > 0 {
+        let text = format!(
+            "snapshots of {} ({}) stay at {} and go with its copy: the migration commits only when asked to",
+            estimate.volume, estimate.snapshots, estimate.source
+        );
+        warn("snapshots_stay", text);
+    }
     if estimate.valid_bytes.is_none() {
         warn(
             "usage_unknown",
@@ -115,6 +124,7 @@ mod tests {
             used_bytes: Some(5 * GIB),
             valid_bytes: Some(4 * GIB),
             size_bytes: 8 * GIB,
+            snapshots: 0,
             free_bytes: Some(100 * GIB),
             total_bytes: Some(200 * GIB),
             link_bytes_per_s: GIB / 8,
@@ -147,6 +157,7 @@ mod tests {
             true,
             &["nearly_full"],
         );
+        check(&Estimate { snapshots: 2, ..estimate() }, 32_000, true, &["snapshots_stay"]);
         check(&Estimate { free_bytes: None, ..estimate() }, 32_000, false, &["destination_unknown"]);
         let unknown = Estimate { used_bytes: None, valid_bytes: None, link_rate: RateSource::Assumed, ..estimate() };
         check(&unknown, 64_000, true, &["usage_unknown", "link_rate_assumed"]);

@@ -8,10 +8,15 @@ use crate::table::NewEvent;
 use crate::volumes::{call_error, check_name, find_idle};
 use drover_base::{NodeId, VolumeId};
 use drover_types::{ApiError, CreateSnapshot, ErrorCode, Snapshot, Volume};
-use drover_wire::admin::{NodeRequest, Refusal, SnapshotStatus};
+use drover_wire::admin::{NodeRequest, Refusal, SnapshotStatus, VolumeStatus};
 
 /// Names of the snapshots that migrations freeze begin so.
 const RESERVED: &str = "drover-";
+
+/// Those that people made: a migration leaves them at its source.
+pub(crate) fn of_people(status: &VolumeStatus) -> usize {
+    status.snapshots.iter().filter(|snapshot| !snapshot.name.starts_with(RESERVED)).count()
+}
 
 impl Control {
     /// As of now where the holder answers, else as it last reported.

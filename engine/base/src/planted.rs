@@ -89,6 +89,8 @@ bugs! {
     LabelNotChecked,
     /// The source is released without comparing digests.
     ProofSkipped,
+    /// The source is released with snapshots that people made, and nobody asked for that.
+    SnapshotsDroppedUnasked,
     /// A comparison reads its own content after the extent's lock was let go: a write may cross it.
     DigestCrossed,
 }

@@ -24,7 +24,8 @@
 //! - an attempt that was given up is named in `resume` until its holder has confirmed that it goes on; nothing moves
 //!   the lease under it any more;
 //! - a takeover needs the way back open, the lease run out, and the source's copy not lost, all at the moment it is stored;
-//! - a commit needs the proof, the way back open, and the lease at the destination; without a proof it needs that somebody
+//! - a commit needs the proof, the way back open, and the lease at the destination; where snapshots go with the source's
+//!   copy, also that somebody asked for it; without a proof it needs that somebody
 //!   asked for it and that the source has lost its copy: then there is nothing to compare with or to go back to;
 //! - (epoch, revision) of the lease grows with every change of it.
 
@@ -137,6 +138,8 @@ pub struct Facts<'a> {
     /// Since the holder's last sign of life.
     pub holder_silence: Option<Duration>,
     pub source_copy: SourceCopy,
+    /// Snapshots that people made of the volume; `None`: the source has yet to say.
+    pub source_snapshots: Option<usize>,
     /// The sender's last report.
     pub progress: Option<&'a SendProgress>,
     /// What was shown as progress.
@@ -495,6 +498,8 @@ impl Draft<'_> {
         ensure(self.lease.holder == self.record.destination, "the lease is elsewhere")?;
         ensure(self.record.way_back_open, "the way back is closed")?;
         ensure(self.record.proven || is_planted(Bug::ProofSkipped), "the sides were not proven equal")?;
+        let loses_nothing = self.facts.source_snapshots == Some(0) || is_planted(Bug::SnapshotsDroppedUnasked);
+        ensure(self.record.commit_requested || loses_nothing, "snapshots would go with the source's copy")?;
         let (source, destination) = (&self.record.source, &self.record.destination);
         self.keep_at_destination(format!("{destination} keeps the volume; {source} lets it go"));
         Ok(())

@@ -1,7 +1,10 @@
 //! Migrations that go as planned, and those that people or gates stop.
 
 use super::cluster::Cluster;
-use drover_types::{Action, CommitPolicy, Cutover, ErrorCode, MigrationOptions, Phase, TuneMigration, WayBack};
+use drover_types::{
+    Action, CommitPolicy, CreateSnapshot, Cutover, ErrorCode, MigrationOptions, Phase, PlanRequest, TuneMigration,
+    WayBack,
+};
 use std::{rc::Rc, time::Duration};
 
 fn cluster() -> Rc<Cluster> {
@@ -19,6 +22,34 @@ fn act(cluster: &Cluster, id: &str, action: Action) -> Result<Phase, ErrorCode> 
     let id = id.to_owned();
     let done = cluster.run(|control| async move { control.act(&id, action, None, None).await });
     done.map(|tagged| tagged.value.phase).map_err(|error| error.code)
+}
+
+pub fn take_snapshot(cluster: &Cluster) {
+    let request = CreateSnapshot { name: "kept".into() };
+    cluster.run(|control| async move { control.create_snapshot("v", request, None).await }).unwrap();
+}
+
+/// The source was released, as its policy says, and with its copy the snapshots that people had made of the volume.
+#[test]
+fn snapshots_go_with_the_source_s_copy_only_when_that_is_asked_for() {
+    let cluster = cluster();
+    take_snapshot(&cluster);
+    let request =
+        PlanRequest { volume: "v".into(), destination: "b".into(), options: options(), link_bytes_per_s: None };
+    let plan = cluster.run(|control| async move { control.plan_migration(&request).await }).unwrap();
+    assert!(plan.warnings.iter().any(|warning| warning.code == "snapshots_stay"), "{:?}", plan.warnings);
+    let id = cluster.start("b", MigrationOptions { commit: CommitPolicy::Auto, ..options() });
+    cluster.wait("the proof", |control| control.show_migration(&id).unwrap().value.receipt.proof.is_some());
+    cluster.sim.run_for(Duration::from_secs(20));
+    let migration = cluster.migration(&id);
+    assert_eq!(migration.phase, Phase::Settling);
+    let waits_for = migration.waits_for.unwrap();
+    assert!(waits_for.contains("snapshots"), "{waits_for}");
+    let of = id.clone();
+    cluster.run(|control| async move { control.act(&of, Action::Commit, None, None).await }).unwrap();
+    cluster.wait_phase(&id, &[Phase::Committed]);
+    cluster.wait_clean(&id);
+    cluster.check_end("b");
 }
 
 /// incus#3487, drafter#63, silo#73: a second migration in a row failed or resumed stale data.

@@ -2,6 +2,7 @@
 
 use super::cluster::{Cluster, TTL, node};
 use super::faults::mirroring;
+use super::migrations::take_snapshot;
 use crate::migration::tests::stale_report_is_passed_over;
 use drover_base::planted::{Bug, plant};
 use drover_types::{CommitPolicy, MigrationOptions, Phase};
@@ -60,6 +61,15 @@ fn a_standstill_that_counts() {
         cluster.sim.resume("control");
         cluster.sim.run_for(Duration::from_secs(5));
         usize::from(cluster.migration(&id).phase != Phase::Mirroring)
+    });
+}
+
+#[test]
+fn snapshots_dropped_unasked() {
+    is_caught(Bug::SnapshotsDroppedUnasked, |seed| {
+        let (cluster, id) = started(seed, CommitPolicy::Auto, |cluster| take_snapshot(cluster));
+        cluster.sim.run_for(Duration::from_secs(20));
+        usize::from(cluster.migration(&id).phase != Phase::Settling)
     });
 }
 
