@@ -57,6 +57,10 @@ bugs! {
     StaleProgressAccepted,
     /// A new connection of a session does not drain the old one.
     SessionNotFenced,
+    /// A holder that may be superseded keeps nothing of what its own clients were acknowledged.
+    OwnWritesNotKept,
+    /// A holder that was superseded is the same instance when it holds again.
+    SupersededInstanceStays,
     /// A gateway forgets its unflushed writes when the holder restarts.
     ReplayForgotten,
     /// A volume is opened again and nobody learns that unflushed writes may be lost.

@@ -16,6 +16,8 @@
 //! - A read waits for mutations under way of what it reads: it never shows what a restart of the holder could still
 //!   take back until the mutation is sent again.
 //! - A mutation that is given up takes its connection with it: the holder fences it before the session goes on.
+//! - While this node holds the volume and the other side may take over, its own clients' mutations are kept the same way:
+//!   the log then belongs to this node's instance, and is replayed where the volume went on without being handed over.
 //! - The log is bounded; a mutation that has no room waits for a flush. Reads are never kept.
 
 use crate::backoff::Backoff;
@@ -28,7 +30,7 @@ use crate::writers::Way;
 use bytes::Bytes;
 use drover_base::limits::{HOLD_DEADLINE, REPLAY_LOG_BYTES_MAX};
 use drover_base::planted::{Bug, is_planted};
-use drover_base::{Epoch, InstanceId, IoError, NodeId, VolumeId, error::Remedy};
+use drover_base::{ByteRange, Epoch, InstanceId, IoError, NodeId, VolumeId, error::Remedy};
 use drover_wire::admin::{Grant, NodeAddress};
 use drover_wire::peer::{Answer, LogVerdict, Operation, Purpose};
 use drover_wire::writer_record::Writer;
@@ -80,6 +82,8 @@ pub(crate) struct Gateway {
     connecting: tokio::sync::Mutex<()>,
     holder: RefCell<Option<Holder>>,
     log: RefCell<ReplayLog>,
+    /// What is in the log was acknowledged by this node's own volume, which holds it all.
+    is_kept_here: Cell<bool>,
     /// How often what was in the log got lost.
     losses: Cell<u64>,
     /// Cost of mutations under way, which the log must have room for.
@@ -127,6 +131,7 @@ impl Gateway {
             connecting: tokio::sync::Mutex::new(()),
             holder: RefCell::default(),
             log: RefCell::default(),
+            is_kept_here: Cell::new(false),
             losses: Cell::new(0),
             coming_bytes: Cell::new(0),
             left: Notify::new(),
@@ -144,11 +149,16 @@ impl Gateway {
             None if matches!(operation, Operation::Flush { .. }) => self.flush().await.map(|()| Answer::Done),
             None => {
                 if let Operation::Read { range } = operation {
-                    self.changing.settled(*range).await;
+                    self.settled(*range).await;
                 }
                 self.exchange(operation).await.map(|(answer, _)| answer)
             }
         }
+    }
+
+    /// Waits for mutations under way of what is to be read.
+    pub async fn settled(&self, range: ByteRange) {
+        self.changing.settled(range).await;
     }
 
     /// The volume is served by this node itself from now on. What is in the log is replayed there first, if it may be
@@ -159,14 +169,72 @@ impl Gateway {
     }
 
     /// Another node holds the volume from now on: clients that waited for that need not wait for a look-up, too.
-    pub fn became_remote(&self, grant: &Grant) {
+    /// `has_all`: it was handed all that was acknowledged here.
+    pub fn became_remote(self: &Rc<Self>, grant: &Grant, has_all: bool) {
         let holder = Holder { epoch: grant.epoch, address: grant.holder.clone() };
         *self.holder.borrow_mut() = Some(holder);
+        if has_all {
+            self.forget_kept();
+        } else if self.is_kept_here.take() && self.owes_replay() {
+            // Others wait for it.
+            let gateway = self.clone();
+            self.context.world.spawn(async move { gateway.reconnect().await }).detach();
+        }
+    }
+
+    /// What was acknowledged by this node's own volume will not be missing anywhere, or its loss was told.
+    pub fn forget_kept(&self) {
+        if self.is_kept_here.take() {
+            self.log.borrow_mut().clear();
+        }
     }
 
     /// Whether this node's own volume must be given the log before it serves this gateway's clients.
     pub fn owes_replay(&self) -> bool {
-        !self.log.borrow().is_empty()
+        !self.is_kept_here.get() && !self.log.borrow().is_empty()
+    }
+
+    /// Carries out a request at this node's own volume. Where another node may take over from it, what is acknowledged
+    /// and not durable there is kept, as if it had been sent there.
+    pub async fn attempt_here(self: &Rc<Self>, seat: &Rc<Seat>, operation: &Operation) -> Result<Answer, IoError> {
+        let lease = seat.lease();
+        match mutation(operation) {
+            Some((mutation, durable)) => {
+                let _change = self.changing.begin(mutation.range()).await;
+                let _room = self.room(mutation.cost_bytes(), async || self.flush_here(seat).await).await?;
+                let answer = seat.perform(&self.writer, Way::Kept, &*lease, operation.clone()).await?;
+                // The last that could have taken over may be gone by now.
+                if let Answer::Unflushed { term } = answer
+                    && seat.may_be_superseded()
+                {
+                    let mut log = self.log.borrow_mut();
+                    log.push(term, mutation, durable);
+                    log.belongs_to(seat.instance());
+                    drop(log);
+                    self.is_kept_here.set(true);
+                    let (gateway, seat) = (self.clone(), seat.clone());
+                    self.flush_early(async move || gateway.flush_here(&seat).await);
+                }
+                Ok(Answer::Done)
+            }
+            None if matches!(operation, Operation::Flush { .. }) => self.flush_here(seat).await.map(|()| Answer::Done),
+            None => {
+                if let Operation::Read { range } = operation {
+                    self.settled(*range).await;
+                }
+                seat.perform(&self.writer, Way::Kept, &*lease, operation.clone()).await
+            }
+        }
+    }
+
+    /// Makes what was written at this node's own volume durable, here and at the other side.
+    async fn flush_here(&self, seat: &Rc<Seat>) -> Result<(), IoError> {
+        let mark = self.log.borrow().mark();
+        seat.flush(&*seat.lease()).await?;
+        if self.is_kept_here.get() {
+            self.log.borrow_mut().release(mark);
+        }
+        Ok(())
     }
 
     /// Replays the log into the volume of this node, which holds it now.
@@ -221,18 +289,19 @@ impl Gateway {
         durable: bool,
     ) -> Result<Answer, IoError> {
         let _change = self.changing.begin(mutation.range()).await;
-        let _room = self.room(mutation.cost_bytes()).await?;
+        let _room = self.room(mutation.cost_bytes(), async || self.flush().await).await?;
         let (answer, client) = self.exchange(operation).await?;
         self.still_current(&client)?;
         if let Answer::Unflushed { term } = answer {
             self.log.borrow_mut().push(term, mutation, durable);
-            self.flush_early();
+            let gateway = self.clone();
+            self.flush_early(async move || gateway.flush().await);
         }
         Ok(Answer::Done)
     }
 
     /// Flushes until the log has room for a mutation, and holds the room.
-    async fn room(self: &Rc<Self>, cost_bytes: u64) -> Result<Room<'_>, IoError> {
+    async fn room(&self, cost_bytes: u64, flush: impl AsyncFn() -> Result<(), IoError>) -> Result<Room<'_>, IoError> {
         let has_room = || self.log.borrow().has_room(self.coming_bytes.get() + cost_bytes);
         loop {
             let left = self.left.notified();
@@ -246,21 +315,21 @@ impl Gateway {
             }
             let _one = self.flushing.lock().await;
             if !has_room() {
-                self.flush().await?;
+                flush().await?;
             }
         }
         self.coming_bytes.set(self.coming_bytes.get() + cost_bytes);
         Ok(Room { gateway: self, cost_bytes })
     }
 
-    fn flush_early(self: &Rc<Self>) {
+    fn flush_early(self: &Rc<Self>, flush: impl AsyncFnOnce() -> Result<(), IoError> + 'static) {
         if self.log.borrow().bytes() < FLUSH_EARLY_BYTES || self.flushing_early.replace(true) {
             return;
         }
         let gateway = self.clone();
         let flush = async move {
             // A flush that fails leaves the log as it is; the client's own flush will tell the client.
-            let _ = gateway.flush().await;
+            let _ = flush().await;
             gateway.flushing_early.set(false);
         };
         self.context.world.spawn(flush).detach();

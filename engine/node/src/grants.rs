@@ -13,6 +13,7 @@ use crate::node::Node;
 use crate::seat::Seat;
 use crate::session::SessionKey;
 use crate::writers::writer_may_owe;
+use drover_base::planted::{Bug, is_planted};
 use drover_base::{Instant, VolumeId};
 use drover_store::meta::MetaError;
 use drover_store::{Quiesced, Unfenced};
@@ -82,6 +83,7 @@ impl Node {
         }
         if is_over {
             stop_sending(seat);
+            self.forget_kept(seat);
             // It had drained for a flip that never came: nobody tells it to go on once its sender is gone.
             if seat.stopped.borrow().is_some() {
                 open_admission(seat);
@@ -165,15 +167,28 @@ impl Node {
             seat.give_up_role_change();
             return Err(not_durable(error));
         }
+        if !had_drained && !is_planted(Bug::SupersededInstanceStays) {
+            // What it acknowledged last may be lost, whoever holds the volume next: itself, too.
+            seat.new_instance();
+        }
         seat.set_handed_over(had_drained);
         seat.confirmed.set(None);
         if let Some(route) = self.known_route(seat.id()) {
-            route.became_remote(&grant);
+            route.became_remote(&grant, had_drained);
         }
         seat.take_office();
         open_admission(seat);
         drop(quiesced);
         Ok(())
+    }
+
+    /// The leg may be over: then nobody can take over, and what is kept for that is let go.
+    pub(crate) fn forget_kept(&self, seat: &Seat) {
+        if !seat.may_be_superseded()
+            && let Some(route) = self.known_route(seat.id())
+        {
+            route.forget_kept();
+        }
     }
 
     pub(crate) fn route_became_local(&self, volume: VolumeId) {

@@ -203,7 +203,7 @@ async fn gateway_request(
         }
     }
     let fence = SessionFence { connection: served.connection.clone(), inner: lease };
-    let way = if is_replay(&operation) { Way::Replay } else { Way::Gateway };
+    let way = if is_replay(&operation) { Way::Replay } else { Way::Kept };
     if way != Way::Replay {
         match select(pin!(seat.settled(who, &fence)), pin!(served.connection.closed())).await {
             Either::Left((settled, _)) => settled.map_err(|error| seat.told(error))?,

@@ -348,6 +348,7 @@ impl Node {
         }
         if !drop_volume {
             let ended = end_here(&seat, record, migration).await?;
+            self.forget_kept(&seat);
             self.reservations.release(volume);
             return Ok(ended);
         }

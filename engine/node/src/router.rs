@@ -6,7 +6,8 @@
 //! ```
 //! Invariants
 //! - A request is answered by an error only if its remedy is not to try again, or after `HOLD_DEADLINE`.
-//! - A write's data is kept until it is answered, unless nothing can fence it: an untimed lease without a leg.
+//! - A write's data is kept until it is answered, unless nothing can fence it: an untimed lease without a leg. Where the
+//!   other side may take over, it is kept until it is durable there (`gateway`).
 //! - After a loss of what was acknowledged and not flushed here, the next flush of each connection fails. An export that
 //!   was open when its gateway lost such writes fails every request from then on.
 //! - Before this node's own volume serves an export, it has what the export's gateway still had to replay, and what
@@ -70,6 +71,14 @@ impl Route {
     /// This node's own volume is being opened again: what was not flushed may be lost.
     pub fn lost_unflushed(&self) {
         self.losses.set(self.losses.get() + 1);
+        self.forget_kept();
+    }
+
+    /// No other node can take over from this one any more, or the clients are told what they lost.
+    pub fn forget_kept(&self) {
+        if let Some(gateway) = self.gateway.get() {
+            gateway.forget_kept();
+        }
     }
 
     /// This node holds the volume from now on. What is in the gateway's log is replayed at once: others wait for it.
@@ -93,9 +102,10 @@ impl Route {
         self.gateway.get().map_or(0, |gateway| gateway.losses())
     }
 
-    /// Another node holds the volume from now on, as the control plane told this one.
-    pub fn became_remote(&self, grant: &Grant) {
-        self.gateway().became_remote(grant);
+    /// Another node holds the volume from now on, as the control plane told this one. `has_all`: this node held it, and
+    /// handed over all that it had acknowledged.
+    pub fn became_remote(&self, grant: &Grant, has_all: bool) {
+        self.gateway().became_remote(grant, has_all);
     }
 
     fn gateway(&self) -> &Rc<Gateway> {
@@ -109,6 +119,15 @@ impl Route {
         let may_serve = lease.is_valid() || is_planted(Bug::EpochNotChecked) && seat.is_holder();
         let is_quiet = !seat.is_quiescing() && !self.owes_replay() && seat.writers.is_settled();
         (may_serve && is_quiet).then_some((seat, lease))
+    }
+
+    /// Waits for changes under way that a read must not show yet.
+    async fn settled(&self, seat: &Seat, range: ByteRange) {
+        if seat.may_be_superseded()
+            && let Some(gateway) = self.gateway.get()
+        {
+            gateway.settled(range).await;
+        }
     }
 
     /// Whether this node holds the volume.
@@ -166,7 +185,10 @@ impl Route {
             let lease = seat.lease();
             seat.settled(&self.writer, &*lease).await.map_err(|error| seat.told(error))?;
             // Not cut short by the deadline: what was given up might still be applied, over what is written later.
-            let performed = seat.perform(&self.writer, Way::Local, &*lease, operation.clone()).await;
+            let performed = match seat.may_be_superseded() && !is_planted(Bug::OwnWritesNotKept) {
+                true => self.gateway().attempt_here(&seat, operation).await,
+                false => seat.perform(&self.writer, Way::Local, &*lease, operation.clone()).await,
+            };
             return performed.map_err(|error| seat.told(error));
         }
         world.timeout_at(deadline, self.gateway().attempt(operation)).await.unwrap_or(Err(IoError::TimedOut))
@@ -201,17 +223,17 @@ impl RoutedExport {
         self.is_whole().map(|()| self.route.local())
     }
 
-    /// The same for a change that is admitted there; `None`: it has to go the long way.
-    async fn enter(&self, suits: impl Fn(&Seat) -> bool) -> Result<Option<(Rc<Seat>, Rc<LeaseGuard>, Pass)>, IoError> {
-        let Some((seat, lease)) = self.local()?.filter(|(seat, _)| suits(seat)) else { return Ok(None) };
+    /// The same for a change that is admitted there and need not be kept; `None`: it has to go the long way.
+    async fn enter(&self) -> Result<Option<(Rc<Seat>, Rc<LeaseGuard>, Pass)>, IoError> {
+        let Some((seat, lease)) = self.local()?.filter(|(seat, _)| !seat.keeps_copies()) else { return Ok(None) };
         let pass = match seat.enter(&self.route.writer, Way::Local).await {
             Ok(pass) => pass,
             Err(error) if error.remedy() == Remedy::Retry => return Ok(None),
             Err(error) => return Err(error),
         };
         // It may have waited for others, and the volume may be about to move by now.
-        let still = self.route.local().is_some_and(|(_, now)| Rc::ptr_eq(&now, &lease)) && suits(&seat);
-        Ok(still.then_some((seat, lease, pass)))
+        let still = self.route.local().is_some_and(|(_, now)| Rc::ptr_eq(&now, &lease));
+        Ok((still && !seat.keeps_copies()).then_some((seat, lease, pass)))
     }
 
     /// Carries out a request wherever the volume is.
@@ -247,6 +269,7 @@ impl BlockExport for RoutedExport {
     fn read(self: Rc<Self>, offset: u64, len: u64) -> LocalFuture<'static, Result<Buffer, IoError>> {
         Box::pin(async move {
             if let Some((seat, lease)) = self.local()? {
+                self.route.settled(&seat, ByteRange { offset, len }).await;
                 let read = seat.read(&*lease, offset, len).await;
                 if is_final(&read) {
                     return read;
@@ -261,7 +284,7 @@ impl BlockExport for RoutedExport {
 
     fn write(self: Rc<Self>, offset: u64, data: Buffer, fua: bool) -> LocalFuture<'static, Result<(), IoError>> {
         Box::pin(async move {
-            if let Some((seat, lease, _pass)) = self.enter(|seat| !seat.keeps_copies()).await? {
+            if let Some((seat, lease, _pass)) = self.enter().await? {
                 return seat.write(&*lease, offset, data, fua).await;
             }
             let data = Payload::plain(data.into_bytes());
@@ -278,7 +301,7 @@ impl BlockExport for RoutedExport {
         Box::pin(async move {
             let range = ByteRange { offset, len };
             let ZeroRequest { may_unmap, fast_only, fua } = zero;
-            if let Some((seat, lease, _pass)) = self.enter(|_| true).await? {
+            if let Some((seat, lease, _pass)) = self.enter().await? {
                 let zeroed = seat.write_zeroes(&*lease, range, ZeroMode { may_unmap, fast_only }, fua).await;
                 if is_final(&zeroed) {
                     return zeroed;
@@ -291,7 +314,7 @@ impl BlockExport for RoutedExport {
     fn trim(self: Rc<Self>, offset: u64, len: u64, fua: bool) -> LocalFuture<'static, Result<(), IoError>> {
         Box::pin(async move {
             let range = ByteRange { offset, len };
-            if let Some((seat, lease, _pass)) = self.enter(|_| true).await? {
+            if let Some((seat, lease, _pass)) = self.enter().await? {
                 let trimmed = seat.trim(&*lease, range, fua).await;
                 if is_final(&trimmed) {
                     return trimmed;
@@ -303,7 +326,7 @@ impl BlockExport for RoutedExport {
 
     fn flush(self: Rc<Self>) -> LocalFuture<'static, Result<(), IoError>> {
         Box::pin(async move {
-            if let Some((seat, lease)) = self.local()? {
+            if let Some((seat, lease)) = self.local()?.filter(|(seat, _)| !seat.keeps_copies()) {
                 let flushed = seat.flush(&*lease).await;
                 if is_final(&flushed) {
                     return flushed.and_then(|()| self.nothing_lost());

@@ -209,6 +209,13 @@ impl Seat {
         self.keeps_copies.get()
     }
 
+    /// Whether the other side may take over from this holder without having been handed the lease: what it has not made
+    /// durable it may have lost by then.
+    pub fn may_be_superseded(&self) -> bool {
+        let record = self.record.borrow();
+        record.role == Role::Holder && record.direction == LegDirection::Return && record.leg.is_some()
+    }
+
     /// Writes the record durably, then adopts it. Guards and roles in memory follow by `take_office`.
     pub async fn persist(&self, record: SeatRecord) -> Result<(), MetaError> {
         let mut batch = Batch::default();

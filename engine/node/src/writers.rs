@@ -58,9 +58,11 @@ const _: () = assert!(REPLAY_MAX.as_secs() < drover_base::limits::HOLD_DEADLINE.
 /// How a change comes to the volume.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Way {
-    /// From a client of this node: it goes down with what it was acknowledged.
+    /// From a client of this node, which holds the volume until it hands it over: the client goes down with what it was
+    /// acknowledged.
     Local,
-    Gateway,
+    /// Whoever has the change can replay it: a gateway, or this node, where another may take over from it.
+    Kept,
     /// From a gateway, acknowledged by an instance that is gone.
     Replay,
 }
@@ -115,7 +117,7 @@ pub(crate) struct Pass {
 impl Pass {
     /// Whether the change must be durable before it is acknowledged.
     pub fn writes_through(&self) -> bool {
-        self.way == Way::Gateway && self.term.is_none()
+        self.way == Way::Kept && self.term.is_none()
     }
 
     pub fn answer(&self) -> Answer {
@@ -222,7 +224,7 @@ impl Writers {
             return Ok(Admission::Turn);
         }
         if is_named {
-            return Ok(self.pass(way, (way == Way::Gateway).then_some(term)));
+            return Ok(self.pass(way, (way == Way::Kept).then_some(term)));
         }
         if self.record.borrow().writer.is_some() {
             if is_planted(Bug::SecondWriterNotTold) {

@@ -347,6 +347,7 @@ pub fn what_was_acknowledged_is_at_both_sides() {
         mirror(&cluster).await;
         flip(&cluster, "a", "b", 1, 1).await;
         until_phase(&cluster, "b", SendPhase::Synced).await;
+        super::writers::become_the_writer(&cluster, &at_b).await;
         for turn in 0..200 {
             at_b.write(turn % 20, letter(turn)).await.unwrap();
         }

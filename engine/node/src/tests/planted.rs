@@ -34,6 +34,16 @@ fn a_replay_that_nobody_awaits_is_caught() {
 }
 
 #[test]
+fn own_writes_that_are_not_kept_are_caught() {
+    caught(Bug::OwnWritesNotKept, writers::what_the_holder_s_own_client_was_acknowledged_survives_a_takeover);
+}
+
+#[test]
+fn a_superseded_instance_that_stays_is_caught() {
+    caught(Bug::SupersededInstanceStays, writers::an_instance_that_was_superseded_is_another_when_it_holds_again);
+}
+
+#[test]
 fn a_session_that_is_not_fenced_is_caught() {
     caught(Bug::SessionNotFenced, crate::session::tests::a_newer_connection_waits_for_the_older_one_s_requests);
 }

@@ -25,7 +25,7 @@ async fn restart(cluster: &Cluster) {
     cluster.start("a").await;
 }
 
-/// Writes until the client's gateway keeps what it is acknowledged.
+/// Writes until the client's node keeps what it is acknowledged, and flushes none of it by itself.
 pub async fn become_the_writer(cluster: &Cluster, client: &Client) {
     client.write(100, b'-').await.unwrap();
     cluster.sim.sleep(Duration::from_millis(1_100)).await;
@@ -298,6 +298,78 @@ fn a_flip_away_from_its_clients_leaves_them_the_writer() {
         assert_eq!(seat.writers.record().term, 1, "since before the flip");
         h.write(1, b'3').await.unwrap();
         assert_eq!(at_source.read(1).await, Ok(b'3'));
+    });
+}
+
+/// The bug: a client at the holder was acknowledged a write that the other side had not made durable. The holder stood
+/// still, the other side died, came back and took over; the client went on without an error, and its write was gone.
+#[test]
+pub fn what_the_holder_s_own_client_was_acknowledged_survives_a_takeover() {
+    each_seed(0..20, async |cluster| {
+        let [_, g, h] = start(&cluster).await;
+        cluster.start("b").await;
+        let client = cluster.attach("b").await;
+        client.write(100, b'-').await.unwrap();
+        flip::mirror(&cluster).await;
+        flip::flip(&cluster, "a", "b", 1, 1).await;
+        let is_shared = cluster.sim.seed() % 2 == 0;
+        for turn in 0..3 {
+            if is_shared {
+                g.write(50, b'a' + turn).await.unwrap();
+            }
+            for block in 0..20 {
+                client.write(block, b'a' + turn).await.unwrap();
+            }
+            client.zero(20).await.unwrap();
+            if turn == 1 {
+                client.flush().await.unwrap();
+            }
+        }
+        cluster.sim.pause("b");
+        cluster.sim.sleep(Duration::from_millis(flip::TTL_MS * 11 / 10)).await;
+        cluster.kill("a");
+        cluster.recorded.borrow_mut().grants.insert(VOLUME, flip::flipped(3, "a", "b"));
+        cluster.start("a").await;
+        cluster.sim.resume("b");
+        let at_new_holder = cluster.attach("a").await;
+        for reader in [&h, &client, &at_new_holder] {
+            for block in 0..20 {
+                assert_eq!(reader.read(block).await, Ok(b'c'), "block {block}, shared: {is_shared}");
+            }
+            assert_eq!(reader.read(20).await, Ok(0));
+        }
+        assert_eq!(client.flush().await, Ok(()));
+    });
+}
+
+/// A client at the holder was acknowledged writes, and the other side took over and gave the volume back before this
+/// node's clients came to it: what the content was in between counts, not which instance holds.
+#[test]
+pub fn an_instance_that_was_superseded_is_another_when_it_holds_again() {
+    each_seed(0..10, async |cluster| {
+        let [_, g, h] = start(&cluster).await;
+        cluster.start("b").await;
+        flip::mirror(&cluster).await;
+        flip::flip(&cluster, "a", "b", 1, 1).await;
+        become_the_writer(&cluster, &g).await;
+        g.write(1, b'1').await.unwrap();
+        // Nobody hears of `g` until the volume has come back to `b`.
+        cluster.sim.partition("a", "g");
+        cluster.sim.partition("b", "g");
+        cluster.sim.pause("b");
+        cluster.sim.sleep(Duration::from_millis(flip::TTL_MS * 11 / 10)).await;
+        cluster.kill("a");
+        cluster.recorded.borrow_mut().grants.insert(VOLUME, flip::flipped(3, "a", "b"));
+        cluster.start("a").await;
+        cluster.sim.resume("b");
+        // `g` is given up, and its write is newer than what the volume has.
+        h.write(1, b'2').await.unwrap();
+        h.flush().await.unwrap();
+        flip::until_phase(&cluster, "a", drover_wire::admin::SendPhase::Synced).await;
+        flip::flip(&cluster, "a", "b", 3, 1).await;
+        cluster.sim.heal_all();
+        assert_eq!(g.read(1).await, Err(IoError::WritesLost));
+        assert_eq!(h.read(1).await, Ok(b'2'));
     });
 }
 
