@@ -6,6 +6,7 @@ use crate::{
     entry::SlotAddress,
     meta::{Batch, Meta, MetaError},
     record,
+    room::{Attendance, Room},
     slots::{CheckpointTurn, Tiers},
 };
 use drover_base::{IoError, LayerId, LocalFuture, VolumeId, World};
@@ -20,8 +21,9 @@ use std::{
     collections::BTreeMap,
     future::Future,
     pin::Pin,
-    rc::Rc,
+    rc::{Rc, Weak},
     task::{Context, Poll},
+    time::Duration,
 };
 
 pub struct Env {
@@ -35,7 +37,12 @@ pub struct Env {
     /// Failed commits that were followed by a good one.
     pub meta_mended: Cell<u64>,
     abandoned: mpsc::UnboundedSender<LocalFuture<'static, ()>>,
+    attendance: Attendance,
 }
+
+/// How long a write that finds no slot waits for other shards to give back what they have freed: longer than most flushes,
+/// and short for who waits for the write to end.
+const ROOM_PATIENCE: Duration = Duration::from_secs(2);
 
 impl Env {
     pub fn new(
@@ -50,7 +57,22 @@ impl Env {
         let meta_mended = Cell::new(tiers.failure_counts().1);
         let (checkpoint, active_regions_max) = (config.checkpoint.clone(), config.active_regions_max);
         let volumes = RefCell::default();
-        Rc::new(Self { world, devices, tiers, meta, checkpoint, active_regions_max, volumes, meta_mended, abandoned })
+        let attendance = tiers.room().attend();
+        let (room, shard) = attendance.room();
+        let env = Rc::new(Self {
+            world,
+            devices,
+            tiers,
+            meta,
+            checkpoint,
+            active_regions_max,
+            volumes,
+            meta_mended,
+            abandoned,
+            attendance,
+        });
+        env.world.spawn(give_back(Rc::downgrade(&env), room, shard)).detach();
+        env
     }
 
     /// Runs the future to its end even when the caller stops waiting: a device write that was begun holds
@@ -96,16 +118,22 @@ impl Env {
         Ok(())
     }
 
-    /// Takes `count` slots. Where there are too few, what this shard's volumes have given up is made free first: a client
-    /// that discards and writes again without a flush in between gets room.
+    /// Takes `count` slots. Where there are too few, what this shard's volumes have given up is made free first, then what
+    /// those of other shards have: a client that discards and writes again without a flush in between gets room.
     pub async fn allocate(self: &Rc<Self>, count: usize) -> Result<Vec<SlotAddress>, IoError> {
         if count == 0 {
             return Ok(Vec::new());
         }
-        match self.allocate_free(count).await {
-            Err(IoError::NoSpace) if self.settle_freed().await => self.allocate_free(count).await,
-            done => done,
+        let mut taken = self.allocate_free(count).await;
+        if taken == Err(IoError::NoSpace) && self.settle_freed().await {
+            taken = self.allocate_free(count).await;
         }
+        if taken == Err(IoError::NoSpace) && self.attendance.has_others() {
+            // A shard that is that busy gives back later.
+            let _ = self.world.timeout(ROOM_PATIENCE, self.attendance.ask_others()).await;
+            taken = self.allocate_free(count).await;
+        }
+        taken
     }
 
     /// Makes durable what volumes of this shard have freed, and waits for the I/O that may still look at it. Whether
@@ -164,6 +192,15 @@ impl Env {
                 return LayerId(id);
             }
         }
+    }
+}
+
+/// Gives back what the shard's volumes have freed whenever another shard asks for it.
+async fn give_back(env: Weak<Env>, room: Room, shard: u64) {
+    while let Some(ask) = room.asked(shard).await {
+        let Some(env) = env.upgrade() else { return };
+        env.settle_freed().await;
+        env.attendance.has_seen_to(ask);
     }
 }
 

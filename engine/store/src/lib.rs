@@ -23,6 +23,7 @@ pub mod meta;
 mod outcome;
 mod record;
 mod recovery;
+mod room;
 mod slots;
 mod snapshot;
 mod stack;

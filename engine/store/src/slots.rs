@@ -9,6 +9,7 @@
 //! - Failures only count up; whoever wrote to a device compares counts to learn that a sync failed since.
 
 use crate::entry::{DEVICES_MAX, SLOTS_MAX, SlotAddress};
+use crate::room::Room;
 use drover_base::planted::{Bug, is_planted};
 use std::{
     future::poll_fn,
@@ -97,6 +98,7 @@ struct Shared {
     /// Sum of all failures, to be looked at on every I/O without taking the lock.
     failures: AtomicU64,
     state: Mutex<State>,
+    room: Room,
 }
 
 struct State {
@@ -142,11 +144,16 @@ impl Tiers {
             is_checkpointing: false,
             waiting_for_checkpoint: Vec::new(),
         };
-        Self(Arc::new(Shared { failures: AtomicU64::new(0), state: Mutex::new(state) }))
+        Self(Arc::new(Shared { failures: AtomicU64::new(0), state: Mutex::new(state), room: Room::default() }))
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
         self.0.state.lock().expect("nobody panics while holding the slots")
+    }
+
+    /// Where shards ask each other for what they have freed.
+    pub(crate) fn room(&self) -> &Room {
+        &self.0.room
     }
 
     pub fn usage(&self) -> Vec<TierUsage> {

@@ -155,6 +155,31 @@ fn a_full_volume_that_is_trimmed_is_written_again_without_a_flush() {
     });
 }
 
+/// A volume of one shard was full of what it had discarded, and a write of another shard's got ENOSPC until somebody
+/// flushed the first.
+#[test]
+fn what_another_shard_has_freed_makes_room() {
+    run(|node| async move {
+        Store::scan_slots(&node.meta, &node.tiers).await.unwrap();
+        let config = |shard| StoreConfig { shard, shards: 2, ..StoreConfig::default() };
+        let [first, second] = [node.open_shard(config(0)).await.unwrap(), node.open_shard(config(1)).await.unwrap()];
+        let volume = first.create_volume(VolumeId(2), "db", SIZE).await.unwrap();
+        let other = second.create_volume(ID, "web", SIZE).await.unwrap();
+        let all = SLOTS * EXTENT_BYTES;
+        for turn in 1..=3 {
+            for (one, two) in [(&volume, &other), (&other, &volume)] {
+                one.write(&Unfenced, 0, bytes(all as usize, turn), false).await.unwrap();
+                assert_eq!(two.write(&Unfenced, 0, bytes(1, 1), false).await, Err(IoError::NoSpace), "it is full");
+                one.trim(&Unfenced, 0, all, false).await.unwrap();
+            }
+        }
+        // A shard that is gone is not waited for.
+        volume.write(&Unfenced, 0, bytes(all as usize, 7), false).await.unwrap();
+        drop((other, second));
+        assert_eq!(volume.write(&Unfenced, all, bytes(1, 1), false).await, Err(IoError::NoSpace));
+    });
+}
+
 /// The file system under a sparse device file was full, and clients got EIO: most of them take the disk for broken then.
 #[test]
 fn a_full_file_system_is_no_space_and_no_failure() {
