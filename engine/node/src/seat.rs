@@ -10,7 +10,8 @@
 //! - I/O of clients is served only under the guard of the present epoch; the guard is replaced, never reused.
 //! - While there is a leg or the lease is timed, writes of this node's own exports keep a copy of their data: they may
 //!   have to go elsewhere after the volume took the buffer.
-//! - A read that began before the volume was opened again is not answered: what a gateway has yet to replay may be missing.
+//! - A read that began before the volume was opened again, or before a gateway has replayed, is not answered: what it has
+//!   yet to replay may be missing.
 //! - Changes of the seat take turns (`changing`).
 
 use crate::context::Context;
@@ -342,6 +343,10 @@ impl Seat {
 
     pub async fn read(&self, fence: &dyn Fence, offset: u64, len: u64) -> Result<Buffer, IoError> {
         let instance = self.instance();
+        let may_lack = || !self.writers.is_settled() && !self.volume.is_poisoned();
+        if may_lack() && !is_planted(Bug::ReplayNotAwaited) {
+            return Err(IoError::Disconnected);
+        }
         let buffer = match self.mirrors_back() {
             false => self.volume.read(fence, offset, len).await?,
             true => self.read_settled(fence, offset, len).await?,

@@ -433,6 +433,8 @@ fn a_change_that_waited_while_the_volume_was_opened_again_waits_for_the_replay()
         let mut entering = pin!(seat.enter(&other, Way::Local));
         let early = poll!(entering.as_mut());
         seat.load_writers(record.clone(), true);
+        let fence = seat.lease();
+        assert_eq!(seat.read(&*fence, 4096, 4096).await.err(), Some(IoError::Disconnected), "nor a read");
         drop(held);
         let refused = match early {
             Poll::Ready(refused) => refused,
