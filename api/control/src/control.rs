@@ -93,7 +93,7 @@ impl Control {
         self.world
             .spawn(async move {
                 loop {
-                    this.lived.now();
+                    this.lived.tick();
                     this.world.sleep(TICK).await;
                 }
             })

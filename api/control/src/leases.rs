@@ -38,7 +38,7 @@ impl Renewals {
     /// Since the last renewal, or since the start.
     pub fn age(&self, volume: VolumeId) -> Duration {
         let now = self.lived.now();
-        now - self.received.borrow().get(&volume).copied().unwrap_or_default()
+        now.saturating_sub(self.received.borrow().get(&volume).copied().unwrap_or_default())
     }
 
     pub fn forget(&self, volume: VolumeId) {

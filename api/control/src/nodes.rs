@@ -79,7 +79,7 @@ impl Nodes {
     /// Time lived through since its last sign of life; `None`: none since the start.
     pub fn silence(&self, node: &NodeId) -> Option<Duration> {
         let heard = self.contacts.borrow().get(node)?.heard?;
-        Some(self.lived.now() - heard)
+        Some(self.lived.now().saturating_sub(heard))
     }
 
     pub fn health(&self, node: &NodeId) -> Health {

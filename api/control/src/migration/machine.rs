@@ -184,7 +184,7 @@ impl Next<'_> {
 
     /// How long the migration has been in its stage.
     fn in_stage(&self) -> Duration {
-        self.view.lived - self.known().lived_since
+        self.view.lived.saturating_sub(self.known().lived_since)
     }
 
     fn peer_deadline(&self) -> Duration {
@@ -205,7 +205,7 @@ impl Next<'_> {
             }
         }
         match self.known().link_down_since {
-            Some(since) if self.view.lived - since >= deadline => {
+            Some(since) if self.view.lived.saturating_sub(since) >= deadline => {
                 let reason =
                     format!("{} could not reach {} for {deadline:?}", self.record().source, self.record().destination);
                 self.give_up(ErrorCode::NodeUnreachable, reason)
