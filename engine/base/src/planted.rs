@@ -25,6 +25,10 @@ bugs! {
     SlotReusedBeforeDurable,
     /// A freed slot is reused while reads that resolved to it still run.
     SlotReusedUnderRead,
+    /// A freed slot is discarded before the batch that freed it is durable.
+    DiscardedBeforeDurable,
+    /// A free slot is handed out while its device discards it.
+    ReusedWhileDiscarded,
     /// A block becomes valid when its write is submitted, not when it completed.
     ValidOnSubmission,
     /// A snapshot is taken without draining the writes in flight.

@@ -41,7 +41,8 @@ pub trait Device {
     fn write(&self, offset: u64, buffer: Buffer) -> LocalFuture<'_, (Result<(), DeviceError>, Buffer)>;
     /// Makes every write that completed before this call durable.
     fn sync(&self) -> LocalFuture<'_, Result<(), DeviceError>>;
-    /// Tells that the range's content is no longer needed; reads of it return anything until written.
+    /// Tells that the range's content is no longer needed; reads of it return anything until written. What is written
+    /// there after this completed is stored. A device that cannot do it fails.
     fn discard(&self, offset: u64, len: u64) -> LocalFuture<'_, Result<(), DeviceError>>;
 }
 

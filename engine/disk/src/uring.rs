@@ -18,6 +18,7 @@ use std::{
 };
 use tokio_uring::fs::File;
 
+mod discard;
 mod open;
 mod probe;
 mod runtime;
@@ -183,18 +184,15 @@ impl Device for UringDevice {
         })
     }
 
-    /// Punches a hole; on a block device that is a discard. Does nothing where neither is supported.
     fn discard(&self, offset: u64, len: u64) -> LocalFuture<'_, Result<(), DeviceError>> {
         Box::pin(async move {
             check_range(self.size(), offset, len)?;
             if len == 0 {
                 return Ok(());
             }
-            let mode = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
             for _ in 0..=STALLS_MAX {
-                match self.file.fallocate(offset, len, mode).await {
+                match discard::discard(self, offset, len).await {
                     Err(error) if is_passing(&error) => {}
-                    Err(error) if error.raw_os_error() == Some(libc::EOPNOTSUPP) => return Ok(()),
                     Err(error) => return Err(DeviceError::Io { errno: errno(&error), offset, len }),
                     Ok(()) => return Ok(()),
                 }

@@ -21,6 +21,7 @@
 //! path = "/srv/nvme"                  # a directory or a block device
 //! size = "100GiB"                     # for slots; a label takes 64 KiB more
 //! sparse = false                      # true: a file takes its space as it fills; else all of it is taken at once
+//! discard = false                     # true: a block device is told of what is free again; a sparse file is always
 //! overwrite = false                   # true: take the device though it is not empty; only for a new tier
 //! ```
 
@@ -92,6 +93,8 @@ pub struct TierConfig {
     pub size_bytes: u64,
     /// A file takes its space as it fills: then its file system may be full when a write needs room.
     pub sparse: bool,
+    /// The device is told of slots that are free again. A file that is not sparse keeps its space.
+    pub discards: bool,
     /// A device that is not empty may be taken for a new tier.
     pub overwrite: bool,
 }
@@ -147,6 +150,8 @@ struct TierFile {
     size: String,
     #[serde(default)]
     sparse: bool,
+    #[serde(default)]
+    discard: bool,
     #[serde(default)]
     overwrite: bool,
 }
@@ -271,6 +276,10 @@ fn check_tiers(problems: &mut Problems, files: &[TierFile]) -> Vec<TierConfig> {
         if is_block_device && file.sparse {
             problems.add(&key("sparse"), "a block device has all its space", "leave it out, or give a directory");
         }
+        if !is_block_device && file.discard {
+            let hint = "leave it out: a sparse file gives back what is free, another keeps its space";
+            problems.add(&key("discard"), "only a block device is told to discard", hint);
+        }
         if tiers.iter().any(|tier| tier.name == file.name) {
             problems.add(&key("name"), &format!("{:?} is there twice", file.name), "every tier has a name of its own");
         } else if tiers.iter().any(|tier| tier.device == device) {
@@ -283,6 +292,7 @@ fn check_tiers(problems: &mut Problems, files: &[TierFile]) -> Vec<TierConfig> {
             is_block_device,
             size_bytes: size,
             sparse: file.sparse,
+            discards: file.sparse || file.discard,
             overwrite: file.overwrite,
         });
     }

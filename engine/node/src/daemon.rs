@@ -214,6 +214,7 @@ async fn open_tiers(config: &NodeConfig, world: &World, meta: &dyn Meta) -> Resu
             Class::Hdd => TierClass::Hdd,
         },
         slots: tier.size_bytes / drover_base::units::EXTENT_BYTES,
+        discards: tier.discards,
     });
     let tiers = Tiers::new(specs.collect());
     Store::scan_slots(meta, &tiers).await?;

@@ -87,6 +87,7 @@ pub(crate) struct SpaceWatch(BTreeMap<String, Told>);
 struct Told {
     level: SpaceLevel,
     refused_writes: u64,
+    discard_failed: bool,
     /// Looks until a refused write is told.
     quiet_looks: u32,
 }
@@ -96,10 +97,11 @@ impl SpaceWatch {
     pub(crate) fn look(&mut self, tiers: &[TierUsage]) -> Vec<String> {
         let mut texts = Vec::new();
         for tier in tiers {
-            let new = Told { level: SpaceLevel::Normal, refused_writes: 0, quiet_looks: 0 };
+            let new = Told { level: SpaceLevel::Normal, refused_writes: 0, discard_failed: false, quiet_looks: 0 };
             let told = self.0.entry(tier.name.clone()).or_insert(new);
             texts.extend(told.level_text(tier));
             texts.extend(told.refused_text(tier));
+            texts.extend(told.discard_text(tier));
         }
         texts
     }
@@ -116,6 +118,19 @@ impl Told {
         let is_told = std::mem::replace(&mut self.quiet_looks, QUIET_LOOKS) > 0;
         let text = || format!("the file system under tier {} is full: writes that need space fail", tier.name);
         (!is_told).then(text)
+    }
+
+    /// Nothing of a volume is in danger; but whoever counts on the space learns that it does not come back.
+    fn discard_text(&mut self, tier: &TierUsage) -> Option<String> {
+        let is_new = tier.discard_failed && !std::mem::replace(&mut self.discard_failed, tier.discard_failed);
+        let text = || {
+            format!(
+                "the device of tier {} refused a discard: until the node starts again, space that becomes free is not \
+                 given back to it",
+                tier.name
+            )
+        };
+        is_new.then(text)
     }
 
     fn level_text(&mut self, tier: &TierUsage) -> Option<String> {
@@ -149,7 +164,7 @@ mod tests {
     fn told(slots: u64, used: &[u64]) -> Vec<String> {
         let mut watch = SpaceWatch::default();
         let mut taken = Vec::new();
-        let tiers = Tiers::new(vec![TierSpec { name: "t".into(), class: TierClass::Nvme, slots }]);
+        let tiers = Tiers::new(vec![TierSpec { name: "t".into(), class: TierClass::Nvme, slots, discards: false }]);
         let mut look = |used: &u64| {
             let used = *used as usize;
             match taken.len() < used {
@@ -191,7 +206,8 @@ mod tests {
     /// A guest tries again and again while the file system is full.
     #[test]
     fn a_full_file_system_is_told_once_until_it_was_quiet_for_long() {
-        let tiers = Tiers::new(vec![TierSpec { name: "t".into(), class: TierClass::Nvme, slots: 100 }]);
+        let tiers =
+            Tiers::new(vec![TierSpec { name: "t".into(), class: TierClass::Nvme, slots: 100, discards: false }]);
         let mut watch = SpaceWatch::default();
         let mut looks = |count: u32, refuses: bool| {
             let look = |_| {
@@ -212,8 +228,21 @@ mod tests {
     }
 
     #[test]
+    fn a_device_that_refuses_discards_is_told_once() {
+        let spec = TierSpec { name: "t".into(), class: TierClass::Nvme, slots: 100, discards: true };
+        let mut usage = Tiers::new(vec![spec]).usage();
+        let mut watch = SpaceWatch::default();
+        assert_eq!(watch.look(&usage), [""; 0]);
+        usage[0].discard_failed = true;
+        let told = watch.look(&usage);
+        assert!(told.len() == 1 && told[0].contains("tier t refused a discard"), "{told:?}");
+        assert_eq!(watch.look(&usage), [""; 0]);
+    }
+
+    #[test]
     fn promises_are_kept_apart_and_shrink_as_they_are_filled() {
-        let tiers = Tiers::new(vec![TierSpec { name: "t".into(), class: TierClass::Nvme, slots: 100 }]);
+        let tiers =
+            Tiers::new(vec![TierSpec { name: "t".into(), class: TierClass::Nvme, slots: 100, discards: false }]);
         let reservations = Reservations::default();
         let slots = |count: u64| count * EXTENT_BYTES;
         assert_eq!(reservations.reserve(&tiers, VolumeId(1), slots(60), 0), Ok(()));

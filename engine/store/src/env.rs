@@ -7,7 +7,7 @@ use crate::{
     meta::{Batch, Meta, MetaError},
     record,
     room::{Attendance, Room},
-    slots::{CheckpointTurn, Tiers},
+    slots::{CheckpointTurn, NoRoom, Tiers},
 };
 use drover_base::{IoError, LayerId, LocalFuture, VolumeId, World};
 use drover_disk::Device;
@@ -148,9 +148,19 @@ impl Env {
         has_settled
     }
 
+    /// Takes `count` slots, after a discard where that is what keeps them.
+    async fn allocate_undisturbed(&self, count: usize) -> Result<Vec<SlotAddress>, NoRoom> {
+        loop {
+            match self.tiers.allocate(count) {
+                Err(room) if room.is_discarding => self.tiers.discards_end().await,
+                done => return done,
+            }
+        }
+    }
+
     /// Takes `count` slots, after a checkpoint where only that gives some back.
     async fn allocate_free(self: &Rc<Self>, count: usize) -> Result<Vec<SlotAddress>, IoError> {
-        match self.tiers.allocate(count) {
+        match self.allocate_undisturbed(count).await {
             Ok(slots) => return Ok(slots),
             Err(room) if room.is_held && self.checkpoint.is_some() => {}
             Err(_) => return Err(IoError::NoSpace),
@@ -166,7 +176,7 @@ impl Env {
             tracing::error!(%error, "no checkpoint can be written, so freed slots cannot be used");
             return Err(IoError::NoSpace);
         }
-        self.tiers.allocate(count).map_err(|_| IoError::NoSpace)
+        self.allocate_undisturbed(count).await.map_err(|_| IoError::NoSpace)
     }
 
     /// Writes a checkpoint to the configured place.

@@ -132,7 +132,7 @@ mod tests {
     use crate::slots::{TierClass, TierSpec};
 
     fn tiers() -> Tiers {
-        let tier = |name: &str| TierSpec { name: name.into(), class: TierClass::Ssd, slots: 1 };
+        let tier = |name: &str| TierSpec { name: name.into(), class: TierClass::Ssd, slots: 1, discards: false };
         Tiers::new(vec![tier("a"), tier("b")])
     }
 

@@ -8,6 +8,7 @@
 mod activity;
 mod admission;
 pub mod checkpoint;
+mod discard;
 mod entry;
 mod env;
 mod error;
@@ -34,6 +35,7 @@ mod testing;
 mod volume;
 
 pub use activity::ActivityPin;
+pub use discard::DiscardPace;
 pub use entry::SlotAddress;
 pub use error::StoreError;
 pub use locks::{LockGuard, LockTicket};

@@ -1,18 +1,22 @@
 //! Which slots of a node's tiers are free. Shared by the node's shards.
 //!
 //! Invariants
-//! - A slot is free, used, held, or being released; only free ones are handed out.
+//! - A slot is free, used, held, being released, or being discarded; only free ones are handed out.
 //! - Held: freed since the last checkpoint began. It is not handed out before a checkpoint that began later is
 //!   done, so that a map restored from a checkpoint never names a slot with another volume's bytes. After a
 //!   start it is not known what the stored checkpoint names: nothing is handed out before the first new one.
 //! - A slot is freed once per allocation; a second time is a bug and stops the process.
 //! - Failures only count up; whoever wrote to a device compares counts to learn that a sync failed since.
 
-use crate::entry::{DEVICES_MAX, SLOTS_MAX, SlotAddress};
-use crate::room::Room;
+use crate::{
+    discard::Undiscarded,
+    entry::{DEVICES_MAX, SLOTS_MAX, SlotAddress},
+    room::Room,
+};
 use drover_base::planted::{Bug, is_planted};
 use std::{
     future::poll_fn,
+    ops::Range,
     sync::{
         Arc, Mutex, MutexGuard,
         atomic::{AtomicU64, Ordering},
@@ -35,6 +39,8 @@ pub struct TierSpec {
     pub class: TierClass,
     /// Slots of 64 KiB.
     pub slots: u64,
+    /// Its device is told of free slots.
+    pub discards: bool,
 }
 
 /// How full a tier is.
@@ -72,6 +78,8 @@ pub struct TierUsage {
     pub level: SpaceLevel,
     /// Writes into slots that failed since the node started because the file system under the tier was full.
     pub refused_writes: u64,
+    /// The device was to be told of free slots, and refused it: it is told no more.
+    pub discard_failed: bool,
 }
 
 /// Not enough free slots.
@@ -79,6 +87,8 @@ pub struct TierUsage {
 pub struct NoRoom {
     /// A checkpoint would give slots back.
     pub is_held: bool,
+    /// With those that are being discarded there would be enough.
+    pub is_discarding: bool,
 }
 
 /// Why a map's slot could not be taken as used.
@@ -112,6 +122,7 @@ struct State {
     awaits_checkpoint: bool,
     is_checkpointing: bool,
     waiting_for_checkpoint: Vec<Waker>,
+    waiting_for_discard: Vec<Waker>,
 }
 
 struct Tier {
@@ -121,6 +132,10 @@ struct Tier {
     taken_count: u64,
     held: Vec<u64>,
     releasing: Vec<u64>,
+    /// Of the free slots; none where the device is not told of them.
+    undiscarded: Option<Undiscarded>,
+    /// Slots that are being discarded.
+    discarding: u64,
     /// Word at which the search for a free slot begins: neighbours in time become neighbours on the device.
     cursor: usize,
     poisoned: bool,
@@ -143,6 +158,7 @@ impl Tiers {
             awaits_checkpoint: false,
             is_checkpointing: false,
             waiting_for_checkpoint: Vec::new(),
+            waiting_for_discard: Vec::new(),
         };
         Self(Arc::new(Shared { failures: AtomicU64::new(0), state: Mutex::new(state), room: Room::default() }))
     }
@@ -170,13 +186,14 @@ impl Tiers {
         let mut state = self.state();
         let state = &mut *state;
         if state.awaits_checkpoint {
-            return Err(NoRoom { is_held: true });
+            return Err(NoRoom { is_held: true, is_discarding: false });
         }
         let usable = || state.by_speed.iter().copied().filter(|&at| !state.tiers[at].poisoned);
         let free: u64 = usable().map(|at| state.tiers[at].free_count()).sum();
         if free < count as u64 {
             let is_held = usable().any(|at| state.tiers[at].held_count() > 0);
-            return Err(NoRoom { is_held });
+            let discarding: u64 = usable().map(|at| state.tiers[at].discarding).sum();
+            return Err(NoRoom { is_held, is_discarding: free + discarding >= count as u64 });
         }
         let order: Vec<usize> = usable().collect();
         let mut slots = Vec::with_capacity(count);
@@ -272,6 +289,59 @@ impl Tiers {
         }
     }
 
+    /// Takes neighbours that are free, for as long as they are being discarded. None where there are none, or where the
+    /// tier's device is not to be told now.
+    pub(crate) fn begin_discard(&self, device: u8) -> Option<Range<u64>> {
+        let mut state = self.state();
+        if state.awaits_checkpoint {
+            return None;
+        }
+        let tier = &mut state.tiers[usize::from(device)];
+        if tier.poisoned || tier.discarding != 0 {
+            return None;
+        }
+        let slots = tier.undiscarded.as_mut()?.next_run()?;
+        tier.discarding = slots.end - slots.start;
+        slots.clone().for_each(|slot| tier.set(slot));
+        if is_planted(Bug::ReusedWhileDiscarded) {
+            tier.end_discard(slots.clone());
+        }
+        Some(slots)
+    }
+
+    /// The device has answered: the slots are free again. One that refuses is told no more.
+    pub(crate) fn end_discard(&self, device: u8, slots: Range<u64>, is_ok: bool) {
+        let mut state = self.state();
+        let tier = &mut state.tiers[usize::from(device)];
+        if !is_planted(Bug::ReusedWhileDiscarded) {
+            tier.end_discard(slots);
+        }
+        if !is_ok {
+            tier.undiscarded = None;
+        }
+        for waker in state.waiting_for_discard.drain(..) {
+            waker.wake();
+        }
+    }
+
+    /// Waits until nothing is being discarded.
+    pub(crate) async fn discards_end(&self) {
+        poll_fn(|context| {
+            let mut state = self.state();
+            if state.tiers.iter().all(|tier| tier.discarding == 0) {
+                return Poll::Ready(());
+            }
+            state.waiting_for_discard.push(context.waker().clone());
+            Poll::Pending
+        })
+        .await;
+    }
+
+    /// Whether a device is to be told of free slots.
+    pub(crate) fn has_discards(&self) -> bool {
+        self.state().tiers.iter().any(|tier| tier.undiscarded.is_some())
+    }
+
     /// Changes whenever a sync or the metadata failed anywhere on the node.
     pub fn failures(&self) -> u64 {
         self.0.failures.load(Ordering::Acquire)
@@ -332,6 +402,8 @@ impl Tier {
             taken[words - 1] = u64::MAX << (spec.slots % 64);
         }
         Self {
+            undiscarded: spec.discards.then(|| Undiscarded::all(spec.slots)),
+            discarding: 0,
             spec,
             taken,
             taken_count: 0,
@@ -371,6 +443,9 @@ impl Tier {
     fn set(&mut self, slot: u64) {
         self.taken[(slot / 64) as usize] |= 1 << (slot % 64);
         self.taken_count += 1;
+        if let Some(undiscarded) = &mut self.undiscarded {
+            undiscarded.remove(slot);
+        }
     }
 
     fn assert_taken(&self, slot: u64) {
@@ -381,12 +456,25 @@ impl Tier {
         self.assert_taken(slot);
         self.taken[(slot / 64) as usize] &= !(1 << (slot % 64));
         self.taken_count -= 1;
+        if let Some(undiscarded) = &mut self.undiscarded {
+            undiscarded.insert(slot);
+        }
+    }
+
+    fn end_discard(&mut self, slots: Range<u64>) {
+        self.discarding = 0;
+        for slot in slots {
+            self.clear(slot);
+            if let Some(undiscarded) = &mut self.undiscarded {
+                undiscarded.remove(slot);
+            }
+        }
     }
 
     fn usage(&self) -> TierUsage {
         let slots_total = self.spec.slots;
         let slots_held = self.held_count();
-        let slots_used = self.taken_count - slots_held;
+        let slots_used = self.taken_count - slots_held - self.discarding;
         TierUsage {
             name: self.spec.name.clone(),
             class: self.spec.class,
@@ -396,6 +484,7 @@ impl Tier {
             poisoned: self.poisoned,
             level: SpaceLevel::of(slots_used, slots_total),
             refused_writes: self.refused_writes,
+            discard_failed: self.spec.discards && self.undiscarded.is_none(),
         }
     }
 }
@@ -424,7 +513,7 @@ mod tests {
     use futures::FutureExt;
 
     fn tier(name: &str, class: TierClass, slots: u64) -> TierSpec {
-        TierSpec { name: name.into(), class, slots }
+        TierSpec { name: name.into(), class, slots, discards: false }
     }
 
     #[test]
@@ -432,7 +521,7 @@ mod tests {
         let tiers = Tiers::new(vec![tier("slow", TierClass::Hdd, 70), tier("fast", TierClass::Nvme, 2)]);
         let slots = tiers.allocate(3).unwrap();
         assert_eq!(slots.iter().map(|at| at.device).collect::<Vec<_>>(), [1, 1, 0]);
-        assert_eq!(tiers.allocate(70), Err(NoRoom { is_held: false }));
+        assert_eq!(tiers.allocate(70), Err(NoRoom { is_held: false, is_discarding: false }));
         assert_eq!(tiers.allocate(69).unwrap().len(), 69);
         assert_eq!(tiers.usage()[0].level, SpaceLevel::Full);
         tiers.free(&slots);
@@ -454,11 +543,15 @@ mod tests {
     fn held_slots_come_back_with_a_checkpoint_that_began_later() {
         let tiers = Tiers::new(vec![tier("a", TierClass::Ssd, 2)]);
         tiers.hold_until_checkpoint();
-        assert_eq!(tiers.allocate(1), Err(NoRoom { is_held: true }), "the stored checkpoint may name anything");
+        assert_eq!(
+            tiers.allocate(1),
+            Err(NoRoom { is_held: true, is_discarding: false }),
+            "the stored checkpoint may name anything"
+        );
         tiers.begin_checkpoint().now_or_never().unwrap().done();
         let slots = tiers.allocate(2).unwrap();
         tiers.free(&slots[..1]);
-        assert_eq!(tiers.allocate(1), Err(NoRoom { is_held: true }));
+        assert_eq!(tiers.allocate(1), Err(NoRoom { is_held: true, is_discarding: false }));
         let turn = tiers.begin_checkpoint().now_or_never().unwrap();
         tiers.free(&slots[1..]);
         assert!(tiers.begin_checkpoint().now_or_never().is_none(), "one at a time");
@@ -466,7 +559,7 @@ mod tests {
         assert_eq!(tiers.usage()[0].slots_held, 1);
         assert_eq!(tiers.allocate(1).unwrap(), slots[..1]);
         drop(tiers.begin_checkpoint().now_or_never().unwrap());
-        assert_eq!(tiers.allocate(1), Err(NoRoom { is_held: true }), "that one was given up");
+        assert_eq!(tiers.allocate(1), Err(NoRoom { is_held: true, is_discarding: false }), "that one was given up");
     }
 
     #[test]

@@ -3,6 +3,7 @@
 use crate::{
     NAME_BYTES_MAX, StoreError, Volume,
     checkpoint::CheckpointPlace,
+    discard::{self, DiscardPace},
     entry::SlotAddress,
     env::Env,
     layer::Layer,
@@ -33,12 +34,20 @@ pub struct StoreConfig {
     pub checkpoint: Option<Rc<dyn CheckpointPlace>>,
     /// Active regions of a volume above which idle ones are flushed out.
     pub active_regions_max: usize,
+    /// How free slots are told to the devices that want it; the first shard does it.
+    pub discard_pace: DiscardPace,
 }
 
 impl Default for StoreConfig {
     /// The only shard, without checkpoints.
     fn default() -> Self {
-        Self { shard: 0, shards: 1, checkpoint: None, active_regions_max: ACTIVE_REGIONS_MAX }
+        Self {
+            shard: 0,
+            shards: 1,
+            checkpoint: None,
+            active_regions_max: ACTIVE_REGIONS_MAX,
+            discard_pace: DiscardPace::default(),
+        }
     }
 }
 
@@ -86,6 +95,10 @@ impl Store {
             let volume = Volume::new(env.clone(), loaded.stack, loaded.active, loaded.note);
             volume.start_merging();
             env.volumes.borrow_mut().insert(volume.id, volume);
+        }
+        if store.is_first() && env.tiers.has_discards() {
+            let discards = discard::discard_free(Rc::downgrade(&env), env.world.clone(), store.config.discard_pace);
+            env.world.spawn(discards).detach();
         }
         Ok(store)
     }

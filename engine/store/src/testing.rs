@@ -30,7 +30,8 @@ impl Node {
     }
 
     fn from_images(world: World, device: SimImage, meta: MemoryImage) -> Self {
-        let tiers = Tiers::new(vec![TierSpec { name: "a".into(), class: TierClass::Nvme, slots: SLOTS }]);
+        let tiers =
+            Tiers::new(vec![TierSpec { name: "a".into(), class: TierClass::Nvme, slots: SLOTS, discards: false }]);
         let device = SimDevice::from_image(world.clone(), device);
         Self { device, meta: MemoryMeta::from_image(world.clone(), meta), world, tiers }
     }

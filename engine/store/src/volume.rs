@@ -42,6 +42,7 @@ use drover_base::{
     ByteRange, ExtentIndex, IoError, RegionIndex, VolumeId,
     limits::{NOTE_BYTES_MAX, REQUEST_BYTES_MAX},
     planted::{Bug, is_planted},
+    units::EXTENT_BYTES,
 };
 use std::{
     cell::RefCell,
@@ -265,6 +266,11 @@ impl Volume {
         if is_planted(Bug::SlotReusedBeforeDurable) {
             self.env.tiers.free(&[slot]);
             return;
+        }
+        if is_planted(Bug::DiscardedBeforeDurable) {
+            let device = self.env.devices[usize::from(slot.device)].clone();
+            let discard = async move { drop(device.discard(slot.block_offset(0), EXTENT_BYTES).await) };
+            self.env.world.spawn(discard).detach();
         }
         self.flusher.freed(extent.region(), slot);
     }

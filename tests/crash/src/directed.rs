@@ -2,7 +2,7 @@
 
 use crate::{
     Finding, ensure,
-    node::{Images, Node, Parts, VOLUME, VOLUME_BYTES},
+    node::{EAGER, Images, Node, Parts, VOLUME, VOLUME_BYTES},
 };
 use drover_base::{
     Epoch, IoError, VolumeId, World,
@@ -62,6 +62,60 @@ pub fn slow_reads_keep_their_slots(seed: u64) -> Result<(), Finding> {
             let stranger = read.iter().find(|byte| **byte != 0 && **byte != mine);
             ensure!(stranger.is_none(), "round {round}: a read of {mine} got {stranger:?}");
             io(volume.trim(&Unfenced, 0, 3 * EXTENT_BYTES, true).await)?;
+        }
+        Ok(())
+    })
+}
+
+/// Free slots are discarded while others want them: what is read is always what was written, and so it is after a crash
+/// at any moment, although what a device was told to discard is garbage there.
+pub fn discards_touch_only_what_is_free(seed: u64) -> Result<(), Finding> {
+    const EXTENTS: u64 = 8;
+    run(seed, [5, 5], |sim, parts| async move {
+        let config = StoreConfig { discard_pace: EAGER, ..StoreConfig::default() };
+        let node = parts.open_with(config.clone(), Rc::new(|_| ())).await;
+        let node = node.map_err(|error| Finding(format!("open: {error}")))?;
+        let volume = node.store.create_volume(VOLUME, "v", VOLUME_BYTES).await;
+        let volume = volume.map_err(|error| Finding(format!("create: {error}")))?;
+        let mut random = sim.generator("work");
+        // Of each extent what it holds, and what it held when it was last flushed and since.
+        let mut model: Vec<Vec<u8>> = vec![vec![0]; EXTENTS as usize];
+        for round in 1..=40u8 {
+            let extent = random.below(EXTENTS);
+            let (at, of) = (extent * EXTENT_BYTES, &mut model[extent as usize]);
+            match random.below(3) {
+                0 => {
+                    of.push(0);
+                    io(volume.trim(&Unfenced, at, EXTENT_BYTES, false).await)?;
+                }
+                _ => {
+                    of.push(round);
+                    io(volume.write(&Unfenced, at, filled(round), false).await)?;
+                }
+            }
+            if random.below(3) == 0 {
+                io(volume.flush(&Unfenced).await)?;
+                model.iter_mut().for_each(|of| drop(of.drain(..of.len() - 1)));
+            }
+            sim.sleep(Duration::from_micros(random.below(1500))).await;
+            for (extent, of) in (0..).zip(&model) {
+                let data = io(volume.read(&Unfenced, extent * EXTENT_BYTES, EXTENT_BYTES).await)?;
+                let expected = of.last().expect("it holds something");
+                ensure!(data.iter().all(|byte| byte == expected), "round {round}: extent {extent} is not {expected}");
+            }
+        }
+        let images = parts.crash_images(&*node.world.random, random.below(2) == 0);
+        let parts = Parts::new(sim.process("after").world(), &images);
+        let node = parts.open_with(config, Rc::new(|_| ())).await;
+        let node = node.map_err(|error| Finding(format!("open: {error}")))?;
+        let volume = node.store.volume(VOLUME).ok_or_else(|| Finding("the volume is gone".into()))?;
+        // What is free after the start is discarded as well.
+        sim.sleep(Duration::from_millis(20)).await;
+        for (extent, of) in (0..).zip(&model) {
+            let data = io(volume.read(&Unfenced, extent * EXTENT_BYTES, EXTENT_BYTES).await)?;
+            let blocks = data.chunks_exact(BLOCK_BYTES as usize);
+            let stranger = blocks.flatten().find(|byte| !of.contains(byte));
+            ensure!(stranger.is_none(), "extent {extent} holds {stranger:?} after the crash, not of {of:?}");
         }
         Ok(())
     })
@@ -167,7 +221,7 @@ pub fn a_failed_sync_is_never_forgotten(seed: u64) -> Result<(), Finding> {
 pub fn a_checkpoint_brings_volumes_back(seed: u64) -> Result<(), Finding> {
     run(seed, [12, 0], |sim, parts| async move {
         let place = Rc::new(crate::layers::MemoryPlace::new(parts.world.clone()));
-        let config = StoreConfig { checkpoint: Some(place.clone()), ..StoreConfig::default() };
+        let config = StoreConfig { checkpoint: Some(place.clone()), discard_pace: EAGER, ..StoreConfig::default() };
         let node = parts.open_with(config, Rc::new(|_| ())).await;
         let node = node.map_err(|error| Finding(format!("open: {error}")))?;
         let ids = [VolumeId(1), VolumeId(2)];

@@ -9,14 +9,18 @@ use drover_disk::{
 };
 use drover_sim::runtime::Generator;
 use drover_store::{
-    Store, StoreConfig, StoreError, TierClass, TierSpec, Tiers,
+    DiscardPace, Store, StoreConfig, StoreError, TierClass, TierSpec, Tiers,
     checkpoint::CheckpointPlace,
     meta::memory::{MemoryImage, MemoryMeta},
 };
-use std::{cell::RefCell, rc::Rc};
+use std::{cell::RefCell, rc::Rc, time::Duration};
 
 pub const VOLUME: VolumeId = VolumeId(7);
 pub const VOLUME_BYTES: u64 = 16 << 20;
+
+/// What is free is discarded while it is still wanted.
+pub const EAGER: DiscardPace =
+    DiscardPace { look_every: Duration::from_micros(500), pause: Duration::from_micros(100) };
 
 /// What survives a crash.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -54,6 +58,7 @@ pub struct Setup {
     pub slots: [u64; 2],
     pub active_regions_max: usize,
     pub has_checkpoint: bool,
+    pub discard_pace: DiscardPace,
 }
 
 impl Setup {
@@ -63,6 +68,8 @@ impl Setup {
             slots: [random.between(4, 60), random.between(10, 80)],
             active_regions_max: *random.pick(&[1, 2, 3, 4096]),
             has_checkpoint: random.below(3) == 0,
+            // The usual pace is too slow for a life of a second.
+            discard_pace: *random.pick(&[EAGER, DiscardPace::default()]),
         }
     }
 }
@@ -110,6 +117,7 @@ impl Parts {
         let config = StoreConfig {
             checkpoint: setup.has_checkpoint.then(place),
             active_regions_max: setup.active_regions_max,
+            discard_pace: setup.discard_pace,
             ..StoreConfig::default()
         };
         self.open_with(config, observer).await
@@ -126,6 +134,7 @@ impl Parts {
             name: format!("tier-{at}"),
             class: [TierClass::Nvme, TierClass::Hdd][at.min(1)],
             slots: device.size_bytes() / EXTENT_BYTES,
+            discards: true,
         });
         let tiers = Tiers::new(specs.collect());
         let meta = Rc::new(ObservedMeta { inner: Rc::new(self.meta.clone()), observer: observer.clone() });
@@ -153,6 +162,8 @@ fn name(event: Event) -> &'static str {
         Event::SyncBegins => "before a sync",
         Event::SyncEnds { .. } => "after a sync",
         Event::WriteEnds { .. } => "after a write",
+        Event::DiscardBegins { .. } => "before a discard",
+        Event::DiscardEnds { .. } => "after a discard",
     }
 }
 

@@ -4,7 +4,7 @@
 use crate::{
     Finding, ensure,
     layers::MemoryPlace,
-    node::{Images, Node, Parts},
+    node::{EAGER, Images, Node, Parts},
 };
 use drover_base::{
     IoError, VolumeId,
@@ -193,7 +193,7 @@ async fn open(
 ) -> Result<Vec<Tenant>, Finding> {
     let unexpected = |error: StoreError| Finding(format!("unexpected: {error}"));
     let place = has_checkpoint.then(|| Rc::new(MemoryPlace::new(parts.world.clone())) as Rc<dyn CheckpointPlace>);
-    let config = StoreConfig { shards, checkpoint: place, ..StoreConfig::default() };
+    let config = StoreConfig { shards, checkpoint: place, discard_pace: EAGER, ..StoreConfig::default() };
     let nodes = parts.open_shards(config, Rc::new(|_| ())).await.map_err(unexpected)?;
     let nodes: Vec<Rc<Node>> = nodes.into_iter().map(Rc::new).collect();
     let mut tenants = Vec::new();

@@ -4,7 +4,7 @@ use drover_crash::{
     checks::crash_run,
     life::{Conduct, lead},
     model::Model,
-    node::{Images, Setup},
+    node::{EAGER, Images, Setup},
 };
 
 /// Every moment is looked at, in few runs.
@@ -42,7 +42,7 @@ fn a_volume_reads_like_its_model() {
 fn the_same_seed_ends_the_same() {
     let conduct = Conduct { rounds: 15, looks_percent: 20 };
     let images = |seed| {
-        let setup = Setup { slots: [20, 20], active_regions_max: 2, has_checkpoint: false };
+        let setup = Setup { slots: [20, 20], active_regions_max: 2, has_checkpoint: false, discard_pace: EAGER };
         let points = lead(seed, 0, &setup, &Images::new(setup.slots), Model::default(), conduct);
         let points = points.unwrap_or_else(|finding| panic!("{finding}"));
         points.into_iter().map(|point| (point.label, point.images)).collect::<Vec<_>>()

@@ -16,6 +16,11 @@ fn slow_reads_keep_their_slots() {
 }
 
 #[test]
+fn discards_touch_only_what_is_free() {
+    seeds(100, directed::discards_touch_only_what_is_free);
+}
+
+#[test]
 fn nothing_passes_an_ended_lease() {
     each(directed::nothing_passes_an_ended_lease);
 }

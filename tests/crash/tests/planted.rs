@@ -22,6 +22,8 @@ const CAUGHT_BY: &[(Bug, Checker)] = &[
     (Bug::SlotReusedBeforeDurable, shards::shards_share_their_tiers),
     (Bug::SyncFailureForgotten, shards::shards_share_their_tiers),
     (Bug::SlotReusedUnderRead, directed::slow_reads_keep_their_slots),
+    (Bug::DiscardedBeforeDurable, directed::discards_touch_only_what_is_free),
+    (Bug::ReusedWhileDiscarded, directed::discards_touch_only_what_is_free),
     (Bug::ValidOnSubmission, crashes),
     (Bug::SnapshotWithoutDrain, crashes),
     (Bug::HiddenNotZeroed, crashes),

@@ -2,7 +2,11 @@
 
 use drover_e2e::{BLOCK, Client, Cluster, Layout};
 use serde_json::Value;
-use std::time::{Duration, Instant};
+use std::{
+    fs,
+    os::unix::fs::MetadataExt,
+    time::{Duration, Instant},
+};
 
 const SOON: Duration = Duration::from_secs(60);
 const EXTENT: u64 = 64 << 10;
@@ -100,4 +104,47 @@ fn a_full_tier_refuses_only_what_needs_space_until_something_is_discarded() {
     assert_eq!([0, filled - 1, filled, filled + half - 1].map(|extent| read(&mut client, extent)), [0, 0, 3, 3]);
     assert_eq!(read(&mut other, 0), 2);
     assert_eq!(write(&mut client, 0, 4), 0);
+}
+
+/// What a volume gave up was free for others of its tier, but the file under a sparse tier only ever grew.
+#[test]
+fn what_is_discarded_goes_back_to_the_file_system() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let layout =
+        Layout { nodes: 1, folder: folder.path(), tier_size: "8MiB", lease_ttl_ms: 9000, link: None, cpus: &[] };
+    let mut cluster = Cluster::start(&layout);
+    cluster.create_volume("v", 64 << 20, 0);
+    let mut client = attach(&cluster, "v");
+    let taken = |cluster: &Cluster| fs::metadata(cluster.device(0)).expect("its file").blocks() * 512;
+    let whole = |client: &mut Client, extent: u64| {
+        assert_eq!(client.write(extent * EXTENT, &[1; EXTENT as usize]).expect("the connection lives"), 0);
+    };
+    for extent in 0..ROOM {
+        whole(&mut client, extent);
+    }
+    assert_eq!(client.flush().expect("it lives"), 0);
+    assert!(taken(&cluster) >= ROOM * EXTENT, "the tier is full");
+
+    assert_eq!(client.trim(ROOM / 4 * EXTENT, (ROOM / 2 * EXTENT) as u32).expect("it lives"), 0);
+    // Who needs room makes it free; otherwise the next checkpoint would.
+    whole(&mut client, ROOM);
+    // Half of it, the one written since, and what the file system and the label need.
+    let most = (ROOM / 2 + 1 + 4) * EXTENT;
+    let until = Instant::now() + SOON;
+    while taken(&cluster) > most {
+        assert!(Instant::now() < until, "{} bytes are taken, {most} at most are needed", taken(&cluster));
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    let kept = [0, ROOM / 4 - 1, ROOM / 4, ROOM * 3 / 4 - 1, ROOM * 3 / 4, ROOM];
+    assert_eq!(kept.map(|extent| read(&mut client, extent)), [1, 1, 0, 0, 1, 1]);
+    assert_eq!(client.flush().expect("it lives"), 0);
+
+    cluster.nodes[0].kill();
+    cluster.nodes[0].start().expect("it starts");
+    let mut client = attach(&cluster, "v");
+    assert_eq!(kept.map(|extent| read(&mut client, extent)), [1, 1, 0, 0, 1, 1]);
+    for extent in ROOM / 4..ROOM * 3 / 4 - 1 {
+        whole(&mut client, extent);
+    }
+    assert_eq!(kept.map(|extent| read(&mut client, extent)), [1, 1, 1, 0, 1, 1]);
 }

@@ -10,9 +10,10 @@ pub enum Operation {
     Read,
     Write,
     Sync,
+    Discard,
 }
 
-/// Fails one request and passes on the others. A failed write has stored its first half; a failed sync has
+/// Fails one request and passes on the others. A failed write has stored its first half; a failed sync or discard has
 /// reached nothing.
 pub struct FailNth {
     inner: Rc<dyn Device>,
@@ -87,6 +88,10 @@ impl Device for FailNth {
     }
 
     fn discard(&self, offset: u64, len: u64) -> LocalFuture<'_, Result<(), DeviceError>> {
-        self.inner.discard(offset, len)
+        if !self.strikes(Operation::Discard) {
+            return self.inner.discard(offset, len);
+        }
+        let errno = self.errno.get();
+        Box::pin(async move { Err(DeviceError::Io { errno, offset, len }) })
     }
 }

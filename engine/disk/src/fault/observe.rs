@@ -13,6 +13,10 @@ pub enum Event {
     SyncEnds { is_ok: bool },
     /// A write has ended and is not yet answered.
     WriteEnds { offset: u64, len: u64, is_ok: bool },
+    /// A discard was asked for and has not begun.
+    DiscardBegins { offset: u64, len: u64 },
+    /// A discard has ended and is not yet answered.
+    DiscardEnds { offset: u64, len: u64, is_ok: bool },
 }
 
 /// Calls the observer at every [`Event`] and changes nothing.
@@ -55,6 +59,12 @@ impl Device for Observe {
     }
 
     fn discard(&self, offset: u64, len: u64) -> LocalFuture<'_, Result<(), DeviceError>> {
-        self.inner.discard(offset, len)
+        (self.observer)(Event::DiscardBegins { offset, len });
+        let discard = self.inner.discard(offset, len);
+        Box::pin(async move {
+            let result = discard.await;
+            (self.observer)(Event::DiscardEnds { offset, len, is_ok: result.is_ok() });
+            result
+        })
     }
 }

@@ -39,6 +39,10 @@ fn one_request_fails() {
         layer.read(8192, Buffer::zeroed(16_384)).await.0.unwrap();
         assert_eq!(layer.sync().await, Err(DeviceError::Sync { errno: libc::EIO }));
         layer.sync().await.unwrap();
+        layer.arm_with(Operation::Discard, 0, libc::EOPNOTSUPP);
+        let refused = DeviceError::Io { errno: libc::EOPNOTSUPP, offset: 4096, len: 8192 };
+        assert_eq!(layer.discard(4096, 8192).await, Err(refused));
+        layer.discard(4096, 8192).await.unwrap();
     });
 }
 
@@ -66,12 +70,15 @@ fn the_observer_is_told_in_order() {
         layer.sync().await.unwrap();
         failing.arm(Operation::Sync, 0);
         layer.sync().await.unwrap_err();
+        layer.discard(4096, 8192).await.unwrap();
         let expected = [
             Event::WriteEnds { offset: 4096, len: 8192, is_ok: true },
             Event::SyncBegins,
             Event::SyncEnds { is_ok: true },
             Event::SyncBegins,
             Event::SyncEnds { is_ok: false },
+            Event::DiscardBegins { offset: 4096, len: 8192 },
+            Event::DiscardEnds { offset: 4096, len: 8192, is_ok: true },
         ];
         assert_eq!(*seen.borrow(), expected);
     });

@@ -38,14 +38,15 @@ pub enum OpenError {
 pub(super) struct Opened {
     pub file: File,
     pub size_bytes: u64,
+    pub is_block_device: bool,
     pub is_direct: bool,
 }
 
 pub(super) fn open(path: &Path) -> Result<Opened, OpenError> {
     let (file, is_direct) = open_locked(path, false)?;
-    let (_, size_bytes) = kind_and_size(path, &file)?;
+    let (is_block_device, size_bytes) = kind_and_size(path, &file)?;
     check_even(path, size_bytes)?;
-    Ok(Opened { file, size_bytes, is_direct })
+    Ok(Opened { file, size_bytes, is_block_device, is_direct })
 }
 
 /// What becomes of the space of a file that grows.
@@ -71,7 +72,7 @@ pub(super) fn open_or_create(path: &Path, size_bytes: u64, space: Space) -> Resu
     } else if has < wanted {
         grow(path, &file, has, wanted, space)?;
     }
-    Ok(Opened { file, size_bytes, is_direct })
+    Ok(Opened { file, size_bytes, is_block_device, is_direct })
 }
 
 /// Another open file of what is open and locked already.

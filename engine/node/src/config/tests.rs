@@ -35,7 +35,9 @@ fn a_good_file_is_read() {
     let overwrites = NodeConfig::parse(&text(folder.path(), |text| text + "overwrite = true\n")).unwrap();
     assert!(overwrites.tiers[0].overwrite);
     assert!(!config.tiers[0].sparse, "room that is promised is there");
-    assert!(NodeConfig::parse(&text(folder.path(), |text| text + "sparse = true\n")).unwrap().tiers[0].sparse);
+    let sparse = NodeConfig::parse(&text(folder.path(), |text| text + "sparse = true\n")).unwrap();
+    assert!(sparse.tiers[0].sparse && sparse.tiers[0].discards);
+    assert!(!config.tiers[0].discards, "room that is promised stays");
     assert_eq!(config.secret, [0; 32]);
     assert!((1..=SHARDS_MAX).contains(&config.shards), "one for each processor");
     let text = text(folder.path(), |text| text.replace("\nmeta", "\nshards = 3\nmeta"));
@@ -58,6 +60,7 @@ fn each_mistake_is_named_with_its_setting() {
         ("\"1GiB\"", "\"1G\"", "tier[0].size"),
         ("\"1GiB\"", "\"4096\"", "tier[0].size"),
         ("\nname = \"fast\"", "\nname = \"../x\"", "tier[0].name"),
+        ("\nsize", "\ndiscard = true\nsize", "tier[0].discard"),
         ("\nmeta", "\nshards = 0\nmeta", "shards"),
         ("\nmeta", "\nshards = 65\nmeta", "shards"),
     ] {

@@ -165,6 +165,7 @@ mod tests {
             is_block_device: false,
             size_bytes,
             sparse: false,
+            discards: false,
             overwrite: false,
         }
     }

@@ -224,7 +224,7 @@ async fn boot(
     shards: u32,
     is_restored: bool,
 ) -> Rc<LocalNode> {
-    let tiers = Tiers::new(vec![TierSpec { name: "t".into(), class: TierClass::Nvme, slots: SLOTS }]);
+    let tiers = Tiers::new(vec![TierSpec { name: "t".into(), class: TierClass::Nvme, slots: SLOTS, discards: false }]);
     let meta: Rc<dyn drover_store::meta::Meta> = Rc::new(meta);
     if is_restored {
         crate::distrust_seats(&*meta).await.expect("records are whole");

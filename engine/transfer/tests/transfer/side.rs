@@ -47,7 +47,7 @@ impl Side {
         let meta = MemoryMeta::from_image(world.clone(), meta);
         let faults = Rc::new(FailNth::new(Rc::new(device.clone())));
         let slots = DEVICE_BYTES / EXTENT_BYTES;
-        let tiers = Tiers::new(vec![TierSpec { name: "fast".into(), class: TierClass::Nvme, slots }]);
+        let tiers = Tiers::new(vec![TierSpec { name: "fast".into(), class: TierClass::Nvme, slots, discards: false }]);
         Store::scan_slots(&meta, &tiers).await.unwrap();
         let devices: Vec<Rc<dyn Device>> = vec![faults.clone()];
         let store =

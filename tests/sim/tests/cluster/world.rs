@@ -247,7 +247,7 @@ impl Cluster {
 
 /// A node of so many shards over the same devices.
 async fn boot(settings: NodeSettings, world: World, opened: Opened, slots: u64, shards: u32) -> Rc<LocalNode> {
-    let tier = (slots > 0).then(|| TierSpec { name: "t".into(), class: TierClass::Nvme, slots });
+    let tier = (slots > 0).then(|| TierSpec { name: "t".into(), class: TierClass::Nvme, slots, discards: true });
     let tiers = Tiers::new(tier.into_iter().collect());
     let (devices, meta) = (opened.devices, opened.meta);
     Store::scan_slots(&*meta, &tiers).await.expect("records are whole");

@@ -17,6 +17,7 @@ fn tier(folder: &Path, name: &str) -> TierConfig {
         is_block_device: false,
         size_bytes: SIZE,
         sparse: false,
+        discards: false,
         overwrite: false,
     }
 }
