@@ -76,7 +76,8 @@ fn show(shown: &Shown) -> String {
     let mut text = String::new();
     if shown.restored {
         text.push_str(
-            "restored from the checkpoint; blocks are as of then, or later where they were overwritten in place\n",
+            "restored from the checkpoint; blocks are as of then, or later where they were overwritten in place; \
+             snapshots that were deleted since are back, with blocks that may be newer than they are\n",
         );
     }
     if let Some(place) = &shown.moved_to {
