@@ -87,7 +87,7 @@ bugs! {
     WayBackNotRecorded,
     /// A volume is ended while it is being made, and is there afterwards.
     MakingNotAwaited,
-    /// The control plane takes its own standstill for the silence of others.
+    /// A process takes its own standstill for the silence of others.
     StandstillCounts,
     /// A way back that was closed because the volume is opened again is opened by who watched it before.
     WayBackOpenedLate,

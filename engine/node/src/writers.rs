@@ -53,6 +53,10 @@ pub(crate) const WRITER_PATIENCE: Duration = Duration::from_secs(10);
 /// or what it has finds no space any more.
 pub(crate) const REPLAY_MAX: Duration = Duration::from_secs(3 * WRITER_PATIENCE.as_secs());
 
+/// A timer that is later than this tells that the process stood still (stopped, suspended, overloaded): that time is not
+/// the writer's absence.
+const STANDSTILL: Duration = Duration::from_secs(1);
+
 const _: () = assert!(REPLAY_MAX.as_secs() < drover_base::limits::HOLD_DEADLINE.as_secs());
 
 /// How a change comes to the volume.
@@ -396,6 +400,12 @@ impl Seat {
             if now < until {
                 // Either way it is looked at again.
                 let _ = world.timeout_at(until, changed).await;
+                let stood_still = world.now().since(until);
+                if stood_still > STANDSTILL && !is_planted(Bug::StandstillCounts) {
+                    // What came meanwhile waits unread: nobody was silent.
+                    writers.waiting_since.set(Some(world.now()));
+                    writers.waiting_from.set(writers.waiting_from.get().map(|at| at.max(from + stood_still)));
+                }
             } else {
                 self.turn(true).await?;
             }

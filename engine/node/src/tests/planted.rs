@@ -74,6 +74,11 @@ fn a_way_back_that_is_opened_late_is_caught() {
 }
 
 #[test]
+fn a_standstill_that_counts_is_caught() {
+    caught(Bug::StandstillCounts, writers::a_standstill_of_the_holder_is_not_the_gateway_s_absence);
+}
+
+#[test]
 fn a_making_that_is_not_awaited_is_caught() {
     caught(Bug::MakingNotAwaited, making::a_mirror_that_is_being_made_is_dropped_with_its_migration);
 }

@@ -105,6 +105,28 @@ pub fn others_wait_for_a_gateway_that_comes_late() {
     });
 }
 
+/// The holder had restarted, was stopped before the gateway could replay, and gave it up the moment it woke, with the replay
+/// before its door.
+#[test]
+pub fn a_standstill_of_the_holder_is_not_the_gateway_s_absence() {
+    each_seed(0..10, async |cluster| {
+        let [_, g, h] = start(&cluster).await;
+        become_the_writer(&cluster, &g).await;
+        g.write(1, b'1').await.unwrap();
+        cluster.sim.partition("a", "g");
+        restart(&cluster).await;
+        let stands_still = async {
+            cluster.sim.sleep(WRITER_PATIENCE / 2).await;
+            cluster.sim.pause("a");
+            cluster.sim.heal("a", "g");
+            cluster.sim.sleep(WRITER_PATIENCE).await;
+            cluster.sim.resume("a");
+        };
+        let ((), read) = futures::join!(stands_still, h.read(1));
+        assert_eq!((read, g.read(1).await), (Ok(b'1'), Ok(b'1')));
+    });
+}
+
 /// Nobody waits for ever. What the late one had is lost, its clients are told, and it changes nothing any more.
 #[test]
 fn a_gateway_that_stays_away_is_given_up() {
