@@ -6,6 +6,8 @@
 //! - One task writes. It takes all that is queued into one vectored write, so messages sent together travel together.
 //! - The queue is bounded in bytes: a `send` over [`QUEUE_BYTES_SOFT`] completes only when the queue has shrunk; a
 //!   caller that does not wait for that meets [`QUEUE_BYTES_HARD`], where the connection breaks.
+//! - Both directions let the other tasks of the thread go first after [`TURN_BYTES`]: a stream that always has more, such
+//!   as a migration's, would otherwise keep the thread, and with it every client, as long as its window lasts.
 //! - After a failure or `close` nothing more is written or delivered, and every waiting `send` fails.
 
 use crate::framing::{self, Decoder};
@@ -26,6 +28,9 @@ const QUEUE_BYTES_SOFT: usize = 4 << 20;
 
 /// Queued bytes at which the connection breaks. A sender of a migration may have its window queued.
 const QUEUE_BYTES_HARD: usize = 256 << 20;
+
+/// Bytes received or written in one go: some 100 µs of copying, checking and handing on.
+pub(crate) const TURN_BYTES: usize = 256 << 10;
 
 /// Parts given to one write; the kernel takes at most 1,024.
 const PARTS_PER_WRITE: usize = 64;
@@ -113,9 +118,13 @@ impl Shared {
         let mut queue = self.queue.borrow_mut();
         let written = {
             let mut slices = [IoSlice::new(&[]); PARTS_PER_WRITE];
-            let count = queue.parts.len().min(PARTS_PER_WRITE);
+            let (mut count, mut bytes) = (0, 0);
             for (slice, part) in slices.iter_mut().zip(&queue.parts) {
-                *slice = IoSlice::new(part);
+                *slice = IoSlice::new(&part[..part.len().min(TURN_BYTES - bytes)]);
+                (count, bytes) = (count + 1, bytes + slice.len());
+                if bytes == TURN_BYTES {
+                    break;
+                }
             }
             socket.try_write_vectored(&slices[..count])?
         };
@@ -158,7 +167,13 @@ async fn write_all(shared: Rc<Shared>) {
         }
         let result = match shared.write_some(&socket) {
             Err(error) if error.kind() == ErrorKind::WouldBlock => socket.writable().await,
-            result => result,
+            Ok(()) => {
+                if !shared.queue.borrow().parts.is_empty() {
+                    tokio::task::yield_now().await;
+                }
+                Ok(())
+            }
+            Err(error) => Err(error),
         };
         if let Err(error) = result {
             shared.break_off(error.kind());
@@ -196,15 +211,22 @@ impl Drop for Sender {
 
 struct Receiver {
     shared: Rc<Shared>,
+    /// Bytes that were handed on since others had their turn.
+    turn: usize,
 }
 
 impl Receiver {
     async fn next(&mut self) -> io::Result<Option<Message>> {
         loop {
+            if self.turn >= TURN_BYTES {
+                self.turn = 0;
+                tokio::task::yield_now().await;
+            }
             if let Some(kind) = self.shared.queue.borrow().broken {
                 return Err(kind.into());
             }
             if let Some(message) = self.shared.decoder.borrow_mut().next()? {
+                self.turn += message.head.len() + message.body.len();
                 return Ok(Some(message));
             }
             let socket = self.shared.socket()?;
@@ -295,7 +317,7 @@ pub(crate) fn open(socket: Socket, decoder: Decoder, peer: String) -> (Connectio
     tokio::task::spawn_local(write_all(shared.clone()));
     let connection = Connection {
         sender: Rc::new(Sender { shared: shared.clone() }),
-        receiver: Box::new(Receiver { shared: shared.clone() }),
+        receiver: Box::new(Receiver { shared: shared.clone(), turn: 0 }),
         peer,
     };
     (connection, shared)

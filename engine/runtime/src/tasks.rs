@@ -66,6 +66,9 @@ fn work(queue: &Mutex<mpsc::Receiver<Job>>) {
         let _ = std::panic::catch_unwind(std::panic::AssertUnwindSafe(work));
         // The caller may have been dropped.
         let _ = done.send(());
+        // To whoever became runnable meanwhile: the kernel would let this thread run on until its slice is over, some
+        // milliseconds, whatever its niceness.
+        std::thread::yield_now();
     }
 }
 

@@ -1,4 +1,7 @@
 use super::*;
+use crate::connection::TURN_BYTES;
+use crate::framing::Decoder;
+use crate::net::Socket;
 use bytes::{BufMut, BytesMut};
 use drover_base::limits::{MESSAGE_BODY_BYTES_MAX, MESSAGE_HEAD_BYTES_MAX};
 use drover_base::world::{Connection, Message};
@@ -90,6 +93,35 @@ fn a_connection_moves_to_another_thread_with_what_has_arrived() {
         });
         home.join().unwrap();
     }
+}
+
+/// A stream that always has more must not keep the thread from its other tasks.
+#[test]
+fn a_full_stream_lets_others_have_their_turn() {
+    run(async |_| {
+        let (one, _two) = tokio::net::UnixStream::pair().unwrap();
+        let (mut decoder, count) = (Decoder::default(), 8 * TURN_BYTES / 65_536);
+        for _ in 0..count {
+            let (start, body) = framing::encode(message(72, 65_536));
+            let space = decoder.space();
+            space.extend_from_slice(&start);
+            space.extend_from_slice(&body.unwrap());
+        }
+        let (mut connection, _) = connection::open(Socket::Unix(one), decoder, "all has arrived".into());
+        let turns = std::rc::Rc::new(Cell::new(0));
+        let counted = turns.clone();
+        let other = tokio::task::spawn_local(async move {
+            loop {
+                tokio::task::yield_now().await;
+                counted.set(counted.get() + 1);
+            }
+        });
+        for _ in 0..count {
+            assert_eq!(connection.receiver.receive().await.unwrap(), Some(message(72, 65_536)));
+        }
+        assert!(turns.get() >= 6, "{} turns of others while eight were received", turns.get());
+        other.abort();
+    });
 }
 
 #[test]
