@@ -10,4 +10,6 @@ if [ "$(id -u)" -ne 0 ] && [ "${1:-}" != nbd ]; then
     echo "CASE=migrate needs root for its limited link (network namespaces); CASE=nbd does not." >&2
     exit 1
 fi
-exec cargo run --release --locked -q -p drover-benches -- "$@"
+# Beside the node, as `make build` does: by itself it would be built with other features of what both use.
+cargo build --release --locked -q -p drover -p drover-benches
+exec "$CARGO_TARGET_DIR/release/drover-bench" "$@"

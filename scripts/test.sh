@@ -34,8 +34,9 @@ suite() {
     if [ "$bad" -ne 0 ]; then
         [ "$status" -ne 124 ] || echo "    its time budget ran out"
         if grep -qaE '^---- .* ----$' "$log"; then
-            # Each failed test with what it said.
-            awk '/^---- .* ----$/ {left = 15} left-- > 0' "$log" | head -n 200 | sed 's/^/    /'
+            # Each failed test with how it began, and what it said at last: it may have printed much in between.
+            awk '/^---- .* ----$/ {left = 15} /panicked at/ && left < 15 {left = 15} left-- > 0' "$log" \
+                | head -n 300 | sed 's/^/    /'
         else
             grep -aE '^error' "$log" | head -n 10 | sed 's/^/    /'
             tail -n 25 "$log" | sed 's/^/    /'

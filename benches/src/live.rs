@@ -9,6 +9,7 @@ use crate::{
     migrating::{SECONDS, loopback, move_volume},
     mirror::Pair,
     record::{Report, median},
+    room::{MEMORY, Need},
 };
 use drover_e2e::Cluster;
 use std::{
@@ -19,6 +20,8 @@ use std::{
 };
 
 const BYTES: u64 = 2 << 30;
+/// The volume at both sides, the mirror's two disks, logs of requests.
+pub const NEED: Need = Need { folder: MEMORY, bytes: 5 * BYTES };
 /// What the writer wants to write.
 const WRITER_BYTES_PER_S: u64 = 50_000_000;
 /// fio needs a moment until it writes evenly.
@@ -41,7 +44,7 @@ struct Series {
 }
 
 pub fn run(report: &mut Report, rounds: usize) -> Done {
-    let folder = tempfile::tempdir_in("/dev/shm")?;
+    let folder = tempfile::tempdir_in(MEMORY)?;
     let (mut ours, mut blocking, mut background) = (Series::default(), Series::default(), Series::default());
     {
         let cluster = Cluster::start(&loopback(folder.path()));

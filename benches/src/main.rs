@@ -13,15 +13,24 @@ mod peers;
 mod pin;
 mod qmp;
 mod record;
+mod room;
 mod serving;
+mod stops;
 
 use record::Report;
+use room::Need;
 use std::{error::Error, process::ExitCode};
 
 type Done = Result<(), Box<dyn Error>>;
 
-/// One part of a case: its name, the pairs it measures unless told otherwise, and what measures them.
-type Part = (&'static str, usize, fn(&mut Report, usize) -> Done);
+/// One part of a case.
+struct Part {
+    name: &'static str,
+    /// Pairs that are measured unless told otherwise.
+    rounds: usize,
+    need: Need,
+    measure: fn(&mut Report, usize) -> Done,
+}
 
 const CASES: [(&str, &[Part]); 2] = [("nbd", serving::PARTS), ("migrate", migrating::PARTS)];
 
@@ -33,6 +42,13 @@ struct Wanted {
     cases: Vec<String>,
     parts: Vec<String>,
     rounds: Option<usize>,
+}
+
+impl Wanted {
+    fn has(&self, case: &str, part: &Part) -> bool {
+        let is_among = |names: &[String], name: &str| names.is_empty() || names.iter().any(|known| known == name);
+        is_among(&self.cases, case) && is_among(&self.parts, part.name)
+    }
 }
 
 fn main() -> ExitCode {
@@ -59,7 +75,7 @@ fn parse(mut words: impl Iterator<Item = String>) -> Result<Wanted, Box<dyn Erro
             other => return Err(format!("{other:?} is not understood\n{USAGE}").into()),
         }
     }
-    let exists = |part: &String| CASES.iter().any(|(_, parts)| parts.iter().any(|(name, ..)| name == part));
+    let exists = |part: &String| CASES.iter().any(|(_, parts)| parts.iter().any(|known| known.name == part));
     match wanted.parts.iter().find(|part| !exists(part)) {
         Some(part) => Err(format!("there is no part {part:?}\n{USAGE}").into()),
         None => Ok(wanted),
@@ -67,19 +83,17 @@ fn parse(mut words: impl Iterator<Item = String>) -> Result<Wanted, Box<dyn Erro
 }
 
 fn run(wanted: &Wanted) -> Done {
-    for (case, parts) in CASES {
-        if !wanted.cases.is_empty() && !wanted.cases.iter().any(|name| name == case) {
-            continue;
-        }
-        let is_chosen = |name: &str| wanted.parts.is_empty() || wanted.parts.iter().any(|part| part == name);
-        let chosen: Vec<&Part> = parts.iter().filter(|(name, ..)| is_chosen(name)).collect();
-        if chosen.is_empty() {
-            continue;
-        }
+    let chosen = CASES.map(|(case, parts)| (case, parts.iter().filter(|part| wanted.has(case, part)).collect()));
+    let chosen: Vec<(&str, Vec<&Part>)> =
+        chosen.into_iter().filter(|(_, parts): &(_, Vec<_>)| !parts.is_empty()).collect();
+    for (case, parts) in &chosen {
+        parts.iter().try_for_each(|part| part.need.check(&format!("{case}, {}", part.name)))?;
+    }
+    for (case, parts) in chosen {
         let mut report = Report::open(case, &wanted.parts)?;
-        for (name, rounds, measure) in chosen {
-            eprintln!("{case}, {name}:");
-            measure(&mut report, wanted.rounds.unwrap_or(*rounds))?;
+        for part in parts {
+            eprintln!("{case}, {}:", part.name);
+            (part.measure)(&mut report, wanted.rounds.unwrap_or(part.rounds))?;
         }
         report.print();
     }

@@ -10,11 +10,23 @@ use crate::{
     peers::{self, Server},
     pin::Processor,
     record::{Report, Unit},
+    room::{DISK, MEMORY, Need},
 };
 use drover_e2e::{Cluster, Layout};
 use std::{error::Error, fs::File, path::Path, process::Command};
 
-pub const PARTS: &[Part] = &[("tmpfs", 5, on_tmpfs), ("disk", 5, on_disk), ("snapshot", 5, after_snapshot)];
+pub const PARTS: &[Part] = &[
+    // Ours and one peer's, metadata.
+    Part { name: "tmpfs", rounds: 5, need: Need { folder: MEMORY, bytes: 4 * BYTES }, measure: on_tmpfs },
+    Part { name: "disk", rounds: 5, need: Need { folder: DISK, bytes: 4 * BYTES }, measure: on_disk },
+    // Each twice: what the snapshot keeps, and what was written since.
+    Part {
+        name: "snapshot",
+        rounds: 5,
+        need: Need { folder: DISK, bytes: 5 * SNAPSHOT_BYTES },
+        measure: after_snapshot,
+    },
+];
 
 /// What a volume and a peer's image hold, all of it written once before anything is measured.
 const BYTES: u64 = 512 << 20;
@@ -32,7 +44,7 @@ const QD32_AIM: f64 = 1.2;
 const SNAPSHOT_AIM: f64 = 0.8;
 
 fn on_tmpfs(report: &mut Report, rounds: usize) -> Done {
-    let folder = tempfile::tempdir_in("/dev/shm")?;
+    let folder = tempfile::tempdir_in(MEMORY)?;
     let processor = Processor::new(SERVER_CPU);
     let ours = Ours::start(folder.path(), &processor)?;
     for peer in [peers::qemu_nbd, |image: &Path, _, cpu| peers::nbdkit_file(image, cpu)] {
@@ -53,7 +65,7 @@ fn on_tmpfs(report: &mut Report, rounds: usize) -> Done {
 }
 
 fn on_disk(report: &mut Report, rounds: usize) -> Done {
-    let folder = tempfile::tempdir_in("/var/tmp")?;
+    let folder = tempfile::tempdir_in(DISK)?;
     let processor = Processor::new(SERVER_CPU);
     let ours = Ours::start(folder.path(), &processor)?;
     let image = image(folder.path())?;
@@ -71,7 +83,7 @@ fn on_disk(report: &mut Report, rounds: usize) -> Done {
 
 /// Random writes right after a snapshot, against the same writes before it, where all is allocated; ours and qcow2's.
 fn after_snapshot(report: &mut Report, rounds: usize) -> Done {
-    let folder = tempfile::tempdir_in("/var/tmp")?;
+    let folder = tempfile::tempdir_in(DISK)?;
     let processor = Processor::new(SERVER_CPU);
     let ours = Ours::start(folder.path(), &processor)?;
     let load = Load { rw: "randwrite", depth: 32, range_bytes: SNAPSHOT_BYTES, ..window() };
