@@ -98,7 +98,13 @@ impl SimDevice {
     /// Power is lost: what remains. Every later request of this device and its clones fails with ENODEV.
     pub fn crash(&self, random: &dyn Random) -> SimImage {
         let image = self.crash_image(random);
-        self.state.borrow_mut().is_dead = true;
+        let mut state = self.state.borrow_mut();
+        state.is_dead = true;
+        // Whoever still has the device gets nothing from it, so it need not take up memory.
+        let nothing = SimImage::new(state.live.size_bytes());
+        (state.live, state.durable) = (nothing.clone(), nothing);
+        state.unsynced.clear();
+        state.in_flight.clear();
         image
     }
 

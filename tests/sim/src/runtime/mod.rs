@@ -222,6 +222,12 @@ impl Sim {
         }
     }
 
+    /// Kills every process: nothing of the simulation is kept alive by its own tasks any more.
+    pub fn end(&self) {
+        let names: Vec<String> = self.0.names.borrow().keys().cloned().collect();
+        names.iter().for_each(|name| self.kill(name));
+    }
+
     /// Runs until virtual time `until` since the beginning, or until nothing can run any more.
     pub fn run_until(&self, until: Duration) {
         let inner = &self.0;

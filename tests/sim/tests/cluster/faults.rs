@@ -45,7 +45,7 @@ pub async fn aimed(
     sim.sleep(Duration::from_micros(random.below(20_000))).await;
     let holder = if at == Phase::Flipping { "a" } else { "b" };
     cluster.tell(&format!("aimed at {at}"));
-    match random.below(3) {
+    match random.below(4) {
         0 => {
             let lasts = Duration::from_millis(random.between(1_000, 12_000));
             cluster.tell(&format!("control and {holder} are cut for {lasts:?}"));
@@ -55,6 +55,9 @@ pub async fn aimed(
             sim.heal("control", holder);
         }
         1 => gone_alone(cluster, clients, &mut random, holder).await,
+        2 => {
+            superseded(cluster, clients, &mut random, holder, || phase() == Some(Phase::RollingBack)).await;
+        }
         _ => absent(cluster, clients, &mut random, holder).await,
     }
     done.set(done.get() + 1);
@@ -67,6 +70,37 @@ async fn gone_alone(cluster: &Cluster, clients: &Clients, random: &mut Generator
     cluster.sim.sleep(Duration::from_millis(random.between(1_000, 5_000))).await;
     absent(cluster, clients, random, holder).await;
     cluster.sim.heal("a", "b");
+}
+
+/// The holder's clients write for a while; then it stands still past its lease, and the other side loses power as soon
+/// as it is decided that it takes over.
+async fn superseded(
+    cluster: &Cluster,
+    clients: &Clients,
+    random: &mut Generator,
+    holder: &'static str,
+    is_decided: impl Fn() -> bool,
+) {
+    let other = if holder == "a" { "b" } else { "a" };
+    cluster.sim.sleep(Duration::from_millis(random.between(1, 2_500))).await;
+    let (holder, other) = (take(cluster, random, &[holder]).await, take(cluster, random, &[other]).await);
+    let lasts = random.between(PAST_LEASE_MS.0, PAST_LEASE_MS.1);
+    let until = cluster.sim.now() + Duration::from_millis(lasts);
+    cluster.tell(&format!("{holder} is paused for {lasts} ms, and {other} is to take over"));
+    cluster.sim.pause(holder);
+    while !is_decided() && cluster.sim.now() < until {
+        cluster.sim.sleep(AIM_PERIOD).await;
+    }
+    cluster.tell(&format!("{other} loses power"));
+    cluster.kill_node(other, End::PowerLost);
+    clients.died(other);
+    cluster.sim.sleep(Duration::from_millis(random.between(1, 1_000))).await;
+    cluster.start_node(other).await;
+    clients.attach(cluster, other).await;
+    cluster.sim.sleep(until.saturating_sub(cluster.sim.now())).await;
+    cluster.sim.resume(holder);
+    give_back(cluster, holder);
+    give_back(cluster, other);
 }
 
 /// It loses power, and comes back past its lease.

@@ -30,8 +30,18 @@ pub struct Ended {
     pub virtual_time: Duration,
 }
 
+/// Ends the simulation when dropped, also by a panic: hundreds run in one process.
+struct Ends(Sim);
+
+impl Drop for Ends {
+    fn drop(&mut self) {
+        self.0.end();
+    }
+}
+
 pub fn run(seed: u64, tells: bool) -> Ended {
     let sim = Sim::new(seed);
+    let _ends = Ends(sim.clone());
     sim.set_time_limit(Duration::from_secs(4 * 3600));
     let losses = Losses::default();
     let _listening = losses.listen();
@@ -89,6 +99,7 @@ pub fn run(seed: u64, tells: bool) -> Ended {
             other => panic!("seed {seed}: it ended {other}\n{}", cluster.told()),
         };
         check_lease(&cluster, if committed { "b" } else { "a" }).await;
+        cluster.cast.nodes.iter().for_each(|name| cluster.kill_node(name, End::Killed));
         Ended {
             trace: sim.trace_digest(),
             committed,
