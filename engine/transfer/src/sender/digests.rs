@@ -41,6 +41,8 @@ pub(super) struct Pair {
     blocks: Vec<(BlockDigest, bool)>,
     /// Our blocks that hold data, by extent.
     held: Vec<BlockMask>,
+    /// How many blocks of theirs hold data, by extent.
+    theirs: Vec<u64>,
     pub our_data_blocks: u64,
     pub their_data_blocks: u64,
 }
@@ -61,6 +63,7 @@ impl Pair {
             our_data_blocks: extents.iter().map(|extent| u64::from(extent.held.count())).sum(),
             their_data_blocks: extents.iter().map(|extent| extent.their_data_blocks).sum(),
             held: extents.iter().map(|extent| extent.held).collect(),
+            theirs: extents.iter().map(|extent| extent.their_data_blocks).collect(),
             blocks: extents.into_iter().flat_map(|extent| extent.blocks).collect(),
         }
     }
@@ -79,17 +82,37 @@ impl Pair {
         self.blocks.iter().enumerate().map(|(index, (_, differs))| (self.block_range(index), *differs))
     }
 
-    /// Our blocks that hold no data.
-    pub fn holes(&self) -> impl Iterator<Item = ByteRange> + '_ {
-        (0..self.blocks.len()).filter(|index| !self.is_held(*index)).map(|index| self.block_range(index))
+    /// Our blocks without data in extents of which they may hold more than we do.
+    pub fn holes_they_may_fill(&self) -> impl Iterator<Item = ByteRange> + '_ {
+        self.extents_where(|blocks, theirs| {
+            let zero = short(&zero_block_digest());
+            let ours = blocks.iter().filter(|(digest, _)| *digest != zero).count() as u64;
+            theirs > ours || blocks.iter().any(|(_, differs)| *differs)
+        })
+        .filter(|index| !self.is_held(*index))
+        .map(|index| self.block_range(index))
     }
 
-    /// Our blocks that hold data which is zeros.
-    pub fn stored_zeros(&self) -> impl Iterator<Item = ByteRange> + '_ {
+    /// Our blocks that hold data which is zeros, in extents of which they may hold less than we do.
+    pub fn stored_zeros_they_may_lack(&self) -> impl Iterator<Item = ByteRange> + '_ {
         let zero = short(&zero_block_digest());
-        (0..self.blocks.len())
+        self.extents_where(|blocks, theirs| theirs < blocks.len() as u64)
             .filter(move |index| self.is_held(*index) && self.blocks[*index].0 == zero)
             .map(|index| self.block_range(index))
+    }
+
+    /// The blocks of extents that are chosen by their digests here and by how many they hold there.
+    fn extents_where(&self, choose: impl Fn(&[(BlockDigest, bool)], u64) -> bool) -> impl Iterator<Item = usize> + '_ {
+        let per_extent = BLOCKS_PER_EXTENT as usize;
+        let chosen: Vec<_> = self
+            .blocks
+            .chunks(per_extent)
+            .zip(&self.theirs)
+            .enumerate()
+            .filter(|(_, (blocks, theirs))| choose(blocks, **theirs))
+            .map(|(extent, (blocks, _))| extent * per_extent..extent * per_extent + blocks.len())
+            .collect();
+        chosen.into_iter().flatten()
     }
 }
 

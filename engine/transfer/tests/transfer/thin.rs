@@ -3,9 +3,11 @@
 use crate::back::flipped;
 use crate::pair::{Pair, options, run, run_each};
 use crate::side::Side;
-use drover_base::units::BLOCK_BYTES;
+use drover_base::ByteRange;
+use drover_base::units::{BLOCK_BYTES, EXTENT_BYTES};
 use drover_disk::Buffer;
 use drover_store::{Unfenced, ZeroMode};
+use drover_transfer::OnLinkLoss;
 use drover_wire::admin::SendPhase;
 use std::time::Duration;
 
@@ -89,5 +91,35 @@ fn what_was_sent_and_then_trimmed_is_trimmed_there() {
         pair.until_synced().await;
         assert_eq!(pair.to.volume.usage().valid_bytes, 0);
         assert_eq!(pair.from.volume.data_mask(drover_base::ExtentIndex(0)).count() as u64 * BLOCK_BYTES, 0);
+    });
+}
+
+/// After the holder's restart both sides stored as many blocks of a region, zeros among them, but not the same ones. The
+/// comparison left it at that; the next write went where the source stored something already, and then the destination
+/// held more: the proof failed though every byte was equal.
+#[test]
+fn a_comparison_looks_at_what_is_stored_block_by_block() {
+    run_each(0..10, async |sim| {
+        let mut pair = flipped(&sim).await;
+        pair.connect();
+        pair.until_phase(SendPhase::Synced).await;
+        pair.from.volume.trim(&Unfenced, 0, EXTENT_BYTES, true).await.unwrap();
+        for (side, block) in [(&pair.from, 1), (&pair.to, 2)] {
+            let range = ByteRange { offset: block * BLOCK_BYTES, len: BLOCK_BYTES };
+            let guard = side.volume.enqueue(range).await;
+            let zeros = Buffer::zeroed(BLOCK_BYTES as usize);
+            side.volume.write_locked(&guard, &Unfenced, range.offset, zeros).await.unwrap();
+        }
+        pair.from.volume.flush(&Unfenced).await.unwrap();
+        pair.sending_side_crashes(OnLinkLoss::Hold).await;
+        pair.connect();
+        pair.until_phase(SendPhase::Synced).await;
+        let data = Buffer::from_slice(&[7; BLOCK_BYTES as usize]);
+        pair.from.volume.write(&Unfenced, 2 * BLOCK_BYTES, data, false).await.unwrap();
+        pair.check_thin(&pair.to, &pair.from);
+        pair.sender.begin_proof();
+        let progress = pair.until(|progress| progress.phase == SendPhase::Proven).await;
+        assert_eq!(progress.proof.unwrap().regions_thicker, 0);
+        Ok(())
     });
 }
