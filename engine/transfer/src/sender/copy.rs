@@ -29,9 +29,8 @@ use std::{rc::Rc, time::Duration};
 /// Extents of one run, whose locks are held together while they are read and packed: under a millisecond.
 const RUN_EXTENTS_MAX: usize = 4;
 
-/// Runs that may be between choice and stream: enough to keep disk and pool busy, and few enough that a client's
-/// request waits little behind their reads.
-const RUNS_READING_MAX: usize = 3;
+/// Runs that may be between choice and stream: enough to keep disk and pool busy, few enough to wait little.
+const RUNS_READING_MAX: usize = 8;
 
 /// Background bytes unacknowledged while clients wait for the same stream: 8 ms of a gigabit link.
 const MIRROR_WINDOW_BYTES: u64 = 1 << 20;
