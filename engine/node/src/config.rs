@@ -15,6 +15,9 @@
 //! nbd_unix = "/run/drover/nbd.sock"
 //! nbd_tcp = "127.0.0.1:10809"
 //!
+//! [advertise]                         # optional: where others reach what listens above, if that is not the same
+//! peer = "storage-1.example:7612"     # admin, peer, migration, nbd_tcp
+//!
 //! [[tier]]                            # none: a gateway
 //! name = "fast"
 //! class = "nvme"                      # nvme, ssd or hdd

@@ -257,7 +257,12 @@ impl Gateway {
             LogVerdict::Lost => self.lose(),
             LogVerdict::Applied | LogVerdict::Durable => {}
         }
-        // From now on these clients go down with the volume's holder, like any other's.
+        if seat.may_be_superseded() {
+            // Who takes over has it, then, and need not ask for it again.
+            seat.settled(&self.writer, &*lease).await?;
+            seat.flush(&*lease).await?;
+        }
+        // From now on these clients go down with the volume's holder, or what they write is kept.
         self.log.borrow_mut().clear();
         Ok(())
     }

@@ -136,7 +136,8 @@ impl Node {
         self.write_record(of.volume, &record).await?;
         let made = self.context.store.create_volume(of.volume, &of.name, of.size_bytes).await.map_err(refusal_of)?;
         self.forget_orphan(of.volume);
-        self.seat_volume(made, record, WriterRecord::default());
+        // It may have been here before, and held: what gateways were acknowledged then is not in this copy.
+        self.seat_volume(made, record, WriterRecord::default()).new_instance();
         Ok(NodeReply::Done)
     }
 

@@ -397,15 +397,15 @@ impl Seat {
             let from = writers.waiting_from.get().unwrap_or(now);
             writers.waiting_from.set(Some(from));
             let until = (since + WRITER_PATIENCE).min(from + REPLAY_MAX);
+            let late = now.since(until);
             if now < until {
                 // Either way it is looked at again.
                 let _ = world.timeout_at(until, changed).await;
-                let stood_still = world.now().since(until);
-                if stood_still > STANDSTILL && !is_planted(Bug::StandstillCounts) {
-                    // What came meanwhile waits unread: nobody was silent.
-                    writers.waiting_since.set(Some(world.now()));
-                    writers.waiting_from.set(writers.waiting_from.get().map(|at| at.max(from + stood_still)));
-                }
+            } else if late > STANDSTILL && !is_planted(Bug::StandstillCounts) {
+                // Nobody looked when its time ran out, because nobody waited, or nothing ran here: what came meanwhile is
+                // still to be read, its replay too.
+                writers.waiting_since.set(Some(now));
+                writers.waiting_from.set(Some(from + late + WRITER_PATIENCE));
             } else {
                 self.turn(true).await?;
             }

@@ -14,6 +14,7 @@ use drover_disk::Device;
 use futures::{
     StreamExt,
     channel::{mpsc, oneshot},
+    future::join_all,
     stream::FuturesUnordered,
 };
 use std::{
@@ -40,8 +41,9 @@ pub struct Env {
     attendance: Attendance,
 }
 
-/// How long a write that finds no slot waits for other shards to give back what they have freed: longer than most flushes,
-/// and short for who waits for the write to end.
+/// How long a write that finds no slot waits for volumes, of its own shard or others, to give back what they have freed:
+/// longer than most flushes, and short for who waits for the write to end. A volume whose mirror stands still may take
+/// for ever.
 const ROOM_PATIENCE: Duration = Duration::from_secs(2);
 
 impl Env {
@@ -137,15 +139,12 @@ impl Env {
     }
 
     /// Makes durable what volumes of this shard have freed, and waits for the I/O that may still look at it. Whether
-    /// there was anything.
+    /// there was anything that came free.
     async fn settle_freed(&self) -> bool {
         let volumes: Vec<Rc<Volume>> = self.volumes.borrow().values().cloned().collect();
-        let mut has_settled = false;
-        for volume in volumes {
-            // One that fails tells its own clients.
-            has_settled |= volume.settle_freed().await;
-        }
-        has_settled
+        // One that fails tells its own clients; one that is busy gives back later.
+        let settled = volumes.iter().map(|volume| self.world.timeout(ROOM_PATIENCE, volume.settle_freed()));
+        join_all(settled).await.contains(&Ok(true))
     }
 
     /// Takes `count` slots, after a discard where that is what keeps them.

@@ -76,6 +76,7 @@ fn a_way_back_that_is_opened_late_is_caught() {
 #[test]
 fn a_standstill_that_counts_is_caught() {
     caught(Bug::StandstillCounts, writers::a_standstill_of_the_holder_is_not_the_gateway_s_absence);
+    caught(Bug::StandstillCounts, writers::a_gateway_is_not_given_up_by_who_comes_long_after_its_time);
 }
 
 #[test]

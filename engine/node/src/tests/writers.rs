@@ -1,10 +1,10 @@
 //! Clients of several nodes write to one volume, and its holder dies: what a gateway kept must neither be lost nor lie
 //! over what others have written since.
 
-use super::cluster::{Client, Cluster, VOLUME, each_seed};
+use super::cluster::{Client, Cluster, SIZE, VOLUME, each_seed};
 use super::flip;
 use crate::writers::{REPLAY_MAX, WRITER_PATIENCE, Way};
-use drover_base::{IoError, SessionId};
+use drover_base::{Epoch, IoError, MigrationId, SessionId};
 use drover_wire::admin::NodeRequest;
 use drover_wire::writer_record::Writer;
 use futures::future::{Either, select};
@@ -124,6 +124,28 @@ pub fn a_standstill_of_the_holder_is_not_the_gateway_s_absence() {
         };
         let ((), read) = futures::join!(stands_still, h.read(1));
         assert_eq!((read, g.read(1).await), (Ok(b'1'), Ok(b'1')));
+    });
+}
+
+/// The time for it ran out while nobody looked: what came meanwhile, its replay too, was still to be read when a client
+/// asked.
+#[test]
+pub fn a_gateway_is_not_given_up_by_who_comes_long_after_its_time() {
+    each_seed(0..5, async |cluster| {
+        let [_, g, h] = start(&cluster).await;
+        become_the_writer(&cluster, &g).await;
+        g.write(1, b'1').await.unwrap();
+        cluster.sim.partition("a", "g");
+        restart(&cluster).await;
+        let goes_away = cluster.sim.sleep(WRITER_PATIENCE / 2);
+        assert!(matches!(select(pin!(h.read(1)), pin!(goes_away)).await, Either::Right(_)));
+        cluster.kill("h");
+        cluster.sim.sleep(WRITER_PATIENCE * 2).await;
+        cluster.sim.heal("a", "g");
+        cluster.start("h").await;
+        let h = cluster.attach("h").await;
+        assert_eq!(h.write(1, b'2').await, Ok(()));
+        assert_eq!((g.read(1).await, h.read(1).await), (Ok(b'2'), Ok(b'2')));
     });
 }
 
@@ -392,6 +414,39 @@ pub fn an_instance_that_was_superseded_is_another_when_it_holds_again() {
         cluster.sim.heal_all();
         assert_eq!(g.read(1).await, Err(IoError::WritesLost));
         assert_eq!(h.read(1).await, Ok(b'2'));
+    });
+}
+
+/// The same where the copy was dropped and made anew, while the node went on: it was the instance of before.
+#[test]
+fn a_copy_that_is_made_anew_is_another_instance() {
+    each_seed(0..3, async |cluster| {
+        let _clients = start(&cluster).await;
+        cluster.start("b").await;
+        flip::mirror(&cluster).await;
+        let instance = || cluster.node("b").home(VOLUME).seat(VOLUME).unwrap().instance();
+        let before = instance();
+        let (generation, epoch) = (flip::GENERATION, Epoch(1));
+        let end = NodeRequest::EndMigration {
+            migration: flip::MIGRATION,
+            generation,
+            volume: VOLUME,
+            epoch,
+            drop_volume: true,
+        };
+        cluster.ask("b", end).await;
+        let prepare = NodeRequest::PrepareReceive {
+            migration: MigrationId(4),
+            generation,
+            volume: VOLUME,
+            name: "data".into(),
+            size_bytes: SIZE,
+            reserve_bytes: SIZE,
+            epoch,
+            source: super::cluster::address("a"),
+        };
+        cluster.ask("b", prepare).await;
+        assert_ne!(instance(), before);
     });
 }
 

@@ -6,7 +6,11 @@ use crate::{
 };
 use drover_base::{Epoch, LocalFuture, units::EXTENT_BYTES};
 use drover_disk::fault::{FailNth, Operation};
-use futures::{FutureExt, future::join};
+use futures::{
+    FutureExt,
+    channel::oneshot,
+    future::{Shared, join},
+};
 use std::{cell::Cell, time::Duration};
 
 /// As the operating system numbers it.
@@ -215,6 +219,43 @@ fn a_write_waits_for_the_read_of_the_last_slot() {
         let (read, reused) = join(read, reuse).await;
         assert_eq!(reused, Ok(()));
         assert_eq!(read.unwrap()[..], [1; EXTENT_BYTES as usize], "it resolved before the discard");
+    });
+}
+
+/// A mirror that stands still until told to go on.
+struct Still(Shared<oneshot::Receiver<()>>);
+
+impl Tap for Still {
+    fn change(&self, _change: &TapChange) -> Option<LocalFuture<'static, Result<(), IoError>>> {
+        let gone_on = self.0.clone();
+        Some(Box::pin(async move { gone_on.await.map_err(|_| IoError::Disconnected) }))
+    }
+    fn failed(&self, _range: ByteRange) {}
+    fn flush(&self) -> Option<LocalFuture<'static, Result<(), IoError>>> {
+        None
+    }
+}
+
+/// A volume whose mirror stood still kept what it had freed, and every write of another volume that needed room waited
+/// for as long.
+#[test]
+fn a_volume_that_stands_still_keeps_nobody_waiting_for_room() {
+    run(|node| async move {
+        let store = node.open().await;
+        let still = store.create_volume(ID, "web", SIZE).await.unwrap();
+        let other = store.create_volume(VolumeId(2), "db", SIZE).await.unwrap();
+        still.write(&Unfenced, 0, bytes((SLOTS * EXTENT_BYTES) as usize, 1), false).await.unwrap();
+        still.trim(&Unfenced, 0, EXTENT_BYTES, false).await.unwrap();
+        let (go_on, gone_on) = oneshot::channel();
+        still.set_tap(Some(Rc::new(Still(gone_on.shared()))));
+        let needs_room = async {
+            node.world.sleep(Duration::from_millis(50)).await;
+            assert_eq!(other.write(&Unfenced, 0, bytes(1, 1), false).await, Err(IoError::NoSpace));
+            go_on.send(()).unwrap();
+        };
+        let (written, ()) = join(still.write(&Unfenced, EXTENT_BYTES, bytes(4096, 2), false), needs_room).await;
+        assert_eq!(written, Ok(()));
+        other.write(&Unfenced, 0, bytes(1, 1), false).await.unwrap();
     });
 }
 
