@@ -64,7 +64,7 @@ impl Executor {
             knowledge.unsure = Some(record.generation);
         }
         if record.cutover_requested {
-            knowledge.cutover_asked_at = Some(control.world.now());
+            knowledge.gate_awaited_from = Some(control.world.now());
         }
         Rc::new(Self { control, id: record.migration, knowledge: RefCell::new(knowledge), wake: Default::default() })
     }
@@ -163,7 +163,7 @@ impl Executor {
         match transition {
             Transition::GiveUpFlip { .. } => knowledge.flip_given_up(now),
             Transition::Proven { .. } => knowledge.proven_at = Some(now),
-            Transition::RequestCutover => knowledge.cutover_asked_at = Some(now),
+            Transition::RequestCutover | Transition::BeginMirroring => knowledge.gate_awaited_from = Some(now),
             Transition::RequestCommit => knowledge.proof_begun = None,
             Transition::StartOver { .. } => {
                 knowledge.unsure = None;

@@ -427,8 +427,8 @@ impl Next<'_> {
     }
 
     fn cutover_is_late(&self) -> bool {
-        let asked = self.known().cutover_asked_at;
-        self.record().cutover_requested && asked.is_some_and(|asked| self.view.now.since(asked) >= GATE_DEADLINE)
+        let from = self.known().gate_awaited_from;
+        self.record().cutover_requested && from.is_some_and(|from| self.view.now.since(from) >= GATE_DEADLINE)
     }
 
     /// One attempt: drain, confirm, move the lease.

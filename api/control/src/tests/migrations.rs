@@ -1,6 +1,7 @@
 //! Migrations that go as planned, and those that people or gates stop.
 
 use super::cluster::Cluster;
+use crate::config::GATE_DEADLINE;
 use drover_types::{
     Action, CommitPolicy, CreateSnapshot, Cutover, ErrorCode, MigrationOptions, Phase, PlanRequest, TuneMigration,
     WayBack,
@@ -210,6 +211,39 @@ fn a_flip_that_would_take_too_long_is_given_up_and_tried_again() {
     assert!(migration.receipt.flips == 1 && migration.receipt.pause_ms_max < 250);
     cluster.wait_clean(&id);
     cluster.check_end("b");
+}
+
+/// A cutover that was asked for during the copy was dropped as late when the copy took longer than its deadline.
+#[test]
+fn a_cutover_that_is_asked_for_early_waits_for_the_copy() {
+    let cluster = cluster();
+    let id = cluster.start("b", MigrationOptions { cutover: Cutover::Manual, ..options() });
+    act(&cluster, &id, Action::Pause).unwrap();
+    act(&cluster, &id, Action::Cutover).unwrap();
+    cluster.sim.run_for(2 * GATE_DEADLINE);
+    assert!(cluster.migration(&id).phase < Phase::Mirroring, "{}", cluster.migration(&id).phase);
+    act(&cluster, &id, Action::Resume).unwrap();
+    cluster.wait_phase(&id, &[Phase::Committed]);
+    assert!(!cluster.kinds().contains(&"migration.cutover_refused".to_owned()));
+}
+
+#[test]
+fn a_cutover_that_cannot_be_is_refused_after_its_deadline() {
+    let cluster = cluster();
+    let id = cluster.start("b", MigrationOptions { cutover: Cutover::Manual, ..options() });
+    cluster.wait_phase(&id, &[Phase::Mirroring]);
+    act(&cluster, &id, Action::Pause).unwrap();
+    act(&cluster, &id, Action::Cutover).unwrap();
+    cluster.sim.run_for(GATE_DEADLINE - Duration::from_secs(10));
+    assert!(!cluster.kinds().contains(&"migration.cutover_refused".to_owned()));
+    cluster.sim.run_for(Duration::from_secs(20));
+    assert!(cluster.kinds().contains(&"migration.cutover_refused".to_owned()));
+    act(&cluster, &id, Action::Resume).unwrap();
+    cluster.sim.run_for(Duration::from_secs(30));
+    let migration = cluster.migration(&id);
+    assert_eq!((migration.receipt.flips, migration.waits_for.as_deref()), (0, Some("the cutover")));
+    act(&cluster, &id, Action::Cutover).unwrap();
+    cluster.wait_phase(&id, &[Phase::Committed]);
 }
 
 #[test]
