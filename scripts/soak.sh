@@ -5,4 +5,4 @@ cd "$(dirname "$0")/.."
 . scripts/env.sh
 export DROVER_BIN="$CARGO_TARGET_DIR/release/drover" DROVER_SOAK="${DROVER_SOAK:-20}"
 cargo build --release --locked -p drover
-exec cargo test --release --locked --no-fail-fast -p drover-sim -p drover-crash -p drover-e2e
+exec cargo test --release --locked --no-fail-fast -p drover-sim -p drover-crash -p drover-control -p drover-e2e

@@ -9,10 +9,6 @@ macro_rules! bugs {
         #[derive(Clone, Copy, Debug, PartialEq, Eq)]
         #[repr(u32)]
         pub enum Bug { $($(#[$doc])* $name),* }
-
-        impl Bug {
-            pub const ALL: &'static [Bug] = &[$(Bug::$name),*];
-        }
     };
 }
 

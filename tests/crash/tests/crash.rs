@@ -15,10 +15,10 @@ fn every_sync_and_commit_can_be_the_last() {
     assert!(looked > 400, "only {looked} crash points");
 }
 
-/// Some moments are looked at, in many runs: `DROVER_CRASH_RUNS` of them.
+/// Some moments are looked at, in many runs: 60, times `DROVER_SOAK`.
 #[test]
 fn what_was_flushed_survives_and_snapshots_are_exact() {
-    let runs = std::env::var("DROVER_CRASH_RUNS").map_or(60, |runs| runs.parse().expect("a number of runs"));
+    let runs = 60 * std::env::var("DROVER_SOAK").map_or(1, |times| times.parse::<u64>().expect("a number"));
     let conduct = Conduct { rounds: 20, looks_percent: 8 };
     let looked: usize = (100..100 + runs).map(|seed| look(seed, 3, conduct)).sum();
     assert!(looked as u64 > 10 * runs, "only {looked} crash points");

@@ -8,8 +8,9 @@ const SOON: Duration = Duration::from_secs(60);
 /// A block beside the writer's, for the client of the node that wakes up.
 const SLEEPERS: u64 = 48 << 20;
 
-/// longhorn#6642: two active engines. What the gateway's client was answered is there afterwards, through both nodes. What the sleeper's client sent
-/// meanwhile goes to the new holder when the sleeper wakes: it is there for both, not at the sleeper alone.
+/// longhorn#6642: two active engines. What the gateway's client was answered is there afterwards, through both nodes. What
+/// the sleeper's client sent meanwhile goes to the new holder when the sleeper wakes: it is there for both, not at the
+/// sleeper alone.
 #[test]
 fn a_holder_that_slept_through_its_lease_is_no_second_writer() {
     let folder = tempfile::tempdir().expect("a folder");

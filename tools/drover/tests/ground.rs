@@ -96,13 +96,48 @@ fn the_crates_that_decide_are_denied_the_machines_clock_and_chance() {
         let start = root().join(folder);
         start.ancestors().map(|place| place.join("clippy.toml")).find(|file| file.exists()).unwrap()
     };
-    for folder in ["engine/base", "engine/wire", "engine/store", "engine/transfer", "engine/node", "api/control"] {
+    for folder in
+        ["engine/base", "engine/wire", "engine/store", "engine/transfer", "engine/node", "api/control", "tiers/heat"]
+    {
         let rules = read_toml(&nearest(folder));
         for list in ["disallowed-methods", "disallowed-types"] {
             let denied = rules.get(list).and_then(|list| list.as_array()).map_or(0, Vec::len);
             assert!(denied >= 10, "{folder}: {list} has {denied} entries");
         }
     }
+}
+
+fn rust_files(folder: &Path, found: &mut Vec<PathBuf>) {
+    for entry in std::fs::read_dir(folder).unwrap().map(Result::unwrap) {
+        let path = entry.path();
+        if entry.file_type().unwrap().is_dir() {
+            rust_files(&path, found);
+        } else if path.extension().is_some_and(|extension| extension == "rs") {
+            found.push(path);
+        }
+    }
+}
+
+#[test]
+fn each_bug_that_can_be_planted_is_planted_by_a_test() {
+    let declared = std::fs::read_to_string(root().join("engine/base/src/planted.rs")).unwrap();
+    let list = declared.split_once("bugs! {").and_then(|(_, rest)| rest.split_once("\n}")).unwrap().0;
+    let names = list.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with("//"));
+    let names: BTreeSet<&str> = names.map(|line| line.trim_end_matches(',')).collect();
+    assert!(names.len() >= 12, "{names:?}");
+    let mut files = Vec::new();
+    ["engine", "api", "tests"].iter().for_each(|folder| rust_files(&root().join(folder), &mut files));
+    let mut planted = BTreeSet::new();
+    for file in files {
+        let code = std::fs::read_to_string(file).unwrap();
+        // Where a bug sits it is asked for; a test names it otherwise.
+        for (at, _) in code.match_indices("Bug::").filter(|(at, _)| !code[..*at].ends_with("is_planted(")) {
+            let name = code[at + "Bug::".len()..].split(|letter: char| !letter.is_alphanumeric()).next().unwrap();
+            planted.extend(names.get(name));
+        }
+    }
+    let missing: Vec<_> = names.difference(&planted).collect();
+    assert!(missing.is_empty(), "no test plants {missing:?}");
 }
 
 #[test]

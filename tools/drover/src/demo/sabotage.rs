@@ -43,7 +43,7 @@ pub fn flip_a_byte(image: &Path, slots: &Path) -> Result<u64, Failure> {
     Ok(number)
 }
 
-/// A block in the second half of the image that hardly occurs twice.
+/// A block of the image, sought from its first quarter on, that hardly occurs twice.
 fn choose(image: &File, size: u64) -> Result<(u64, Vec<u8>), Failure> {
     let blocks = size / BLOCK_BYTES;
     let mut block = vec![0; BLOCK];
