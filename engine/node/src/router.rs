@@ -232,8 +232,8 @@ impl RoutedExport {
             Err(error) => return Err(error),
         };
         // It may have waited for others, and the volume may be about to move by now.
-        let still = self.route.local().is_some_and(|(_, now)| Rc::ptr_eq(&now, &lease));
-        Ok((still && !seat.keeps_copies()).then_some((seat, lease, pass)))
+        let still = self.route.local().is_some_and(|(seat, now)| Rc::ptr_eq(&now, &lease) && !seat.keeps_copies());
+        Ok(still.then_some((seat, lease, pass)))
     }
 
     /// Carries out a request wherever the volume is.

@@ -53,8 +53,8 @@ pub(crate) const WRITER_PATIENCE: Duration = Duration::from_secs(10);
 /// or what it has finds no space any more.
 pub(crate) const REPLAY_MAX: Duration = Duration::from_secs(3 * WRITER_PATIENCE.as_secs());
 
-/// A timer that is later than this tells that the process stood still (stopped, suspended, overloaded): that time is not
-/// the writer's absence.
+/// Who looks later than this after the time has run out is the first to look: the process stood still (stopped, suspended,
+/// overloaded), or nobody waited. That is not the writer's absence.
 const STANDSTILL: Duration = Duration::from_secs(1);
 
 const _: () = assert!(REPLAY_MAX.as_secs() < drover_base::limits::HOLD_DEADLINE.as_secs());

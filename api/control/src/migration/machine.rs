@@ -13,9 +13,8 @@
 //!   mirroring; the source is told to go on until it confirms, and the flip is tried again later.
 //! - **settling**: both are told of the lease; the destination serves and mirrors back. Way back whole → proof →
 //!   retention → committed; where snapshots would go with the source's copy, only when that was asked for. The destination
-//!   silent until its lease has run out, way back open, and the source still has
-//!   its copy → the source takes over. Once the source has lost its copy there is no proof any more: people are told, and
-//!   their commit ends it.
+//!   silent until its lease has run out, way back open, and the source still has its copy → the source takes over. Once the
+//!   source has lost its copy there is no proof any more: people are told, and their commit ends it.
 //! - **flipping back**, **returning**: the same flip in the other direction; then the source serves alone.
 //! - **cleaning up**: both are told that it is over → rolled back. One that is away is told later, after the end. A source
 //!   that took over and has nothing to adopt is asked on, and people are told.

@@ -25,8 +25,8 @@
 //!   the lease under it any more;
 //! - a takeover needs the way back open, the lease run out, and the source's copy not lost, all at the moment it is stored;
 //! - a commit needs the proof, the way back open, and the lease at the destination; where snapshots go with the source's
-//!   copy, also that somebody asked for it; without a proof it needs that somebody
-//!   asked for it and that the source has lost its copy: then there is nothing to compare with or to go back to;
+//!   copy, also that somebody asked for it; without a proof it needs that somebody asked for it and that the source has
+//!   lost its copy: then there is nothing to compare with or to go back to;
 //! - (epoch, revision) of the lease grows with every change of it.
 
 use crate::table::{Changes, Link, NewEvent, State};

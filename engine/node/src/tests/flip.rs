@@ -40,19 +40,24 @@ pub async fn until_phase(cluster: &Cluster, name: &str, phase: SendPhase) -> Sen
     }
 }
 
-/// Up to the state in which a flip may be tried: every write goes to both, all has arrived.
-pub async fn mirror(cluster: &Cluster) {
-    let (migration, generation, epoch) = (MIGRATION, GENERATION, Epoch(1));
-    let prepare = NodeRequest::PrepareReceive {
+/// What `b` is asked first when the volume is to come to it from `a`.
+pub fn prepare(migration: MigrationId) -> NodeRequest {
+    NodeRequest::PrepareReceive {
         migration,
-        generation,
+        generation: GENERATION,
         volume: VOLUME,
         name: "data".into(),
         size_bytes: SIZE,
         reserve_bytes: SIZE,
-        epoch,
+        epoch: Epoch(1),
         source: address("a"),
-    };
+    }
+}
+
+/// Up to the state in which a flip may be tried: every write goes to both, all has arrived.
+pub async fn mirror(cluster: &Cluster) {
+    let (migration, generation, epoch) = (MIGRATION, GENERATION, Epoch(1));
+    let prepare = prepare(migration);
     cluster.ask("b", prepare.clone()).await;
     cluster.ask("b", prepare).await;
     let options = SendOptions { throttle_bytes_per_s: None, mirror_at_once: false };

@@ -1,7 +1,7 @@
 //! Requests that end a volume while another, given up by who asked, still makes it.
 
-use super::cluster::{Cluster, SIZE, VOLUME, address, each_seed};
-use super::flip::{GENERATION, MIGRATION};
+use super::cluster::{Cluster, SIZE, VOLUME, each_seed};
+use super::flip::{GENERATION, MIGRATION, prepare};
 use drover_base::Epoch;
 use drover_wire::admin::{NodeReply, NodeRequest};
 use futures::future::join;
@@ -20,19 +20,8 @@ pub fn a_mirror_that_is_being_made_is_dropped_with_its_migration() {
     each_seed(0..5, async |cluster| {
         cluster.start("b").await;
         let (migration, generation, volume, epoch) = (MIGRATION, GENERATION, VOLUME, Epoch(1));
-        let (name, size_bytes, reserve_bytes, source) = ("data".to_owned(), SIZE, SIZE, address("a"));
-        let prepare = NodeRequest::PrepareReceive {
-            migration,
-            generation,
-            volume,
-            name,
-            size_bytes,
-            reserve_bytes,
-            epoch,
-            source,
-        };
         let end = NodeRequest::EndMigration { migration, generation, volume, epoch, drop_volume: true };
-        assert_eq!(both(&cluster, prepare, end).await, (NodeReply::Done, NodeReply::Done));
+        assert_eq!(both(&cluster, prepare(migration), end).await, (NodeReply::Done, NodeReply::Done));
         let status = cluster.node("b").status();
         assert_eq!((status.volumes.len(), status.tiers[0].reserved_bytes), (0, 0));
     });

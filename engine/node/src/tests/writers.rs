@@ -1,7 +1,7 @@
 //! Clients of several nodes write to one volume, and its holder dies: what a gateway kept must neither be lost nor lie
 //! over what others have written since.
 
-use super::cluster::{Client, Cluster, SIZE, VOLUME, each_seed};
+use super::cluster::{Client, Cluster, VOLUME, each_seed};
 use super::flip;
 use crate::writers::{REPLAY_MAX, WRITER_PATIENCE, Way};
 use drover_base::{Epoch, IoError, MigrationId, SessionId};
@@ -31,6 +31,16 @@ pub async fn become_the_writer(cluster: &Cluster, client: &Client) {
     cluster.sim.sleep(Duration::from_millis(1_100)).await;
     client.write(100, b'.').await.unwrap();
     cluster.sim.sleep(Duration::from_millis(100)).await;
+}
+
+/// `g` is the recorded writer and keeps block 1 = '1'; the holder has restarted, and `g` cannot reach it. `h` can.
+async fn left_behind(cluster: &Cluster) -> [Client; 2] {
+    let [_, g, h] = start(cluster).await;
+    become_the_writer(cluster, &g).await;
+    g.write(1, b'1').await.unwrap();
+    cluster.sim.partition("a", "g");
+    restart(cluster).await;
+    [g, h]
 }
 
 /// The bug: `g` was acknowledged X = 1, which it keeps; then a client elsewhere was acknowledged X = 2 and flushed it. The
@@ -110,11 +120,7 @@ pub fn others_wait_for_a_gateway_that_comes_late() {
 #[test]
 pub fn a_standstill_of_the_holder_is_not_the_gateway_s_absence() {
     each_seed(0..10, async |cluster| {
-        let [_, g, h] = start(&cluster).await;
-        become_the_writer(&cluster, &g).await;
-        g.write(1, b'1').await.unwrap();
-        cluster.sim.partition("a", "g");
-        restart(&cluster).await;
+        let [g, h] = left_behind(&cluster).await;
         let stands_still = async {
             cluster.sim.sleep(WRITER_PATIENCE / 2).await;
             cluster.sim.pause("a");
@@ -132,11 +138,7 @@ pub fn a_standstill_of_the_holder_is_not_the_gateway_s_absence() {
 #[test]
 pub fn a_gateway_is_not_given_up_by_who_comes_long_after_its_time() {
     each_seed(0..5, async |cluster| {
-        let [_, g, h] = start(&cluster).await;
-        become_the_writer(&cluster, &g).await;
-        g.write(1, b'1').await.unwrap();
-        cluster.sim.partition("a", "g");
-        restart(&cluster).await;
+        let [g, h] = left_behind(&cluster).await;
         let goes_away = cluster.sim.sleep(WRITER_PATIENCE / 2);
         assert!(matches!(select(pin!(h.read(1)), pin!(goes_away)).await, Either::Right(_)));
         cluster.kill("h");
@@ -153,11 +155,7 @@ pub fn a_gateway_is_not_given_up_by_who_comes_long_after_its_time() {
 #[test]
 fn a_gateway_that_stays_away_is_given_up() {
     each_seed(0..10, async |cluster| {
-        let [_, g, h] = start(&cluster).await;
-        become_the_writer(&cluster, &g).await;
-        g.write(1, b'1').await.unwrap();
-        cluster.sim.partition("a", "g");
-        restart(&cluster).await;
+        let [g, h] = left_behind(&cluster).await;
         let before = cluster.sim.now();
         h.write(1, b'2').await.unwrap();
         let waited = cluster.sim.now() - before;
@@ -435,17 +433,7 @@ fn a_copy_that_is_made_anew_is_another_instance() {
             drop_volume: true,
         };
         cluster.ask("b", end).await;
-        let prepare = NodeRequest::PrepareReceive {
-            migration: MigrationId(4),
-            generation,
-            volume: VOLUME,
-            name: "data".into(),
-            size_bytes: SIZE,
-            reserve_bytes: SIZE,
-            epoch,
-            source: super::cluster::address("a"),
-        };
-        cluster.ask("b", prepare).await;
+        cluster.ask("b", flip::prepare(MigrationId(4))).await;
         assert_ne!(instance(), before);
     });
 }

@@ -43,8 +43,6 @@ pub(super) struct Pair {
     held: Vec<BlockMask>,
     /// How many blocks of theirs hold data, by extent.
     theirs: Vec<u64>,
-    pub our_data_blocks: u64,
-    pub their_data_blocks: u64,
 }
 
 /// What both sides hold of one extent.
@@ -60,12 +58,16 @@ impl Pair {
         Self {
             range,
             is_equal: extents.iter().all(|extent| extent.is_equal),
-            our_data_blocks: extents.iter().map(|extent| u64::from(extent.held.count())).sum(),
-            their_data_blocks: extents.iter().map(|extent| extent.their_data_blocks).sum(),
             held: extents.iter().map(|extent| extent.held).collect(),
             theirs: extents.iter().map(|extent| extent.their_data_blocks).collect(),
             blocks: extents.into_iter().flat_map(|extent| extent.blocks).collect(),
         }
+    }
+
+    /// Whether we hold more blocks than they do.
+    pub fn is_thicker_here(&self) -> bool {
+        let ours: u64 = self.held.iter().map(|held| u64::from(held.count())).sum();
+        ours > self.theirs.iter().sum()
     }
 
     fn block_range(&self, index: usize) -> ByteRange {

@@ -113,7 +113,7 @@ impl Sender {
         match pair {
             Ok(pair) if pair.is_equal => {
                 proof.figures.regions_equal += 1;
-                proof.figures.regions_thicker += u64::from(pair.our_data_blocks > pair.their_data_blocks);
+                proof.figures.regions_thicker += u64::from(pair.is_thicker_here());
             }
             Ok(_) if is_synced && look.number >= LOOKS_MAX => proof.figures.regions_different += 1,
             Ok(_) => proof.again.push(Look { number: look.number + u32::from(is_synced), ..look }),
