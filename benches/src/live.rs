@@ -8,7 +8,7 @@ use crate::{
     fio::{self, Load, Logged},
     migrating::{SECONDS, loopback, move_volume},
     mirror::Pair,
-    record::{Report, median},
+    record::{IOPS, Report, Unit, median},
     room::{MEMORY, Need},
 };
 use drover_e2e::Cluster;
@@ -33,9 +33,12 @@ const MIRROR_LIMIT: Duration = Duration::from_secs(20);
 /// The writer keeps so much of its IOPS.
 const KEPT_AIM: f64 = 0.8;
 
-/// One column of each: what the writer kept of its IOPS, its p99 before and during, and how long the move took.
+/// One column of each: the writer's IOPS and p99 before and during, and how long the move took.
 #[derive(Default)]
 struct Series {
+    before_iops: Vec<f64>,
+    during_iops: Vec<f64>,
+    /// The share of its IOPS that the writer kept, 0 to 1.
     kept: Vec<f64>,
     before_ms: Vec<f64>,
     during_ms: Vec<f64>,
@@ -69,7 +72,9 @@ pub fn run(report: &mut Report, rounds: usize) -> Done {
         };
         tell(report, &name, &ours, peer)?;
     }
-    report.compare("50 MB/s writer, p99 during a move", "ours before it", MS, &ours.during_ms, &ours.before_ms)?;
+    before_and_during(report, "", "ours before it", &ours)?;
+    before_and_during(report, ", blockdev-mirror write-blocking", "itself before it", &blocking)?;
+    before_and_during(report, ", blockdev-mirror background", "itself before it", &background)?;
     let kept = median(&ours.kept);
     report.aim(format!("50 MB/s writer keeps {kept:.2} of its IOPS, aim at least {KEPT_AIM}"), kept >= KEPT_AIM);
     let ended = ours.ended;
@@ -77,13 +82,22 @@ pub fn run(report: &mut Report, rounds: usize) -> Done {
     Ok(())
 }
 
-const MS: (&str, &str) = ("ms", "lower");
+const MS: Unit = ("ms", "lower");
 
 fn tell(report: &mut Report, name: &str, ours: &Series, peer: &Series) -> Done {
     let kept = "50 MB/s writer, share of its IOPS kept during a move";
     report.compare(kept, name, ("of 1", "higher"), &ours.kept, &peer.kept)?;
+    report.compare("50 MB/s writer, IOPS during a move", name, IOPS, &ours.during_iops, &peer.during_iops)?;
     report.compare("50 MB/s writer, p99 during a move", name, MS, &ours.during_ms, &peer.during_ms)?;
     report.compare("50 MB/s writer, time of a move of 2 GiB", name, SECONDS, &ours.took_s, &peer.took_s)?;
+    Ok(())
+}
+
+/// What a move did to its own writer: "ours" is during, "peer" before. `whose` ends the case's name.
+fn before_and_during(report: &mut Report, whose: &str, before: &str, series: &Series) -> Done {
+    let Series { before_iops, during_iops, before_ms, during_ms, .. } = series;
+    report.compare(format!("50 MB/s writer, IOPS during a move{whose}"), before, IOPS, during_iops, before_iops)?;
+    report.compare(format!("50 MB/s writer, p99 during a move{whose}"), before, MS, during_ms, before_ms)?;
     Ok(())
 }
 
@@ -116,6 +130,8 @@ impl Series {
         let ended = ended?;
         let (iops_before, p99_before_us) = requests.within(begin, start)?;
         let (iops_during, p99_during_us) = requests.within(start, end)?;
+        self.before_iops.push(iops_before);
+        self.during_iops.push(iops_during);
         self.kept.push(iops_during / iops_before);
         self.before_ms.push(p99_before_us / 1e3);
         self.during_ms.push(p99_during_us / 1e3);

@@ -24,6 +24,7 @@ struct Row {
 
 /// What is measured and which way is better.
 pub type Unit = (&'static str, &'static str);
+pub const IOPS: Unit = ("IOPS", "higher");
 
 /// What one of the aims asks and what was seen.
 struct Aim {

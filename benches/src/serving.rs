@@ -9,7 +9,7 @@ use crate::{
     migrating::run_to_end,
     peers::{self, Server},
     pin::Processor,
-    record::{Report, Unit},
+    record::{IOPS, Report, Unit},
     room::{DISK, MEMORY, Need},
 };
 use drover_e2e::{Cluster, Layout};
@@ -35,7 +35,6 @@ const SNAPSHOT_BYTES: u64 = 2 << 30;
 const SERVER_CPU: usize = 0;
 const CLIENT_CPU: usize = 1;
 
-const IOPS: Unit = ("IOPS", "higher");
 const CPU: Unit = ("us/IO", "lower");
 
 /// At queue depth 32 ours serves so many times what qemu-nbd does.
