@@ -14,11 +14,22 @@ pub struct ControlConfig {
     pub drift: Duration,
     /// What a link is taken to carry where nothing was measured, bytes a second.
     pub link_bytes_per_s_assumed: u64,
+    /// How long a cutover that was asked for waits for the gate before it is refused.
+    pub gate_deadline: Duration,
+    /// How long a rollback waits for the way back before it is given up.
+    pub rollback_deadline: Duration,
 }
 
 impl Default for ControlConfig {
     fn default() -> Self {
-        Self { secret: [0; 32], ttl: LEASE_TTL, drift: LEASE_DRIFT, link_bytes_per_s_assumed: 125_000_000 }
+        Self {
+            secret: [0; 32],
+            ttl: LEASE_TTL,
+            drift: LEASE_DRIFT,
+            link_bytes_per_s_assumed: 125_000_000,
+            gate_deadline: GATE_DEADLINE,
+            rollback_deadline: ROLLBACK_DEADLINE,
+        }
     }
 }
 
@@ -43,9 +54,8 @@ pub const DIRTY_AT_FLIP_MAX: u64 = 32 << 20;
 /// Age of the destination's last flush at which a flip may begin: the final flush has little to do then.
 pub const FLUSH_AGE_AT_FLIP_MAX: Duration = Duration::from_secs(5);
 
-/// How long a cutover that was asked for waits for the gate before it is refused.
+/// See [`ControlConfig`].
 pub const GATE_DEADLINE: Duration = Duration::from_secs(60);
-/// How long a rollback waits for the way back before it is given up.
 pub const ROLLBACK_DEADLINE: Duration = Duration::from_secs(120);
 
 /// First wait after a failed step, doubled with each failure in a row.

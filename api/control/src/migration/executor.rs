@@ -64,7 +64,7 @@ impl Executor {
             knowledge.unsure = Some(record.generation);
         }
         if record.cutover_requested {
-            knowledge.gate_awaited_from = Some(control.world.now());
+            knowledge.gate_awaited_from = Some(control.lived.now());
         }
         Rc::new(Self { control, id: record.migration, knowledge: RefCell::new(knowledge), wake: Default::default() })
     }
@@ -109,6 +109,7 @@ impl Executor {
                 && other.cleanup.iter().any(|left| left.node == record.source || left.node == record.destination)
         });
         let view = View {
+            config: &control.config,
             record,
             lease,
             knowledge: &knowledge,
@@ -163,7 +164,9 @@ impl Executor {
         match transition {
             Transition::GiveUpFlip { .. } => knowledge.flip_given_up(now),
             Transition::Proven { .. } => knowledge.proven_at = Some(now),
-            Transition::RequestCutover | Transition::BeginMirroring => knowledge.gate_awaited_from = Some(now),
+            Transition::RequestCutover | Transition::BeginMirroring => {
+                knowledge.gate_awaited_from = Some(self.control.lived.now());
+            }
             Transition::RequestCommit => knowledge.proof_begun = None,
             Transition::StartOver { .. } => {
                 knowledge.unsure = None;

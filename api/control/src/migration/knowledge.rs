@@ -153,8 +153,9 @@ pub struct Knowledge {
     /// The lease that each node said it knows.
     pub told: BTreeMap<NodeId, (InstanceId, Epoch, u64)>,
     pub proven_at: Option<Instant>,
-    /// Since when a cutover that was asked for can wait for the other side: not while the copy is yet to come.
-    pub gate_awaited_from: Option<Instant>,
+    /// Since when, in time lived through, a cutover that was asked for can wait for the other side: not while the copy is
+    /// yet to come.
+    pub gate_awaited_from: Option<Duration>,
     pub refused: Option<(Effect, Refusal)>,
     /// Senders in a row that failed by themselves.
     pub sender_failures: u32,

@@ -23,8 +23,8 @@
 use super::knowledge::{Effect, Knowledge, ProofKey};
 use super::transition::{Handover, SourceCopy, Transition};
 use crate::config::{
-    CLEANUP_PATIENCE, DIRTY_AT_FLIP_MAX, FLUSH_AGE_AT_FLIP_MAX, GATE_DEADLINE, PROGRESS_AGE_MAX, PROGRESS_EVERY,
-    ROLLBACK_DEADLINE, SENDER_FAILURES_MAX,
+    CLEANUP_PATIENCE, ControlConfig, DIRTY_AT_FLIP_MAX, FLUSH_AGE_AT_FLIP_MAX, PROGRESS_AGE_MAX, PROGRESS_EVERY,
+    SENDER_FAILURES_MAX,
 };
 use drover_base::planted::{Bug, is_planted};
 use drover_base::{InstanceId, Instant, NodeId};
@@ -44,6 +44,7 @@ pub struct NodeView {
 
 /// All that a decision rests on.
 pub struct View<'a> {
+    pub config: &'a ControlConfig,
     pub record: &'a MigrationRecord,
     pub lease: &'a LeaseRecord,
     pub knowledge: &'a Knowledge,
@@ -102,6 +103,9 @@ pub fn waits_for(view: &View<'_>) -> Option<String> {
     let record = view.record;
     if record.paused {
         return Some("to be resumed".into());
+    }
+    if view.knowledge.link_down_since.is_some() && record.stage.is_before_flip() {
+        return Some(format!("{} to reach {} at its migration address", record.source, record.destination));
     }
     match record.stage {
         Stage::Planned if view.earlier_cleanup => Some("the clean-up of an earlier migration".into()),
@@ -205,8 +209,9 @@ impl Next<'_> {
         }
         match self.known().link_down_since {
             Some(since) if self.view.lived.saturating_sub(since) >= deadline => {
+                let (source, destination) = self.sides();
                 let reason =
-                    format!("{} could not reach {} for {deadline:?}", self.record().source, self.record().destination);
+                    format!("{source} could not reach {destination} at its migration address for {deadline:?}");
                 self.give_up(ErrorCode::NodeUnreachable, reason)
             }
             _ => None,
@@ -426,8 +431,8 @@ impl Next<'_> {
     }
 
     fn cutover_is_late(&self) -> bool {
-        let from = self.known().gate_awaited_from;
-        self.record().cutover_requested && from.is_some_and(|from| self.view.now.since(from) >= GATE_DEADLINE)
+        let waits = self.known().gate_awaited_from.map(|from| self.view.lived.saturating_sub(from));
+        self.record().cutover_requested && waits.is_some_and(|waits| waits >= self.view.config.gate_deadline)
     }
 
     /// One attempt: drain, confirm, move the lease.
@@ -624,7 +629,7 @@ impl Next<'_> {
                 _ => return Some(Transition::BeginFlip),
             },
             Err(reason) => {
-                if self.in_stage() >= ROLLBACK_DEADLINE {
+                if self.in_stage() >= self.view.config.rollback_deadline {
                     return Some(Transition::StayAtDestination { reason });
                 }
             }

@@ -4,6 +4,7 @@ use super::executor::base_snapshot;
 use super::knowledge::{Answer, Asked, Effect, Knowledge, ProofKey};
 use super::machine::{NodeView, Step, View, next};
 use super::transition::{Facts, SourceCopy, Transition};
+use crate::ControlConfig;
 use crate::lived::Moment;
 use crate::table::{Changes, Kept, State};
 use drover_base::{Epoch, Generation, InstanceId, Instant, MigrationId, NodeId, VolumeId};
@@ -199,6 +200,7 @@ impl Walk {
             silence: Some(Duration::ZERO),
         };
         let view = View {
+            config: &ControlConfig::default(),
             record: &record,
             lease: self.lease(),
             knowledge: &self.knowledge,

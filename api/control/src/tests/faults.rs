@@ -1,6 +1,7 @@
 //! Migrations while processes die, stop and do not reach each other.
 
 use super::cluster::{Cluster, TTL, node};
+use crate::config::GATE_DEADLINE;
 use drover_sim::runtime::Generator;
 use drover_types::{Action, CommitPolicy, MigrationOptions, Phase};
 use std::{rc::Rc, time::Duration};
@@ -379,6 +380,28 @@ fn a_rollback_does_not_wait_less_for_a_standstill() {
     }
 }
 
+/// Whether a cutover that waits for the other side was refused once the control plane woke from a long standstill.
+pub fn a_standstill_refuses_a_cutover(seed: u64) -> bool {
+    let (cluster, id) = mirroring(seed, 600_000);
+    for action in [Action::Pause, Action::Cutover] {
+        let of = id.clone();
+        cluster.run(|control| async move { control.act(&of, action, None, None).await }).unwrap();
+    }
+    cluster.sim.pause("control");
+    cluster.sim.run_for(2 * GATE_DEADLINE);
+    cluster.sim.resume("control");
+    cluster.sim.run_for(Duration::from_secs(5));
+    cluster.kinds().contains(&"migration.cutover_refused".to_owned())
+}
+
+/// The same of a cutover: it was dropped as late the moment the control plane woke.
+#[test]
+fn a_cutover_does_not_wait_less_for_a_standstill() {
+    for seed in 0..10 {
+        assert!(!a_standstill_refuses_a_cutover(seed), "seed {seed}");
+    }
+}
+
 /// The destination had let its copy go, as told: that counted as both sides being gone, and the migration had failed,
 /// though the source came back with all that it ever had.
 #[test]
@@ -391,6 +414,40 @@ fn a_source_that_stays_away_during_a_rollback_has_rolled_back() {
     cluster.start_node("a");
     cluster.wait_clean(&id);
     cluster.check_end("a");
+}
+
+/// What an earlier migration left at a node that is away comes first; until then nothing of the next has begun, and that
+/// is recorded when it is cancelled, also around a death of the control plane.
+#[test]
+fn a_move_waits_for_what_an_earlier_one_left() {
+    for kills in [false, true] {
+        let (cluster, earlier) = mirroring(9, 600_000);
+        cluster.kill_node("b");
+        let act = |id: &str, action| {
+            let of = id.to_owned();
+            cluster.run(|control| async move { control.act(&of, action, None, None).await }).map(|_| ())
+        };
+        act(&earlier, Action::Cancel).unwrap();
+        cluster.wait_phase(&earlier, &[Phase::RolledBack]);
+        assert_eq!(cluster.migration(&earlier).cleanup_pending, ["b"]);
+        let id = cluster.start("b", options());
+        cluster.sim.run_for(Duration::from_secs(5));
+        let waiting = cluster.migration(&id);
+        let told = Some("the clean-up of an earlier migration");
+        assert_eq!((waiting.phase, waiting.waits_for.as_deref()), (Phase::Planned, told));
+        if kills {
+            cluster.restart_control();
+        }
+        act(&id, Action::Cancel).unwrap();
+        if kills {
+            cluster.restart_control();
+        }
+        cluster.wait_phase(&id, &[Phase::RolledBack]);
+        cluster.start_node("b");
+        cluster.wait_clean(&earlier);
+        cluster.wait_clean(&id);
+        cluster.check_end("a");
+    }
 }
 
 /// Only where both are gone is it not known whether anything is left.

@@ -1,7 +1,7 @@
 //! Bugs, planted one by one: each must be caught by what the tests check.
 
 use super::cluster::{Cluster, TTL, node};
-use super::faults::mirroring;
+use super::faults::{a_standstill_refuses_a_cutover, mirroring};
 use super::migrations::take_snapshot;
 use crate::migration::tests::stale_report_is_passed_over;
 use drover_base::planted::{Bug, plant};
@@ -62,6 +62,7 @@ fn a_standstill_that_counts() {
         cluster.sim.run_for(Duration::from_secs(5));
         usize::from(cluster.migration(&id).phase != Phase::Mirroring)
     });
+    is_caught(Bug::StandstillCounts, |seed| usize::from(a_standstill_refuses_a_cutover(seed)));
 }
 
 #[test]
