@@ -25,6 +25,11 @@ impl Api {
         Self { base: base.into(), token: token.into(), client: reqwest::Client::new(), runtime }
     }
 
+    /// Where it is, and what it is shown.
+    pub fn address(&self) -> (&str, &str) {
+        (&self.base, &self.token)
+    }
+
     /// The same for another thread.
     pub fn another(&self) -> Self {
         Self::new(&self.base, &self.token)

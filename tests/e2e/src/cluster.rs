@@ -7,6 +7,7 @@ use std::{
     net::TcpListener,
     os::unix::net::UnixStream,
     path::{Path, PathBuf},
+    process::{Command, Output, Stdio},
     sync::atomic::{AtomicU16, Ordering},
     thread,
     time::{Duration, Instant},
@@ -69,11 +70,13 @@ impl Cluster {
         Self::start_with(layout, daemon("control", layout.folder))
     }
 
-    /// The same with the control plane `program`, which tells `steps` of what it persists.
-    pub fn start_stepped(layout: &Layout, program: &Path, steps: &Path) -> Self {
+    /// The same with the control plane `program`, which tells `steps` of what it persists and waits so long for what
+    /// was asked for and cannot be.
+    pub fn start_stepped(layout: &Layout, program: &Path, steps: &Path, patience: Duration) -> Self {
         let (config, log) = (layout.folder.join("control.toml"), layout.folder.join("control.log"));
-        let arguments = [config, steps.to_path_buf()].map(|path| path.display().to_string());
-        Self::start_with(layout, Daemon::new("control", program, &arguments.each_ref().map(String::as_str), &log))
+        let (config, steps, patience) =
+            (config.display().to_string(), steps.display().to_string(), patience.as_millis().to_string());
+        Self::start_with(layout, Daemon::new("control", program, &[&config, &steps, &patience], &log))
     }
 
     fn start_with(layout: &Layout, control: Daemon) -> Self {
@@ -162,6 +165,22 @@ impl Cluster {
             fs::read_dir(folder).expect("a tier").map(|entry| entry.expect("a file").path()).collect();
         assert_eq!(files.len(), 1, "a tier has one device file");
         files.remove(0)
+    }
+
+    /// The command line, as people use it.
+    pub fn drover(&self, arguments: &[&str]) -> Output {
+        let (api, token) = self.api.address();
+        let mut drover = Command::new(drover_program());
+        drover.args(arguments).env("DROVER_API", api).env("DROVER_TOKEN", token).stdin(Stdio::null());
+        drover.output().expect("drover runs")
+    }
+
+    /// Takes away all that a node that is down has on its disks.
+    pub fn lose_disks(&self, node: usize) {
+        fs::remove_file(self.device(node)).expect("its device file");
+        for folder in ["meta", "checkpoint"] {
+            fs::remove_dir_all(self.folder.join(format!("{}-{folder}", node_name(node)))).expect("its folder");
+        }
     }
 
     pub fn folder(&self) -> &Path {

@@ -14,3 +14,8 @@ impl Random {
         (self.0 >> 24) % end
     }
 }
+
+/// A number that a variable of the environment gives, such as `DROVER_SEED`.
+pub fn number(name: &str, default: u64) -> u64 {
+    std::env::var(name).map_or(default, |text| text.parse().unwrap_or_else(|_| panic!("{name} is no number: {text}")))
+}

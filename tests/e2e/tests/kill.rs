@@ -3,7 +3,7 @@
 //!
 //! 50 moments, times `DROVER_SOAK`; `DROVER_SEED` says which.
 
-use drover_e2e::{Area, Cluster, Ends, Fio, FlushingProxy, Layout, OnLoss, Random, Writer};
+use drover_e2e::{Area, Cluster, Ends, Fio, FlushingProxy, Layout, OnLoss, Random, Writer, number};
 use std::{
     sync::atomic::{AtomicBool, Ordering::Relaxed},
     thread,
@@ -22,10 +22,6 @@ const FIO_DIRECT: Area = Area { offset: 64 * MIB, blocks: 4096 };
 
 /// A run of fio at the gateway takes about a second, so kills fall in its writing and in its reading.
 const GATEWAY_WRITES_PER_S: u64 = 1_500;
-
-fn number(name: &str, default: u64) -> u64 {
-    std::env::var(name).map_or(default, |text| text.parse().unwrap_or_else(|_| panic!("{name} is no number: {text}")))
-}
 
 #[test]
 fn nothing_is_lost_when_the_holder_is_killed() {

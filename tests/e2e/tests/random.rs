@@ -6,7 +6,9 @@
 //!
 //! 50 kills, times `DROVER_SOAK`; `DROVER_SEED` says when and whom.
 
-use drover_e2e::{Api, Area, Cluster, Ends, Layout, OnLoss, Random, Writer, assert_one_holder_per_epoch, node_name};
+use drover_e2e::{
+    Api, Area, Cluster, Ends, Layout, OnLoss, Random, Writer, assert_one_holder_per_epoch, node_name, number,
+};
 use serde_json::{Value, json};
 use std::{
     collections::BTreeMap,
@@ -23,10 +25,6 @@ const LONG_MS: u64 = 2_700;
 /// Far above what a migration takes with every deadline of the control plane in it.
 const END: Duration = Duration::from_secs(180);
 const BLOCKS: u64 = 128;
-
-fn number(name: &str, default: u64) -> u64 {
-    std::env::var(name).map_or(default, |text| text.parse().unwrap_or_else(|_| panic!("{name} is no number: {text}")))
-}
 
 #[test]
 fn kills_at_random_times_lose_nothing_and_every_migration_ends() {

@@ -1,7 +1,8 @@
 //! The control plane with one layer more: its store asks before and after every step of a migration that it persists.
 //!
-//! `drover-stepped-control CONTROL.TOML SOCKET`: the settings of `drover control`, and where the harness listens
-//! (`steps.rs` of this package). For each step it writes a line, `before` or `after`, the migration's id, and the
+//! `drover-stepped-control CONTROL.TOML SOCKET PATIENCE_MS`: the settings of `drover control`, where the harness listens
+//! (`steps.rs` of this package), and how long a cutover or rollback that was asked for and cannot be is waited for. For
+//! each step it writes a line, `before` or `after`, the migration's id, and the
 //! step's name, and goes on when a line comes back. Meanwhile the rest of the control plane runs as ever.
 
 use drover_base::LocalFuture;
@@ -24,10 +25,11 @@ fn main() {
         std::process::abort();
     }));
     let arguments: Vec<String> = std::env::args().skip(1).collect();
-    let [config, socket] = &arguments[..] else { panic!("usage: drover-stepped-control CONTROL.TOML SOCKET") };
+    let [config, socket, patience_ms] = &arguments[..] else { panic!("usage: CONTROL.TOML SOCKET PATIENCE_MS") };
+    let patience = Duration::from_millis(patience_ms.parse().expect("a number of milliseconds"));
     let text = std::fs::read_to_string(config).expect("the settings");
     let settings = Settings::of(&text.parse().expect("the settings are TOML"));
-    drover_runtime::block_on(serve(settings, socket)).expect("a runtime");
+    drover_runtime::block_on(serve(settings, socket, patience)).expect("a runtime");
 }
 
 struct Settings {
@@ -54,14 +56,20 @@ impl Settings {
     }
 }
 
-async fn serve(settings: Settings, socket: &str) {
+async fn serve(settings: Settings, socket: &str, patience: Duration) {
     std::fs::create_dir_all(&settings.data).expect("the folder");
     let store = RocksMetaStore::open(&Path::new(&settings.data).join("meta")).expect("the store opens");
     let harness = UnixStream::connect(socket).await.expect("the harness listens");
     let harness = tokio::sync::Mutex::new(BufReader::new(harness));
     let stepped = Stepped(Rc::new(Inner { store, harness, known: RefCell::default() }));
     let world = drover_runtime::world(&Workers::start(1).expect("threads"));
-    let config = ControlConfig { secret: settings.secret, ttl: settings.ttl, ..ControlConfig::default() };
+    let config = ControlConfig {
+        secret: settings.secret,
+        ttl: settings.ttl,
+        gate_deadline: patience,
+        rollback_deadline: patience,
+        ..ControlConfig::default()
+    };
     let control = Control::start(config, world, Rc::new(stepped)).await.expect("the control plane starts");
     let listen = settings.rest.parse().expect("an address");
     let server = ServerConfig { listen, token: Some(settings.token) };
@@ -130,11 +138,10 @@ fn record(key: &str, value: &[u8]) -> Option<MigrationRecord> {
     key.starts_with(PREFIX).then(|| serde_json::from_slice(value).expect("a migration's record"))
 }
 
-/// What a change of the record is, in one word, and for a clean-up two more.
+/// What a change of the record is, in one word, and for a clean-up two more: of each transition another
+/// (`tests/steps/every.rs` lists them all).
 fn step_name(old: Option<&MigrationRecord>, new: &MigrationRecord) -> String {
     let Some(old) = old else { return "planned".into() };
-    let began = old.attempt.is_none() && new.attempt.is_some();
-    let given_up = old.attempt.is_some() && new.resume == old.attempt;
     if old.generation != new.generation {
         return "start_over".into();
     }
@@ -147,10 +154,49 @@ fn step_name(old: Option<&MigrationRecord>, new: &MigrationRecord) -> String {
         };
         return format!("cleaned_up {} {task}", done.node);
     }
-    let name = match () {
-        () if given_up => "flip_given_up",
-        () if began && new.stage == Stage::FlippingBack => "flip_back_began",
-        () if old.stage != new.stage => return stage_name(new.stage),
+    let name = flip_step(old, new).or_else(|| stage_step(old, new)).unwrap_or_else(|| step_within(old, new));
+    name.into()
+}
+
+/// An attempt at a flip began or was given up.
+fn flip_step(old: &MigrationRecord, new: &MigrationRecord) -> Option<&'static str> {
+    let began = old.attempt.is_none() && new.attempt.is_some();
+    let given_up = old.attempt.is_some() && new.resume == old.attempt;
+    let back = old.stage == Stage::FlippingBack;
+    match (began, given_up) {
+        (true, _) => Some(if back { "flip_back_began" } else { "flipping" }),
+        (_, true) => Some(if back { "flip_back_given_up" } else { "flip_given_up" }),
+        _ => None,
+    }
+}
+
+/// It is in another stage.
+fn stage_step(old: &MigrationRecord, new: &MigrationRecord) -> Option<&'static str> {
+    (old.stage != new.stage).then_some(match (old.stage, new.stage) {
+        (_, Stage::Planned) => "planned",
+        (_, Stage::Tracking) => "tracking",
+        (_, Stage::Copying) => "copying",
+        (_, Stage::Converging) => "converging",
+        (_, Stage::Mirroring) => "mirroring",
+        (_, Stage::Flipping) => "flipping",
+        (Stage::FlippingBack, Stage::Settling) => "rollback_given_up",
+        (_, Stage::Settling) => "settling",
+        (_, Stage::Committed) if new.way_back_open => "committed",
+        (_, Stage::Committed) => "committed_alone",
+        (_, Stage::FlippingBack) => "flipping_back",
+        (_, Stage::Returning) => "returning",
+        (Stage::Settling | Stage::FlippingBack, Stage::CleaningUp) => "taken_over",
+        (Stage::Returning, Stage::CleaningUp) => "returned",
+        (_, Stage::CleaningUp) => "cancelled",
+        (Stage::Planned, Stage::RolledBack) => "never_begun",
+        (_, Stage::RolledBack) => "rolled_back",
+        (_, Stage::Failed) => "failed",
+    })
+}
+
+/// It stays in its stage.
+fn step_within(old: &MigrationRecord, new: &MigrationRecord) -> &'static str {
+    match () {
         () if old.resume.is_some() && new.resume.is_none() => "resumed",
         () if old.pause_pending && !new.pause_pending && new.stage == Stage::Returning => "flipped_back",
         () if old.pause_pending && !new.pause_pending => "flipped",
@@ -159,16 +205,13 @@ fn step_name(old: Option<&MigrationRecord>, new: &MigrationRecord) -> String {
         () if !old.proven && new.proven => "proven",
         () if old.proven && !new.proven => "proof_forgotten",
         () if !old.proof_failed && new.proof_failed => "proof_failed",
+        () if old.error.is_none() && new.error.is_some() => "copy_lost",
         () if old.options != new.options => "tuned",
-        () if old.paused != new.paused => "paused",
-        () if old.cutover_requested != new.cutover_requested => "cutover",
-        () if old.commit_requested != new.commit_requested => "commit",
+        () if !old.paused && new.paused => "paused",
+        () if old.paused && !new.paused => "unpaused",
+        () if !old.cutover_requested && new.cutover_requested => "cutover",
+        () if old.cutover_requested && !new.cutover_requested => "cutover_refused",
+        () if !old.commit_requested && new.commit_requested => "commit",
         () => "noted",
-    };
-    name.into()
-}
-
-fn stage_name(stage: Stage) -> String {
-    let name = serde_json::to_value(stage).expect("plain data always encodes");
-    name.as_str().expect("a stage is a word").to_owned()
+    }
 }

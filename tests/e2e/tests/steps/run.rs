@@ -3,11 +3,13 @@
 //! One client writes through each node. The third node takes no part in the migration and is never hit: what its
 //! client was answered is there. A client of a node that is killed connects again and finds what it had flushed.
 
-use crate::bulk::Bulk;
 use crate::table::{Act, BULK_BYTES, Process, Run};
-use drover_e2e::{Api, Area, Client, Cluster, Daemon, OnLoss, Random, Steps, Writer};
+use drover_e2e::{Api, Area, BLOCK, Bulk, Client, Cluster, Daemon, OnLoss, Random, Steps, Writer};
 use serde_json::{Value, json};
 use std::{
+    fs::File,
+    os::unix::fs::FileExt,
+    path::Path,
     thread,
     time::{Duration, Instant},
 };
@@ -15,6 +17,8 @@ use std::{
 const MIB: u64 = 1 << 20;
 const SIZE: u64 = 16 * MIB;
 const BLOCKS: u64 = 64;
+/// A block that no writer touches and nobody reads.
+const MARK: u64 = 3 * MIB;
 /// Far above what any step takes, a takeover and retries of a flip included.
 const STEP: Duration = Duration::from_secs(60);
 const END: Duration = Duration::from_secs(120);
@@ -35,6 +39,7 @@ impl Bench<'_> {
         let mut client = Client::connect(&self.cluster.socket(0), volume).expect("the holder answers");
         let churns = run.script.iter().any(|(_, acts)| acts.contains(&Act::Churn));
         let mut bulk = Bulk::write(&mut client, if churns { BULK_BYTES } else { MIB });
+        assert_eq!(client.write(MARK, &mark(volume)).expect("the connection lives"), 0, "the mark");
         let writers = self.writers(run, volume);
 
         self.steps.want(run.script.iter().map(|(at, _)| at.clone()));
@@ -108,11 +113,17 @@ impl Bench<'_> {
         for _ in &run.script {
             let held = self.steps.wait_held(STEP);
             let (_, acts) = run.script.iter().find(|(at, _)| *at == held).expect("what is held was wanted");
-            acts.iter().for_each(|act| self.while_held(*act));
+            acts.iter().for_each(|act| self.while_held(*act, volume));
             self.steps.release();
             for act in acts {
                 match act {
-                    Act::Ask(action) => asked.push(ask(self.cluster.api.another(), volume, action)),
+                    Act::Ask(action) => {
+                        asked.push(ask(self.cluster.api.another(), volume, "POST", &format!("/{action}"), json!({})));
+                    }
+                    Act::Tune => {
+                        let auto = json!({ "cutover": "auto" });
+                        asked.push(ask(self.cluster.api.another(), volume, "PATCH", "", auto));
+                    }
                     Act::Churn => self.churn(volume, bulk, client),
                     act => self.once_released(*act, volume),
                 }
@@ -123,9 +134,8 @@ impl Bench<'_> {
 
     fn process(&mut self, process: Process) -> &mut Daemon {
         match process {
-            Process::Source => &mut self.cluster.nodes[0],
-            Process::Destination => &mut self.cluster.nodes[1],
             Process::Control => &mut self.cluster.control,
+            process => &mut self.cluster.nodes[node(process)],
         }
     }
 
@@ -137,10 +147,12 @@ impl Bench<'_> {
         }
     }
 
-    fn while_held(&mut self, act: Act) {
+    fn while_held(&mut self, act: Act, volume: &str) {
         match act {
             Act::Kill(process) | Act::Down(process) => self.process(process).kill(),
             Act::Stop(process) | Act::Sleep(process) => self.process(process).pause(),
+            Act::Lose(process) => self.cluster.lose_disks(node(process)),
+            Act::Damage(process) => damage(&self.cluster.device(node(process)), &mark(volume)),
             _ => {}
         }
     }
@@ -204,8 +216,8 @@ fn active(api: &Api, volume: &str) -> Option<String> {
 }
 
 /// Asks until it is granted, or has been already. In a thread: the answer may wait for a step that is held.
-fn ask(api: Api, volume: &str, action: &'static str) -> thread::JoinHandle<()> {
-    let volume = volume.to_owned();
+fn ask(api: Api, volume: &str, method: &'static str, what: &str, body: Value) -> thread::JoinHandle<()> {
+    let (volume, what) = (volume.to_owned(), what.to_owned());
     thread::spawn(move || {
         let deadline = Instant::now() + STEP;
         loop {
@@ -213,15 +225,45 @@ fn ask(api: Api, volume: &str, action: &'static str) -> thread::JoinHandle<()> {
             let path = migration.map(|id| format!("/v1/migrations/{id}"));
             let shown = path.as_ref().and_then(|path| api.request("GET", path, None).ok());
             let phase = shown.as_ref().and_then(|shown| shown["phase"].as_str()).unwrap_or_default();
-            if ["rolling_back", "rolled_back"].contains(&phase) {
+            let is_over = ["rolling_back", "rolled_back", "committed", "failed"].contains(&phase);
+            if is_over || (what == "/cutover" && phase == "settling") {
                 return;
             }
-            let answer = path.map(|path| api.request("POST", &format!("{path}/{action}"), Some(&json!({}))));
+            let answer = path.map(|path| api.request(method, &format!("{path}{what}"), Some(&body)));
             if let Some(Ok(_)) = answer {
                 return;
             }
-            assert!(Instant::now() < deadline, "{action} of {volume}, which is {phase:?}: {answer:?}");
+            assert!(Instant::now() < deadline, "{method} {what} of {volume}, which is {phase:?}: {answer:?}");
             thread::sleep(Duration::from_millis(20));
         }
     })
+}
+
+fn node(process: Process) -> usize {
+    match process {
+        Process::Source => 0,
+        Process::Destination => 1,
+        Process::Control => panic!("the control plane is no node"),
+    }
+}
+
+/// A block as no other volume has it.
+fn mark(volume: &str) -> [u8; BLOCK] {
+    let mut block = [0; BLOCK];
+    block.iter_mut().zip(format!("the mark of {volume} ").bytes().cycle()).for_each(|(byte, text)| *byte = text);
+    block
+}
+
+/// Changes a byte of a block of the device file, wherever it lies.
+fn damage(device: &Path, block: &[u8; BLOCK]) {
+    let file = File::options().read(true).write(true).open(device).expect("the device file");
+    let blocks = file.metadata().expect("its size").len() / BLOCK as u64;
+    let mut read = [0; BLOCK];
+    let mut is_it = |index: &u64| {
+        file.read_exact_at(&mut read, index * BLOCK as u64).expect("it can be read");
+        read == *block
+    };
+    let index = (0..blocks).find(&mut is_it).expect("the mark is on the device");
+    file.write_all_at(&[!block[0]], index * BLOCK as u64).expect("it can be written");
+    file.sync_all().expect("the byte is on the device");
 }

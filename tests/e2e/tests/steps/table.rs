@@ -25,13 +25,19 @@ pub enum Act {
     Continue(Process),
     /// Asks the control plane, until it agrees.
     Ask(&'static str),
+    /// Has the policy decide over the cutover from now on, until the control plane agrees.
+    Tune,
+    /// Takes its disks away, of one that is down.
+    Lose(Process),
+    /// Changes a byte on its disks that no client reads.
+    Damage(Process),
     /// Writes over more than a round may leave, faster than it is sent, until rounds are counted.
     Churn,
     /// Lets go what the options held back.
     Release,
 }
 
-use Act::{Ask, Churn, Continue, Down, Kill, Release, Stop, Up};
+use Act::{Ask, Churn, Continue, Damage, Down, Kill, Lose, Release, Stop, Tune, Up};
 use Process::{Control, Destination, Source};
 
 /// One course of a migration.
@@ -69,7 +75,7 @@ const AFTER: Moment = Moment::After;
 /// Content, beside what the writers write, that a throttled migration copies in about two seconds.
 pub const BULK_BYTES: u64 = 12 << 20;
 
-pub const COURSES: &[Course] = &[
+pub const ONE_BY_ONE: &[Course] = &[
     Course {
         name: "committed",
         options: || json!({ "retention_ms": 100 }),
@@ -105,7 +111,7 @@ pub const COURSES: &[Course] = &[
             hit("flip_back_began"),
             hit("returning"),
             hit("flipped_back"),
-            hit("cleaning_up"),
+            hit("returned"),
             hit("cleaned_up node-1 end"),
             hit("cleaned_up node-1 grant"),
             hit("cleaned_up node-2 grant"),
@@ -119,7 +125,7 @@ pub const COURSES: &[Course] = &[
         options: || json!({ "cutover": "manual" }),
         steps: &[
             with("mirroring", &[(AFTER, Ask("cancel"))]),
-            hit("cleaning_up"),
+            hit("cancelled"),
             hit("cleaned_up node-1 end"),
             hit("cleaned_up node-1 grant"),
             hit("cleaned_up node-2 end"),
@@ -148,7 +154,7 @@ pub const COURSES: &[Course] = &[
         options: || json!({ "commit": "manual" }),
         steps: &[
             with("flipped", &[(AFTER, Stop(Destination))]),
-            hit_with("cleaning_up", &[(AFTER, Continue(Destination))]),
+            hit_with("taken_over", &[(AFTER, Continue(Destination))]),
             hit("cleaned_up node-1 grant"),
         ],
         ends: &["rolled_back"],
@@ -162,6 +168,98 @@ pub const COURSES: &[Course] = &[
             hit("way_back_opened"),
         ],
         ends: &["committed", "rolled_back"],
+    },
+];
+
+/// What is rarer, or asked for: all that is hit of a course in one migration, whoever is hit.
+pub const AT_ONCE: &[Course] = &[
+    Course {
+        name: "asked-for",
+        options: || json!({ "cutover": "manual", "commit": "manual", "pause_ms_max": 5000 }),
+        steps: &[
+            with("mirroring", &[(AFTER, Ask("pause"))]),
+            hit_with("paused", &[(AFTER, Ask("resume"))]),
+            hit_with("unpaused", &[(AFTER, Ask("cutover"))]),
+            hit_with("cutover", &[(AFTER, Tune)]),
+            hit_with("tuned", &[(AFTER, Ask("commit"))]),
+            hit("commit"),
+        ],
+        ends: &["committed", "rolled_back"],
+    },
+    Course {
+        name: "flip-cancelled",
+        options: || json!({ "pause_ms_max": 5000 }),
+        steps: &[
+            with("flipping", &[(AFTER, Stop(Destination)), (AFTER, Ask("cancel"))]),
+            hit_with("cancelled", &[(AFTER, Continue(Destination))]),
+            hit("cleaned_up node-1 resume"),
+        ],
+        ends: &["rolled_back"],
+    },
+    Course {
+        name: "flip-back-given-up",
+        options: || json!({ "commit": "manual", "pause_ms_max": 300 }),
+        steps: &[
+            with("flipped", &[(AFTER, Ask("rollback"))]),
+            with("flip_back_began", &[(AFTER, Stop(Source))]),
+            hit_with("flip_back_given_up", &[(AFTER, Continue(Source))]),
+            hit("resumed"),
+        ],
+        ends: &["rolled_back"],
+    },
+    Course {
+        name: "proof-failed",
+        options: || json!({ "retention_ms": 100 }),
+        steps: &[
+            with("settling", &[(AFTER, Damage(Destination))]),
+            hit_with("proof_failed", &[(AFTER, Ask("rollback"))]),
+        ],
+        ends: &["rolled_back"],
+    },
+    Course {
+        name: "copy-lost",
+        options: || json!({ "commit": "manual" }),
+        steps: &[
+            with("flipped", &[(AFTER, Down(Source))]),
+            with("way_back_closed", &[(AFTER, Lose(Source)), (AFTER, Up(Source))]),
+            hit_with("copy_lost", &[(AFTER, Ask("commit"))]),
+            hit("committed_alone"),
+        ],
+        ends: &["committed"],
+    },
+    Course {
+        name: "failed",
+        options: || json!({ "cutover": "manual", "peer_deadline_ms": 2000 }),
+        steps: &[
+            with("mirroring", &[(AFTER, Down(Source)), (AFTER, Down(Destination))]),
+            hit_with("failed", &[(AFTER, Up(Source)), (AFTER, Up(Destination))]),
+        ],
+        ends: &["failed"],
+    },
+];
+
+/// The same of what only time brings about: a cutover that waits in vain, a rollback that waits in vain.
+pub const LATE: &[Course] = &[
+    Course {
+        name: "cutover-refused",
+        options: || json!({ "cutover": "manual", "retention_ms": 100 }),
+        steps: &[
+            with("mirroring", &[(AFTER, Ask("pause"))]),
+            with("paused", &[(AFTER, Ask("cutover"))]),
+            hit_with("cutover_refused", &[(AFTER, Tune)]),
+            with("tuned", &[(AFTER, Ask("resume"))]),
+        ],
+        ends: &["committed"],
+    },
+    Course {
+        name: "rollback-given-up",
+        options: || json!({ "commit": "manual" }),
+        steps: &[
+            with("flipped", &[(AFTER, Ask("rollback"))]),
+            with("flipping_back", &[(AFTER, Down(Source))]),
+            hit_with("rollback_given_up", &[(AFTER, Up(Source)), (AFTER, Ask("commit"))]),
+        ],
+        ends: &["committed"],
     },
 ];
 
@@ -196,19 +294,28 @@ impl Run {
     }
 }
 
-/// Every step of every course, before and after, a migration each.
-pub fn one_by_one(victim: Process) -> Vec<Run> {
-    let moments = COURSES.iter().flat_map(|course| hits(course).map(move |at| (course, at)));
-    moments.map(|(course, at)| Run::new(course, format!("{victim:?} killed {at}"), &[(at, Kill(victim))])).collect()
+/// Every step of every course, before and after: a migration each, but for those of `AT_ONCE`. The control plane comes
+/// back with what it had persisted, so all steps of a course are one migration for it.
+pub fn killed(victim: Process) -> Vec<Run> {
+    let at_once = |courses: &'static [Course]| courses.iter().map(move |course| killed_at_once(course, victim));
+    if victim == Control {
+        return at_once(ONE_BY_ONE).chain(at_once(AT_ONCE)).collect();
+    }
+    let moments = ONE_BY_ONE.iter().flat_map(|course| hits(course).map(move |at| (course, at)));
+    let one =
+        |(course, at): (_, At)| Run::new(course, format!("{victim:?} killed {at}"), &[(at.clone(), Kill(victim))]);
+    moments.map(one).chain(at_once(AT_ONCE)).collect()
 }
 
-/// The same, all steps of a course in one migration: the control plane comes back with what it had persisted.
-pub fn all_at_once() -> Vec<Run> {
-    let run = |course| {
-        let hits: Vec<_> = hits(course).map(|at| (at, Kill(Control))).collect();
-        Run::new(course, format!("{Control:?} killed at {} moments", hits.len()), &hits)
-    };
-    COURSES.iter().map(run).collect()
+/// Everybody in turn, in those that only time brings about.
+pub fn late() -> Vec<Run> {
+    let victims = [Source, Destination, Control];
+    LATE.iter().flat_map(|course| victims.map(|victim| killed_at_once(course, victim))).collect()
+}
+
+fn killed_at_once(course: &'static Course, victim: Process) -> Run {
+    let hits: Vec<_> = hits(course).map(|at| (at, Kill(victim))).collect();
+    Run::new(course, format!("{victim:?} killed at {} moments", hits.len()), &hits)
 }
 
 fn hits(course: &'static Course) -> impl Iterator<Item = At> {
@@ -230,7 +337,7 @@ pub fn sleeps() -> Vec<Run> {
         ("flip-given-up", "flip_given_up", Source),
     ];
     let run = |(name, step, holder): &(&str, &str, Process)| {
-        let course = COURSES.iter().find(|course| course.name == *name).expect("a course");
+        let course = ONE_BY_ONE.iter().find(|course| course.name == *name).expect("a course");
         Run::new(course, format!("{holder:?} asleep after {step}"), &[(At::after(step), Act::Sleep(*holder))])
     };
     SLEEPS.iter().map(run).collect()

@@ -1,6 +1,6 @@
 //! Content that does not compress, so that a throttled migration takes its time.
 
-use drover_e2e::{BLOCK, Client, Cluster, Random};
+use crate::{BLOCK, Client, Cluster, Random};
 
 const OFFSET: u64 = 4 << 20;
 const REQUEST_BLOCKS: usize = 128;
