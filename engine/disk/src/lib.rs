@@ -4,6 +4,7 @@
 mod buffer;
 mod device;
 pub mod fault;
+pub mod loop_device;
 mod part;
 pub mod sim;
 mod uring;

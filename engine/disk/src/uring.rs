@@ -1,7 +1,8 @@
 //! A tier's device file or block device through io_uring, past the page cache.
 //!
 //! Invariants
-//! - One process has a device open: the file is locked until the last thread's [`UringDevice`] of it is dropped.
+//! - One process has a device open: a file is locked, a block device is taken exclusively, until the last thread's
+//!   [`UringDevice`] of it is dropped.
 //! - Each thread has an open file of its own: the kernel tells a failure to write back to each of them at its next sync.
 //! - A request ends when all its bytes are transferred or one part of it failed; short transfers go on.
 //! - The kernel sees aligned memory only; a buffer that is not is copied through one that is.
@@ -18,6 +19,7 @@ use std::{
 };
 use tokio_uring::fs::File;
 
+mod block;
 mod discard;
 mod open;
 mod probe;
@@ -49,7 +51,7 @@ struct Shared {
 
 impl Drop for Shared {
     fn drop(&mut self) {
-        // An abandoned request may keep the file open for a moment longer, and with it a lock.
+        // An abandoned request may keep the file open for a moment longer, and with it a lock. A block device has none.
         let _ = self.opened.file.unlock();
     }
 }
@@ -74,7 +76,7 @@ impl UringDevice {
         Self::new(path, open::open_or_create(path, size_bytes, Space::Allocated)?)
     }
 
-    /// Opens what is there, in the size it has.
+    /// Opens what is there, in the size it has; of a block device, in whole blocks.
     pub fn open(path: &Path) -> Result<Self, OpenError> {
         Self::new(path, open::open(path)?)
     }

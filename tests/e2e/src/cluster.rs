@@ -67,7 +67,12 @@ pub fn drover_program() -> PathBuf {
 impl Cluster {
     /// Starts all and waits until the control plane knows every node.
     pub fn start(layout: &Layout) -> Self {
-        Self::start_with(layout, daemon("control", layout.folder))
+        Self::start_set(layout, |settings| settings)
+    }
+
+    /// The same with nodes' settings that `set` has changed.
+    pub fn start_set(layout: &Layout, set: impl Fn(String) -> String) -> Self {
+        Self::start_with(layout, daemon("control", layout.folder), set)
     }
 
     /// The same with the control plane `program`, which tells `steps` of what it persists and waits so long for what
@@ -76,10 +81,11 @@ impl Cluster {
         let (config, log) = (layout.folder.join("control.toml"), layout.folder.join("control.log"));
         let (config, steps, patience) =
             (config.display().to_string(), steps.display().to_string(), patience.as_millis().to_string());
-        Self::start_with(layout, Daemon::new("control", program, &[&config, &steps, &patience], &log))
+        let control = Daemon::new("control", program, &[&config, &steps, &patience], &log);
+        Self::start_with(layout, control, |settings| settings)
     }
 
-    fn start_with(layout: &Layout, control: Daemon) -> Self {
+    fn start_with(layout: &Layout, control: Daemon, set: impl Fn(String) -> String) -> Self {
         let folder = layout.folder.to_path_buf();
         fs::create_dir_all(&folder).expect("the cluster's folder");
         fs::write(folder.join("secret"), "a secret of this test cluster, 32 bytes or more").expect("a secret");
@@ -93,7 +99,7 @@ impl Cluster {
             .map(|index| {
                 fs::create_dir_all(folder.join(format!("tier-{index}"))).expect("a tier's folder");
                 let name = node_name(index);
-                let config = node_config(layout, index, rpc);
+                let config = set(node_config(layout, index, rpc));
                 fs::write(folder.join(format!("{name}.toml")), config).expect("a node's settings");
                 let mut node = daemon(&name, &folder);
                 if let Some(link) = layout.link.filter(|_| index < 2) {

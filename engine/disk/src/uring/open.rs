@@ -1,5 +1,6 @@
 //! How a tier's device is opened: its kind, size and lock.
 
+use super::block;
 use drover_base::units::BLOCK_BYTES;
 use rustix::fs::{FallocateFlags, fallocate};
 use rustix::io::Errno;
@@ -15,6 +16,12 @@ use std::{
 pub enum OpenError {
     #[error("{path} is in use by another process")]
     Locked { path: PathBuf },
+    #[error("{path} is in use: it is mounted, swap, part of another device (LVM, RAID), or another process has it")]
+    InUse { path: PathBuf },
+    #[error("{path} may only be read")]
+    ReadOnly { path: PathBuf },
+    #[error("{path} has sectors of {sector_bytes} bytes, and blocks of {BLOCK_BYTES} cannot be written to it")]
+    LargeSectors { path: PathBuf, sector_bytes: u32 },
     #[error(
         "the file system of {path} has no room for {wanted} bytes more; make room, choose a smaller size, or let the \
          file be sparse"
@@ -34,19 +41,19 @@ pub enum OpenError {
     Io { path: PathBuf, error: io::Error },
 }
 
-/// An open and locked device.
+/// A device that is open here alone.
 pub(super) struct Opened {
     pub file: File,
     pub size_bytes: u64,
-    pub is_block_device: bool,
     pub is_direct: bool,
+    /// Of a block device: while this is open, nobody else takes it.
+    pub claim: Option<File>,
 }
 
 pub(super) fn open(path: &Path) -> Result<Opened, OpenError> {
-    let (file, is_direct) = open_locked(path, false)?;
-    let (is_block_device, size_bytes) = kind_and_size(path, &file)?;
-    check_even(path, size_bytes)?;
-    Ok(Opened { file, size_bytes, is_block_device, is_direct })
+    let opened = open_alone(path, false)?;
+    check_even(path, opened.size_bytes)?;
+    Ok(opened)
 }
 
 /// What becomes of the space of a file that grows.
@@ -60,22 +67,21 @@ pub(super) enum Space {
 
 pub(super) fn open_or_create(path: &Path, size_bytes: u64, space: Space) -> Result<Opened, OpenError> {
     check_even(path, size_bytes)?;
-    let (file, is_direct) = open_locked(path, true)?;
-    let (is_block_device, has) = kind_and_size(path, &file)?;
-    let wanted = size_bytes;
-    if is_block_device {
+    let opened = open_alone(path, true)?;
+    let (has, wanted) = (opened.size_bytes, size_bytes);
+    if opened.claim.is_some() {
         if has < wanted {
             return Err(OpenError::TooSmall { path: path.into(), has, wanted });
         }
     } else if has > wanted {
         return Err(OpenError::WouldShrink { path: path.into(), has, wanted });
     } else if has < wanted {
-        grow(path, &file, has, wanted, space)?;
+        grow(path, &opened.file, has, wanted, space)?;
     }
-    Ok(Opened { file, size_bytes, is_block_device, is_direct })
+    Ok(Opened { size_bytes, ..opened })
 }
 
-/// Another open file of what is open and locked already.
+/// Another open file of what is open here already.
 pub(super) fn open_again(path: &Path, opened: &Opened) -> Result<File, OpenError> {
     let failed = |error| OpenError::Io { path: path.into(), error };
     let flags = if opened.is_direct { libc::O_DIRECT } else { 0 };
@@ -85,36 +91,37 @@ pub(super) fn open_again(path: &Path, opened: &Opened) -> Result<File, OpenError
     if is_same { Ok(file) } else { Err(OpenError::Replaced { path: path.into() }) }
 }
 
-/// The file and whether it is open with O_DIRECT. Without, when its file system refuses that with EINVAL.
-fn open_locked(path: &Path, create: bool) -> Result<(File, bool), OpenError> {
+/// Opens with O_DIRECT, or without where the file system refuses that with EINVAL, and sees to it that nobody else does.
+fn open_alone(path: &Path, create: bool) -> Result<Opened, OpenError> {
     let failed = |error| OpenError::Io { path: path.into(), error };
     // Volumes' data: a new file is for nobody else to read.
     let mut options = OpenOptions::new();
     options.read(true).write(true).create(create).mode(0o600);
     let open = |flags| options.clone().custom_flags(flags).open(path);
-    let (file, is_direct) = match open(libc::O_DIRECT) {
+    let (mut file, is_direct) = match open(libc::O_DIRECT) {
         Ok(file) => (file, true),
         Err(error) if error.raw_os_error() == Some(libc::EINVAL) => (open(0).map_err(failed)?, false),
         Err(error) => return Err(failed(error)),
     };
-    match file.try_lock() {
-        Ok(()) => Ok((file, is_direct)),
-        Err(TryLockError::WouldBlock) => Err(OpenError::Locked { path: path.into() }),
-        Err(TryLockError::Error(error)) => Err(failed(error)),
-    }
-}
-
-/// Whether it is a block device, and how many bytes it has.
-fn kind_and_size(path: &Path, mut file: &File) -> Result<(bool, u64), OpenError> {
-    let failed = |error| OpenError::Io { path: path.into(), error };
     let metadata = file.metadata().map_err(failed)?;
-    if metadata.is_file() {
-        Ok((false, metadata.len()))
-    } else if metadata.file_type().is_block_device() {
-        Ok((true, file.seek(SeekFrom::End(0)).map_err(failed)?))
-    } else {
-        Err(OpenError::WrongKind { path: path.into() })
+    if metadata.file_type().is_block_device() {
+        // No lock: udev takes one for a moment whenever somebody has closed the device, and a claim goes further.
+        let claim = Some(block::claim(path, &file)?);
+        let bytes = file.seek(SeekFrom::End(0)).map_err(failed)?;
+        // The last block of a partition may be cut off.
+        return Ok(Opened { file, size_bytes: bytes - bytes % BLOCK_BYTES, is_direct, claim });
     }
+    if !metadata.is_file() {
+        return Err(OpenError::WrongKind { path: path.into() });
+    }
+    match file.try_lock() {
+        Ok(()) => {}
+        Err(TryLockError::WouldBlock) => return Err(OpenError::Locked { path: path.into() }),
+        Err(TryLockError::Error(error)) => return Err(failed(error)),
+    }
+    // Of the time of the lock.
+    let size_bytes = file.metadata().map_err(failed)?.len();
+    Ok(Opened { file, size_bytes, is_direct, claim: None })
 }
 
 /// Makes the file longer, and the file's name and size durable. Where there is no room for it, it stays as it was.

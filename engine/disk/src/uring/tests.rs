@@ -3,6 +3,8 @@ use crate::contract;
 use std::{fs, os::unix::fs::MetadataExt, rc::Rc};
 use tempfile::tempdir;
 
+mod block_device;
+
 const SIZE: u64 = 1 << 20;
 
 fn in_runtime(test: impl Future<Output = ()>) {
@@ -26,7 +28,7 @@ fn it_is_a_device_through_the_page_cache() {
         let path = folder.path().join("device");
         let file = fs::OpenOptions::new().read(true).write(true).create(true).truncate(true).open(&path).unwrap();
         file.set_len(contract::SIZE_BYTES).unwrap();
-        let opened = open::Opened { file, size_bytes: contract::SIZE_BYTES, is_block_device: false, is_direct: false };
+        let opened = open::Opened { file, size_bytes: contract::SIZE_BYTES, is_direct: false, claim: None };
         let device = UringDevice::new(&path, opened).unwrap();
         assert!(!device.direct());
         contract::check(Rc::new(device)).await;
@@ -180,18 +182,14 @@ fn a_file_cut_short_is_an_error() {
 fn errors_keep_their_number() {
     in_runtime(async {
         let read_only = |path: &str| fs::File::open(path).unwrap();
-        let opened = open::Opened {
-            file: read_only("/proc/self/exe"),
-            size_bytes: 4096,
-            is_block_device: false,
-            is_direct: false,
-        };
+        let opened =
+            open::Opened { file: read_only("/proc/self/exe"), size_bytes: 4096, is_direct: false, claim: None };
         let device = UringDevice::new(Path::new("/proc/self/exe"), opened).unwrap();
         let expected = Err(DeviceError::Io { errno: libc::EBADF, offset: 0, len: 4096 });
         assert_eq!(device.write(0, Buffer::zeroed(4096)).await.0, expected);
         assert_eq!(device.discard(0, 4096).await, expected);
         let full = fs::OpenOptions::new().read(true).write(true).open("/dev/full").unwrap();
-        let opened = open::Opened { file: full, size_bytes: 4096, is_block_device: false, is_direct: false };
+        let opened = open::Opened { file: full, size_bytes: 4096, is_direct: false, claim: None };
         let device = UringDevice::new(Path::new("/dev/full"), opened).unwrap();
         let (result, _) = device.write(0, Buffer::zeroed(4096)).await;
         assert_eq!(result, Err(DeviceError::Io { errno: libc::ENOSPC, offset: 0, len: 4096 }));

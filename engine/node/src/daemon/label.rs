@@ -38,14 +38,17 @@ pub async fn open_tiers(
     settings: &[TierConfig],
 ) -> Result<Vec<OpenTier>, TierError> {
     let mut placed = tiers::placed(world, meta, settings).await?;
-    let (mut open, mut unlabelled) = (Vec::new(), Vec::new());
+    let (mut open, mut unlabelled, mut checked) = (Vec::new(), Vec::new(), Vec::new());
     for (index, place) in placed.iter().enumerate() {
-        if !check(node, place).await? {
+        let (has_label, device) = check(node, place).await?;
+        if !has_label {
             unlabelled.push(index);
         }
+        checked.push(device);
     }
-    for place in &placed {
-        open.push(OpenTier { tier: place.tier.clone(), device: open_whole(&place.tier)? });
+    for (place, checked) in placed.iter().zip(checked) {
+        let device = checked.map_or_else(|| open_file(&place.tier), Ok)?;
+        open.push(OpenTier { tier: place.tier.clone(), device });
     }
     tiers::record(meta, &placed).await?;
     for index in unlabelled {
@@ -58,13 +61,13 @@ pub async fn open_tiers(
     Ok(open)
 }
 
-/// Whether the tier's device has its label, with the size it has now. Refuses a device that is not the tier's, and one
-/// that the tier may not take. Changes nothing.
-async fn check(node: &NodeId, place: &Placed) -> Result<bool, TierError> {
+/// Whether the tier's device has its label, with the size it has now; and the device, if it is a block device: it stays
+/// taken from here on. Refuses a device that is not the tier's, and one that the tier may not take. Changes nothing.
+async fn check(node: &NodeId, place: &Placed) -> Result<(bool, Option<UringDevice>), TierError> {
     let tier = &place.tier;
     let is_there = place.is_labelled || tier.is_block_device || tier.device.exists();
     if !is_there {
-        return Ok(false);
+        return Ok((false, None));
     }
     let device = UringDevice::open(&tier.device).map_err(|error| not_open(tier, error))?;
     if tier.is_block_device {
@@ -73,7 +76,13 @@ async fn check(node: &NodeId, place: &Placed) -> Result<bool, TierError> {
             return Err(not_open(tier, OpenError::TooSmall { path: tier.device.clone(), has, wanted }));
         }
     }
-    let start = start_of(&device).await.map_err(|error| failed(tier, error))?;
+    let has_label = has_label(node, place, &device).await?;
+    Ok((has_label, tier.is_block_device.then_some(device)))
+}
+
+async fn has_label(node: &NodeId, place: &Placed, device: &UringDevice) -> Result<bool, TierError> {
+    let tier = &place.tier;
+    let start = start_of(device).await.map_err(|error| failed(tier, error))?;
     let (name, path) = (tier.name.clone(), tier.device.clone());
     let found = match start.get(..LABEL_BYTES).map_or(Ok(None), TierLabel::decode) {
         Ok(found) => found,
@@ -109,12 +118,11 @@ async fn check(node: &NodeId, place: &Placed) -> Result<bool, TierError> {
     Ok(false)
 }
 
-fn open_whole(tier: &TierConfig) -> Result<UringDevice, TierError> {
+fn open_file(tier: &TierConfig) -> Result<UringDevice, TierError> {
     let size_bytes = tier.size_bytes.saturating_add(HEADER_BYTES);
-    let opened = match (tier.is_block_device, tier.sparse) {
-        (true, _) => UringDevice::open(&tier.device),
-        (false, true) => UringDevice::open_or_create(&tier.device, size_bytes),
-        (false, false) => UringDevice::open_or_allocate(&tier.device, size_bytes),
+    let opened = match tier.sparse {
+        true => UringDevice::open_or_create(&tier.device, size_bytes),
+        false => UringDevice::open_or_allocate(&tier.device, size_bytes),
     };
     opened.map_err(|error| not_open(tier, error))
 }

@@ -1,5 +1,6 @@
 use super::*;
 use crate::config::Class;
+use drover_disk::loop_device::{LoopDevice, Mounted, format, has_loop_devices};
 use drover_runtime::Workers;
 use drover_store::meta::Batch;
 use drover_store::meta::rocks::RocksMeta;
@@ -186,4 +187,68 @@ fn a_first_start_that_was_cut_off_goes_on() {
         fs::write(place.fast(), vec![0; (SIZE + HEADER_BYTES) as usize]).unwrap();
         refused(&place, |error| matches!(error, TierError::NoLabel { .. }));
     }
+}
+
+/// Two tiers, the fast one on a block device of `size_bytes` that no node has used before.
+fn on_block_device(size_bytes: u64) -> Option<(Place, LoopDevice)> {
+    if !has_loop_devices() {
+        return None;
+    }
+    let mut place = Place::new();
+    let disk = place.folder.path().join("disk");
+    let device = LoopDevice::make(&disk, size_bytes, 512);
+    fs::remove_dir_all(place.folder.path().join("meta")).unwrap();
+    place.tiers[0] = TierConfig { device: device.path().into(), is_block_device: true, ..place.tiers[0].clone() };
+    place.tiers[1].overwrite = true;
+    Some((place, device))
+}
+
+#[test]
+fn a_block_device_is_labelled_once_and_known_again_by_whatever_name() {
+    let Some((mut place, device)) = on_block_device(SIZE + HEADER_BYTES + 512) else { return };
+    assert_eq!(place.open().unwrap(), ["fast", "slow"]);
+    let disk = place.folder.path().join("disk");
+    let label = TierLabel::decode(&fs::read(&disk).unwrap()[..LABEL_BYTES]).unwrap().unwrap();
+    assert_eq!((label.tier.as_str(), label.size_bytes), ("fast", SIZE));
+    drop(device);
+    // The next start of the machine may number devices otherwise.
+    let _other = LoopDevice::make(&place.folder.path().join("other"), SIZE, 512);
+    let device = LoopDevice::over(&disk, &[]).unwrap();
+    place.tiers[0].device = device.path().into();
+    assert_eq!(place.open().unwrap(), ["fast", "slow"]);
+    place.tiers[0].size_bytes += EXTENT_BYTES;
+    refused(&place, |error| matches!(error, TierError::Device { error: OpenError::TooSmall { .. }, .. }));
+}
+
+#[test]
+fn a_block_device_that_somebody_else_has_is_refused_even_when_told_to_overwrite() {
+    let Some((mut place, device)) = on_block_device(SIZE + HEADER_BYTES) else { return };
+    place.tiers[0].overwrite = true;
+    let folder = tempfile::tempdir().unwrap();
+    format(device.path());
+    let mounted = Mounted::at(folder.path(), device.path()).unwrap();
+    refused(&place, |error| matches!(error, TierError::Device { error: OpenError::InUse { .. }, .. }));
+    drop(mounted);
+    // Twice the same device, by two names.
+    let link = place.folder.path().join("link");
+    std::os::unix::fs::symlink(device.path(), &link).unwrap();
+    place.tiers[1] = TierConfig { device: link, is_block_device: true, ..place.tiers[1].clone() };
+    refused(&place, |error| matches!(error, TierError::Device { error: OpenError::InUse { .. }, .. }));
+}
+
+#[test]
+fn a_block_device_that_is_not_empty_or_another_nodes_or_too_small_is_refused() {
+    let Some((mut place, device)) = on_block_device(SIZE + HEADER_BYTES) else { return };
+    format(device.path());
+    refused(&place, |error| matches!(error, TierError::NotEmpty { .. }));
+    place.tiers[0].overwrite = true;
+    let elsewhere = tempfile::tempdir().unwrap();
+    open_as("b", &elsewhere.path().join("meta"), &place.tiers[..1]).unwrap();
+    place.tiers[0].overwrite = false;
+    refused(&place, |error| matches!(error, TierError::Taken { found, .. } if found.contains(" of b ")));
+    place.tiers[0].overwrite = true;
+    place.tiers[0].size_bytes += EXTENT_BYTES;
+    refused(&place, |error| matches!(error, TierError::Device { error: OpenError::TooSmall { .. }, .. }));
+    place.tiers[0].size_bytes -= EXTENT_BYTES;
+    assert_eq!(place.open().unwrap(), ["fast", "slow"]);
 }
