@@ -15,9 +15,14 @@ use run::{Bench, LEASE_TTL_MS};
 use std::{
     panic::AssertUnwindSafe,
     path::Path,
+    sync::atomic::{AtomicUsize, Ordering::Relaxed},
+    thread,
     time::{Duration, Instant},
 };
 use table::{Process, Run};
+
+/// Beside as many tests as there are processors.
+const LANES: u64 = 2;
 
 /// What never passes in a case.
 const LONG: Duration = Duration::from_secs(120);
@@ -27,7 +32,23 @@ fn is_chosen(line: &str) -> bool {
     std::env::var("DROVER_CASE").map_or(true, |text| line.contains(&text))
 }
 
-fn all(runs: Vec<Run>, patience: Duration) {
+/// Runs them, a few at once, each lane with processes of its own: they mostly wait.
+fn all(mut runs: Vec<Run>, patience: Duration) {
+    runs.retain(|run| is_chosen(&line(run)));
+    let next = AtomicUsize::new(0);
+    let take = || {
+        let index = next.fetch_add(1, Relaxed);
+        runs.get(index).map(|run| (format!("v{index}"), run))
+    };
+    thread::scope(|scope| {
+        for seed in 1..=LANES {
+            scope.spawn(move || lane(take, patience, seed));
+        }
+    });
+}
+
+fn lane<'a>(take: impl Fn() -> Option<(String, &'a Run)>, patience: Duration, seed: u64) {
+    let Some(first) = take() else { return };
     let folder = tempfile::tempdir().expect("a folder");
     let socket = folder.path().join("steps.sock");
     let steps = Steps::listen(&socket);
@@ -41,15 +62,12 @@ fn all(runs: Vec<Run>, patience: Duration) {
     };
     let program = Path::new(env!("CARGO_BIN_EXE_drover-stepped-control"));
     let mut cluster = Cluster::start_stepped(&layout, program, &socket, patience);
-    let mut random = Random::new(1);
-    for (index, run) in runs.iter().enumerate() {
-        let line = format!("{}: {}", run.course.name, run.title);
-        if !is_chosen(&line) {
-            continue;
-        }
+    let mut random = Random::new(seed);
+    for (volume, run) in std::iter::successors(Some(first), |_| take()) {
+        let line = line(run);
         let begin = Instant::now();
         let mut bench = Bench { cluster: &mut cluster, steps: &steps, random: &mut random };
-        let ran = std::panic::catch_unwind(AssertUnwindSafe(|| bench.run(run, &format!("v{index}"))));
+        let ran = std::panic::catch_unwind(AssertUnwindSafe(|| bench.run(run, &volume)));
         match ran {
             Ok(phase) => println!("{line}: {phase} after {} ms", begin.elapsed().as_millis()),
             Err(panic) => {
@@ -60,6 +78,10 @@ fn all(runs: Vec<Run>, patience: Duration) {
         }
     }
     assert_one_holder_per_epoch(&cluster);
+}
+
+fn line(run: &Run) -> String {
+    format!("{}: {}", run.course.name, run.title)
 }
 
 #[test]
