@@ -8,7 +8,8 @@
 //!   caller that does not wait for that meets [`QUEUE_BYTES_HARD`], where the connection breaks.
 //! - Both directions let the other tasks of the thread go first after [`TURN_BYTES`]: a stream that always has more, such
 //!   as a migration's, would otherwise keep the thread, and with it every client, as long as its window lasts.
-//! - After a failure or `close` nothing more is written or delivered, and every waiting `send` fails.
+//! - After a failure or `close` nothing more is written or delivered, and every waiting `send` fails. Nor does the kernel
+//!   go on sending what it had taken: a request that was given up would be carried out later.
 
 use crate::framing::{self, Decoder};
 use crate::net::{DetachedSocket, Socket};
@@ -66,6 +67,7 @@ impl Shared {
             queue.parts.clear();
             queue.bytes = 0;
             if let Some(socket) = self.socket.take() {
+                socket.reset_at_end();
                 socket.shutdown(Shutdown::Both);
             }
         }

@@ -76,6 +76,15 @@ impl Socket {
         }
     }
 
+    /// Makes the end a reset: what the kernel has not sent by then, it never sends.
+    pub(crate) fn reset_at_end(&self) {
+        // A unix socket has handed all over already.
+        if let Self::Tcp(stream) = self {
+            // It fails only where the connection is gone already.
+            let _ = SockRef::from(stream).set_linger(Some(Duration::ZERO));
+        }
+    }
+
     /// Wakes and fails both directions at both ends.
     pub(crate) fn shutdown(&self, how: std::net::Shutdown) {
         // It fails only where the connection is gone already.

@@ -159,6 +159,30 @@ fn close_fails_both_halves_at_both_ends() {
     });
 }
 
+/// Requests that were given up stayed with the kernel, which delivered them when the other side read again.
+#[test]
+fn what_has_not_left_when_a_connection_is_closed_never_leaves() {
+    run(async |world| {
+        let (mut one, two) = pair(&world, "127.0.0.1:0").await;
+        // More than the kernel takes; nobody reads.
+        let most = 64;
+        for _ in 0..most {
+            drop(two.sender.send(message(0, 1 << 20)));
+        }
+        world.sleep(Duration::from_millis(100)).await;
+        two.sender.close();
+        let mut count = 0;
+        let ended = loop {
+            match one.receiver.receive().await {
+                Ok(Some(_)) => count += 1,
+                ended => break ended,
+            }
+        };
+        assert!(count < most, "{count} came");
+        assert_eq!(ended.expect_err("not an orderly end").kind(), ErrorKind::ConnectionReset);
+    });
+}
+
 #[test]
 fn a_sender_waits_for_a_slow_receiver_and_fails_when_it_leaves() {
     run(async |world| {
