@@ -83,6 +83,10 @@ bugs! {
     WayBackNotRecorded,
     /// A volume is ended while it is being made, and is there afterwards.
     MakingNotAwaited,
+    /// What was sent and not answered is forgotten: what was acknowledged before is replayed over it.
+    DoubtForgotten,
+    /// A volume's flush may begin while it is being deleted.
+    FlushedWhileDeleted,
     /// A process takes its own standstill for the silence of others.
     StandstillCounts,
     /// A way back that was closed because the volume is opened again is opened by who watched it before.

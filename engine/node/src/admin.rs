@@ -19,6 +19,7 @@ use drover_wire::admin::{Export, NodeReply, NodeRequest, Refusal, Role};
 use drover_wire::seat_record::{LegDirection, SeatRecord, encode_export};
 use drover_wire::writer_record::WriterRecord;
 use std::rc::Rc;
+use tokio::sync::OwnedMutexGuard;
 
 pub(crate) type Outcome = Result<NodeReply, Refusal>;
 
@@ -119,18 +120,35 @@ impl Node {
         Ok(NodeReply::Done)
     }
 
-    /// The volume's seat, for who is about to end it: what is being made at the moment is awaited, or it would be there
-    /// after its end.
-    pub(crate) async fn seat_once_made(&self, volume: VolumeId) -> Option<Rc<Seat>> {
-        if self.seat(volume).is_none() && !is_planted(Bug::MakingNotAwaited) {
-            drop(self.making.lock().await);
+    /// The volume's seat and the turn to change it. While others had theirs, the seat may have gone, or another have
+    /// come in its place.
+    pub(crate) async fn seat_in_turn(&self, volume: VolumeId) -> Option<(Rc<Seat>, OwnedMutexGuard<()>)> {
+        loop {
+            let seat = self.seat(volume)?;
+            let turn = seat.changing.clone().lock_owned().await;
+            let is_there = self.seat(volume).is_some_and(|now| Rc::ptr_eq(&now, &seat));
+            if is_there {
+                return Some((seat, turn));
+            }
         }
-        self.seat(volume)
+    }
+
+    /// The same for who is about to end it: what is being made at the moment, maybe in an old copy's place, is awaited, or
+    /// it would be there after its end.
+    pub(crate) async fn seat_once_made(&self, volume: VolumeId) -> Option<(Rc<Seat>, OwnedMutexGuard<()>)> {
+        loop {
+            if let Some(found) = self.seat_in_turn(volume).await {
+                return Some(found);
+            }
+            if !is_planted(Bug::MakingNotAwaited) {
+                drop(self.making.lock().await);
+            }
+            self.seat(volume)?;
+        }
     }
 
     async fn delete_volume(self: &Rc<Self>, volume: VolumeId, epoch: Epoch) -> Outcome {
-        if let Some(seat) = self.seat_once_made(volume).await {
-            let _turn = seat.changing.lock().await;
+        if let Some((seat, _turn)) = self.seat_once_made(volume).await {
             let record = seat.record();
             if let Some(leg) = &record.leg {
                 return Err(Refusal::Conflict { reason: format!("migration {} has the volume", leg.migration) });
@@ -202,8 +220,7 @@ impl Node {
     /// Opens a poisoned volume through recovery. Whoever is connected learns that unflushed writes may be lost: other
     /// nodes by the instance, in the moment before anything is answered again; own clients by the next flush.
     async fn reopen(self: &Rc<Self>, volume: VolumeId) -> Outcome {
-        let seat = self.seat(volume).ok_or_else(|| not_here(volume))?;
-        let _turn = seat.changing.lock().await;
+        let (seat, _turn) = self.seat_in_turn(volume).await.ok_or_else(|| not_here(volume))?;
         if seat.stopped.borrow().is_some() {
             // It admits nobody, so nothing of it can end; all that it had is durable at the other side.
             return Err(Refusal::Conflict { reason: "the holder has drained for a flip".into() });
@@ -246,9 +263,8 @@ impl Node {
     }
 
     /// The seat as holder of a volume that no migration has, and the turn to change it.
-    async fn free_holder(&self, volume: VolumeId) -> Result<(Rc<Seat>, tokio::sync::OwnedMutexGuard<()>), Refusal> {
-        let seat = self.seat(volume).ok_or_else(|| not_here(volume))?;
-        let turn = seat.changing.clone().lock_owned().await;
+    async fn free_holder(&self, volume: VolumeId) -> Result<(Rc<Seat>, OwnedMutexGuard<()>), Refusal> {
+        let (seat, turn) = self.seat_in_turn(volume).await.ok_or_else(|| not_here(volume))?;
         if let Some(leg) = &seat.record_view().leg {
             return Err(Refusal::Conflict { reason: format!("migration {} has the volume", leg.migration) });
         }

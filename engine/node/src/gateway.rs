@@ -15,6 +15,8 @@
 //! - Mutations that overlap are sent one after the other, so the log's order is the order of application.
 //! - A read waits for mutations under way of what it reads: it never shows what a restart of the holder could still
 //!   take back until the mutation is sent again.
+//! - A mutation that was sent and not answered may have been applied, and seen and flushed by others: nothing older is
+//!   replayed over it.
 //! - A mutation that is given up takes its connection with it: the holder fences it before the session goes on.
 //! - While this node holds the volume and the other side may take over, its own clients' mutations are kept the same way:
 //!   the log then belongs to this node's instance, and is replayed where the volume went on without being handed over.
@@ -120,6 +122,34 @@ impl Drop for GivenUp<'_> {
     }
 }
 
+/// A mutation under way, until it is known what became of it.
+struct Doubt<'a> {
+    gateway: &'a Gateway,
+    mutation: Option<&'a Mutation>,
+}
+
+impl<'a> Doubt<'a> {
+    fn about(gateway: &'a Gateway, mutation: &'a Mutation) -> Self {
+        Self { gateway, mutation: Some(mutation) }
+    }
+
+    /// What an answer leaves of it: an error after which nothing is asked again is known.
+    fn answered<T>(mut self, answer: Result<T, IoError>) -> Result<T, IoError> {
+        if answer.as_ref().err().is_none_or(|error| error.remedy() != Remedy::Retry) {
+            self.mutation = None;
+        }
+        answer
+    }
+}
+
+impl Drop for Doubt<'_> {
+    fn drop(&mut self) {
+        if let Some(mutation) = self.mutation.filter(|_| !is_planted(Bug::DoubtForgotten)) {
+            self.gateway.log.borrow_mut().doubt(mutation);
+        }
+    }
+}
+
 impl Gateway {
     pub fn new(context: Rc<Context>, volume: VolumeId, writer: Rc<Writer>) -> Rc<Self> {
         Rc::new(Self {
@@ -202,7 +232,8 @@ impl Gateway {
             Some((mutation, durable)) => {
                 let _change = self.changing.begin(mutation.range()).await;
                 let _room = self.room(mutation.cost_bytes(), async || self.flush_here(seat).await).await?;
-                let answer = seat.perform(&self.writer, Way::Kept, &*lease, operation.clone()).await?;
+                let doubt = Doubt::about(self, &mutation);
+                let answer = doubt.answered(seat.perform(&self.writer, Way::Kept, &*lease, operation.clone()).await)?;
                 // The last that could have taken over may be gone by now.
                 if let Answer::Unflushed { term } = answer
                     && seat.may_be_superseded()
@@ -295,8 +326,10 @@ impl Gateway {
     ) -> Result<Answer, IoError> {
         let _change = self.changing.begin(mutation.range()).await;
         let _room = self.room(mutation.cost_bytes(), async || self.flush().await).await?;
-        let (answer, client) = self.exchange(operation).await?;
-        self.still_current(&client)?;
+        let (client, epoch) = self.connected().await?;
+        let doubt = Doubt::about(self, &mutation);
+        let answer = self.answered(&client, epoch, operation.clone()).await;
+        let answer = doubt.answered(answer.and_then(|answer| self.still_current(&client).map(|()| answer)))?;
         if let Answer::Unflushed { term } = answer {
             self.log.borrow_mut().push(term, mutation, durable);
             let gateway = self.clone();

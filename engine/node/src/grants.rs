@@ -35,11 +35,10 @@ impl Node {
     pub(crate) async fn adopt(self: &Rc<Self>, grant: Grant) -> Result<(), Refusal> {
         self.context.control.learn(&grant);
         let mine = self.context.is_me(&grant.holder.node);
-        let Some(seat) = self.seat(grant.volume) else {
+        let Some((seat, _turn)) = self.seat_in_turn(grant.volume).await else {
             let what = || format!("{}, which it is to hold,", grant.volume);
             return if mine { Err(Refusal::NotFound { what: what() }) } else { Ok(()) };
         };
-        let _turn = seat.changing.lock().await;
         let record = seat.record();
         if grant.epoch < record.epoch {
             return Err(Refusal::Epoch { asked: grant.epoch, known: record.epoch });

@@ -17,7 +17,7 @@ use drover_base::limits::{CONNECTION_BYTES_IN_FLIGHT_MAX, CONNECTION_REQUESTS_IN
 use drover_base::planted::{Bug, is_planted};
 use drover_base::units::EXTENT_BYTES;
 use drover_base::world::{Connection, Message, MessageReceiver, MessageSender};
-use drover_base::{Epoch, Generation, InstanceId, IoError, MigrationId, SessionId};
+use drover_base::{Epoch, Generation, InstanceId, IoError, MigrationId, SessionId, World};
 use drover_store::Fence;
 use drover_transfer::Receiver;
 use drover_wire::peer::{Answer, Hello, LogOrigin, LogVerdict, Operation, PeerReply, PeerRequest, Purpose, Welcome};
@@ -33,6 +33,10 @@ pub(crate) const HELLO_DEADLINE: Duration = Duration::from_secs(10);
 /// holder was told.
 const GRANT_PATIENCE: Duration = Duration::from_secs(1);
 
+/// How long who was refused may take to close the connection, as a sign that it knows: a close from here takes back what
+/// is not on its way yet.
+const REFUSAL_PATIENCE: Duration = Duration::from_secs(1);
+
 /// Room is counted in KiB, so that the semaphore's numbers fit; each request takes at least this much.
 const ROOM_UNIT: u64 = 1 << 10;
 const ROOM_MAX: usize = (CONNECTION_BYTES_IN_FLIGHT_MAX / ROOM_UNIT) as usize;
@@ -44,14 +48,14 @@ pub(crate) fn hello_of(first: Message) -> Option<PeerRequest> {
 }
 
 /// Serves a connection whose `Hello` was read, until it ends.
-pub(crate) async fn serve(node: &Rc<Node>, hello: PeerRequest, connection: Connection) {
+pub(crate) async fn serve(node: &Rc<Node>, hello: PeerRequest, mut connection: Connection) {
     let Operation::Hello(introduction) = &hello.operation else {
         connection.sender.close();
         return;
     };
     let sender = connection.sender.clone();
     let Some(seat) = node.seat(introduction.volume) else {
-        refuse(&sender, &hello, node.instance(), IoError::NotHere).await;
+        refuse(node.world(), &mut connection, &hello, node.instance(), IoError::NotHere).await;
         return;
     };
     match introduction.purpose {
@@ -68,11 +72,13 @@ pub(crate) async fn serve(node: &Rc<Node>, hello: PeerRequest, connection: Conne
     sender.close();
 }
 
-async fn refuse(sender: &Rc<dyn MessageSender>, hello: &PeerRequest, instance: InstanceId, error: IoError) {
+async fn refuse(world: &World, connection: &mut Connection, hello: &PeerRequest, instance: InstanceId, error: IoError) {
     let reply = PeerReply { session: hello.session, sequence: hello.sequence, instance, result: Err(error) };
     // The other side may have gone; then nobody wants the answer.
-    let _ = sender.send(reply.encode()).await;
-    sender.close();
+    if connection.sender.send(reply.encode()).await.is_ok() {
+        let _ = world.timeout(REFUSAL_PATIENCE, connection.receiver.receive()).await;
+    }
+    connection.sender.close();
 }
 
 /// A connection's bounds and its way back.
@@ -142,8 +148,9 @@ async fn serve_gateway(
     seat: Rc<Seat>,
     hello: PeerRequest,
     (who, log): (Rc<Writer>, Option<LogOrigin>),
-    connection: Connection,
+    mut connection: Connection,
 ) {
+    let world = &seat.context.world;
     let epoch = seat.lease().epoch();
     let error = match () {
         () if !seat.is_holder() => Some(seat.elsewhere()),
@@ -152,16 +159,16 @@ async fn serve_gateway(
         () => None,
     };
     if let Some(error) = error {
-        refuse(&connection.sender, &hello, seat.instance(), error).await;
+        refuse(world, &mut connection, &hello, seat.instance(), error).await;
         return;
     }
     let key = SessionKey::Gateway(hello.session);
-    let Connection { sender, mut receiver, .. } = connection;
+    let sender = connection.sender.clone();
     let Some(attended) = seat.sessions.enter(key, sender.clone()).await else { return };
     let log = match seat.greet(&who, log).await {
         Ok(log) => log,
         Err(error) => {
-            refuse(&sender, &hello, seat.instance(), seat.told(error)).await;
+            refuse(world, &mut connection, &hello, seat.instance(), seat.told(error)).await;
             seat.sessions.leave(key, &attended).await;
             return;
         }
@@ -169,7 +176,7 @@ async fn serve_gateway(
     let served = Served::new(seat.clone(), attended.clone(), sender, hello.session);
     let welcome = Welcome { size_bytes: seat.volume.size_bytes(), epoch, log };
     served.reply(hello.sequence, Ok(Answer::Welcome(welcome))).await;
-    while let Some((request, held)) = served.next(&mut receiver).await {
+    while let Some((request, held)) = served.next(&mut connection.receiver).await {
         if !attended.is_open() && !is_planted(Bug::SessionNotFenced) {
             break;
         }
@@ -179,7 +186,7 @@ async fn serve_gateway(
             served.reply(request.sequence, result).await;
             drop((held, running));
         };
-        seat.context.world.spawn(answer).detach();
+        world.spawn(answer).detach();
     }
     seat.sessions.leave(key, &attended).await;
 }
@@ -275,16 +282,16 @@ impl Stream {
     }
 }
 
-async fn serve_mirror(seat: Rc<Seat>, hello: PeerRequest, stream: Stream, connection: Connection) {
-    let Connection { sender, mut receiver, .. } = connection;
+async fn serve_mirror(seat: Rc<Seat>, hello: PeerRequest, stream: Stream, mut connection: Connection) {
+    let (world, sender) = (&seat.context.world, connection.sender.clone());
     if let Err(error) = stream.is_taken_soon_by(&seat).await {
-        refuse(&sender, &hello, seat.instance(), error).await;
+        refuse(world, &mut connection, &hello, seat.instance(), error).await;
         return;
     }
     let Some(attended) = seat.sessions.enter(SessionKey::Mirror, sender.clone()).await else { return };
     // The seat may have changed while the older connection drained.
     if let Err(error) = stream.is_taken_by(&seat) {
-        refuse(&sender, &hello, seat.instance(), error).await;
+        refuse(world, &mut connection, &hello, seat.instance(), error).await;
         seat.sessions.leave(SessionKey::Mirror, &attended).await;
         return;
     }
@@ -296,7 +303,7 @@ async fn serve_mirror(seat: Rc<Seat>, hello: PeerRequest, stream: Stream, connec
     let log = LogVerdict::Applied;
     let welcome = Welcome { size_bytes: seat.volume.size_bytes(), epoch: stream.epoch, log };
     served.reply(hello.sequence, Ok(Answer::Welcome(welcome))).await;
-    while let Some((request, held)) = served.next(&mut receiver).await {
+    while let Some((request, held)) = served.next(&mut connection.receiver).await {
         if !attended.is_open() && !is_planted(Bug::SessionNotFenced) {
             break;
         }
@@ -312,7 +319,7 @@ async fn serve_mirror(seat: Rc<Seat>, hello: PeerRequest, stream: Stream, connec
             served.reply(request.sequence, result).await;
             drop((held, running));
         };
-        seat.context.world.spawn(answer).detach();
+        world.spawn(answer).detach();
     }
     seat.sessions.leave(SessionKey::Mirror, &attended).await;
 }
@@ -322,5 +329,40 @@ pub(crate) fn volume_of(hello: &PeerRequest) -> Option<drover_base::VolumeId> {
     match &hello.operation {
         Operation::Hello(Hello { volume, .. }) => Some(*volume),
         _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use drover_base::VolumeId;
+
+    /// Over real sockets a close took back the refusal that was queued before it: gateways never learned from the old
+    /// holder where the volume had gone, and what had been flushed there.
+    #[test]
+    fn who_is_refused_learns_why() {
+        drover_runtime::block_on(async {
+            let world = drover_runtime::world(&drover_runtime::Workers::start(1).unwrap());
+            let mut listener = world.net.listen("127.0.0.1:0").await.unwrap();
+            let address = listener.address();
+            let (accepted, connected) = futures::join!(listener.accept(), world.net.connect(&address));
+            let (mut accepted, mut connected) = (accepted.unwrap(), connected.unwrap());
+            let hello = Hello {
+                volume: VolumeId(1),
+                from: drover_base::NodeId::new("g").unwrap(),
+                instance: InstanceId(1),
+                purpose: Purpose::Gateway { log: None },
+            };
+            let hello =
+                PeerRequest { session: SessionId(1), epoch: Epoch(1), sequence: 1, operation: Operation::Hello(hello) };
+            let told = async {
+                let reply = connected.receiver.receive().await.unwrap().expect("it is told");
+                connected.sender.close();
+                PeerReply::decode(reply).unwrap().result
+            };
+            let refused = refuse(&world, &mut accepted, &hello, InstanceId(2), IoError::NotHere);
+            assert_eq!(futures::join!(told, refused).0, Err(IoError::NotHere));
+        })
+        .unwrap();
     }
 }

@@ -6,6 +6,8 @@
 //! - All entries are of one term, and were acknowledged by one instance of the holder or are known to be applied there.
 //! - A mutation that was durable on its own (FUA) stands here too while anything does: an older entry replayed over
 //!   it would undo it.
+//! - So does, over what it was sent to change, a mutation that was not answered: it may have been applied, shown to others
+//!   and flushed by them.
 
 use bytes::Bytes;
 use drover_base::limits::REPLAY_LOG_BYTES_MAX;
@@ -127,6 +129,22 @@ impl ReplayLog {
         self.entries.push_back(mutation);
     }
 
+    /// The mutation was sent and not answered. Where it changes what older entries changed, it is replayed over them;
+    /// elsewhere nothing is: nobody was told that it is there.
+    pub fn doubt(&mut self, mutation: &Mutation) {
+        let range = mutation.changed();
+        let mut older = Covered::default();
+        for entry in self.entries.iter().map(Mutation::changed).filter(|entry| overlap(*entry, range)) {
+            older.add(entry);
+        }
+        for (start, end) in older.0.into_iter().filter(|_| !range.is_empty()) {
+            let (start, end) = (start.max(range.offset), end.min(range.end()));
+            let piece = mutation.piece(ByteRange { offset: start, len: end - start });
+            self.bytes += piece.cost_bytes();
+            self.entries.push_back(piece);
+        }
+    }
+
     /// The place after the last entry.
     pub fn mark(&self) -> Mark {
         Mark(self.first + self.entries.len() as u64)
@@ -226,6 +244,29 @@ mod tests {
         log.push(1, write(0, 512), true);
         let lens: Vec<_> = log.newest().iter().map(|piece| piece.range().len).collect();
         assert_eq!(lens, [512, 4096 - 512]);
+    }
+
+    /// W1 unflushed, W2 over a part of it without an answer: either may be there, but W1 alone is not put over W2.
+    #[test]
+    fn what_was_not_answered_is_replayed_over_what_was_kept_and_nowhere_else() {
+        let mut log = ReplayLog::default();
+        log.doubt(&write(0, 4096));
+        assert!(log.is_empty(), "nothing older could undo it");
+        log.push(1, write(0, 4096), false);
+        log.push(1, write(16_384, 4096), false);
+        log.doubt(&Mutation::Write { offset: 2048, data: Bytes::from(vec![2; 16_384]) });
+        log.doubt(&write(8192, 4096));
+        let mut newest = log.newest();
+        newest.sort_by_key(|piece| piece.range().offset);
+        let told = newest.iter().map(|piece| match piece {
+            Mutation::Write { offset, data } => (*offset, data.len(), data[0]),
+            other => panic!("{other:?}"),
+        });
+        let expected = [(0, 2048, 1), (2048, 2048, 2), (16_384, 2048, 2), (18_432, 2048, 1)];
+        assert_eq!(told.collect::<Vec<_>>(), expected);
+        let mark = log.mark();
+        log.release(mark);
+        assert_eq!((log.bytes(), log.is_empty()), (0, true));
     }
 
     /// Against the entries carried out one after the other.

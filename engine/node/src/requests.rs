@@ -105,7 +105,7 @@ impl Node {
 
     async fn prepare_receive(self: &Rc<Self>, of: Receiving) -> Outcome {
         let _turn = self.making.lock().await;
-        if let Some(seat) = self.seat(of.volume)
+        if let Some((seat, _its_turn)) = self.seat_in_turn(of.volume).await
             && !self.drop_superseded(&seat, &of).await?
         {
             return prepare_again(&seat, &of).await;
@@ -141,9 +141,8 @@ impl Node {
         Ok(NodeReply::Done)
     }
 
-    /// Makes room for the volume as it is now; whether an old copy was in its place.
+    /// Makes room for the volume as it is now; whether an old copy was in its place. The caller has the seat's turn.
     async fn drop_superseded(self: &Rc<Self>, seat: &Rc<Seat>, of: &Receiving) -> Result<bool, Refusal> {
-        let _turn = seat.changing.lock().await;
         let record = seat.record();
         if !is_superseded(&record, of) {
             return Ok(false);
@@ -155,8 +154,7 @@ impl Node {
     }
 
     async fn begin_send(self: &Rc<Self>, volume: VolumeId, epoch: Epoch, of: Sending) -> Outcome {
-        let seat = self.seat(volume).ok_or_else(|| not_here(volume))?;
-        let _turn = seat.changing.lock().await;
+        let (seat, _turn) = self.seat_in_turn(volume).await.ok_or_else(|| not_here(volume))?;
         let record = seat.record();
         check_epoch(epoch, record.epoch)?;
         if !seat.is_holder() {
@@ -198,6 +196,7 @@ impl Node {
         let received = self.world().now();
         let (seat, outbound) = self.sending(migration)?;
         let _turn = seat.changing.lock().await;
+        still_sending(&seat, &outbound)?;
         check_generation(generation, outbound.generation)?;
         if outbound.direction == LegDirection::Return {
             return Err(Refusal::Conflict { reason: "the migration has flipped".into() });
@@ -332,13 +331,12 @@ impl Node {
         epoch: Epoch,
         drop_volume: bool,
     ) -> Outcome {
-        let Some(seat) = self.seat_once_made(volume).await else {
+        let Some((seat, _turn)) = self.seat_once_made(volume).await else {
             if drop_volume && self.is_orphan_of(volume, migration) {
                 return self.drop_volume(volume).await;
             }
             return Ok(NodeReply::Done);
         };
-        let _turn = seat.changing.lock().await;
         let record = seat.record();
         let leg = record.leg.as_ref().filter(|leg| leg.migration == migration);
         if let Some(leg) = leg {
@@ -383,9 +381,9 @@ fn is_superseded(record: &SeatRecord, of: &Receiving) -> bool {
     record.role == Role::Fenced && record.leg.is_none() && record.epoch < of.epoch
 }
 
-/// The volume is here already: for the same migration it stays, and the newer generation is adopted.
+/// The volume is here already: for the same migration it stays, and the newer generation is adopted. The caller has the
+/// seat's turn.
 async fn prepare_again(seat: &Rc<Seat>, of: &Receiving) -> Outcome {
-    let _turn = seat.changing.lock().await;
     let record = seat.record();
     let leg = record.leg.clone().filter(|leg| {
         leg.migration == of.migration && record.role == Role::Mirror && record.direction == LegDirection::Forward

@@ -18,6 +18,7 @@ use drover_base::{
     LayerId, VolumeId, World,
     ids::is_name,
     limits::{ACTIVE_REGIONS_MAX, VOLUME_BYTES_MAX},
+    planted::{Bug, is_planted},
     units::{BLOCK_BYTES, EXTENT_BYTES},
 };
 use drover_disk::Device;
@@ -246,8 +247,13 @@ impl Volume {
         let _turn = self.tree.lock().await;
         let _mutations = self.mutations.close().await;
         self.health.check()?;
+        // From here on no flush and no activation begins; those under way end before anything is deleted.
+        if !is_planted(Bug::FlushedWhileDeleted) {
+            self.health.set_gone();
+        }
         self.flushes_end().await;
         self.activations_end().await;
+        self.health.set_gone();
         let mut batch = Batch::default();
         batch.delete(record::volume_key(self.id));
         batch.delete_prefix(record::activity_prefix(self.id));
@@ -255,8 +261,6 @@ impl Volume {
         for layer in self.stack.borrow().layers() {
             batch.changes.extend(forget_layer(layer));
         }
-        // From here on nothing of the volume is committed any more.
-        self.health.set_gone();
         self.env.commit(batch).await?;
         self.release_all();
         Ok(())

@@ -34,6 +34,11 @@ fn a_replay_that_nobody_awaits_is_caught() {
 }
 
 #[test]
+fn a_doubt_that_is_forgotten_is_caught() {
+    caught(Bug::DoubtForgotten, writers::what_was_given_up_and_flushed_by_others_is_not_replayed_over);
+}
+
+#[test]
 fn own_writes_that_are_not_kept_are_caught() {
     caught(Bug::OwnWritesNotKept, writers::what_the_holder_s_own_client_was_acknowledged_survives_a_takeover);
 }

@@ -69,6 +69,31 @@ pub fn what_others_have_flushed_is_not_replayed_over() {
     });
 }
 
+/// A write was applied and never answered, and its client got an error. Others read it and flushed; then the holder died,
+/// and the gateway put what it had been acknowledged before over it.
+#[test]
+pub fn what_was_given_up_and_flushed_by_others_is_not_replayed_over() {
+    each_seed(0..5, async |cluster| {
+        let [_, g, h] = start(&cluster).await;
+        become_the_writer(&cluster, &g).await;
+        for block in 1..4 {
+            g.write(block, b'1').await.unwrap();
+        }
+        // What it asks arrives, the answers do not.
+        cluster.sim.partition_one_way("a", "g");
+        let answers = futures::join!(g.write(1, b'2'), g.zero(2), g.write(4, b'2'));
+        assert_eq!(answers, (Err(IoError::TimedOut), Err(IoError::TimedOut), Err(IoError::TimedOut)));
+        let seen = (h.read(1).await, h.read(2).await, h.read(3).await, h.read(4).await);
+        assert_eq!(seen, (Ok(b'2'), Ok(0), Ok(b'1'), Ok(b'2')));
+        h.flush().await.unwrap();
+        cluster.kill("a");
+        cluster.sim.heal("a", "g");
+        cluster.start("a").await;
+        assert_eq!((h.read(1).await, h.read(2).await, h.read(3).await, h.read(4).await), seen);
+        assert_eq!(g.flush().await, Ok(()));
+    });
+}
+
 /// The same without a flush: both were acknowledged to clients that survived, so the newer one stays.
 #[test]
 fn the_newer_of_two_unflushed_writes_stays() {

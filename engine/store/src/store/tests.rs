@@ -69,6 +69,40 @@ fn a_volume_is_created_once_and_deleted_wholly() {
     });
 }
 
+/// A flush began while a deletion waited for something else, and put its part of the map after all was deleted.
+#[test]
+fn nothing_of_a_deleted_volume_is_stored_by_a_flush_that_began_meanwhile() {
+    run(|node| async move {
+        let store = node.open().await;
+        let volume = store.create_volume(ID, "web", SIZE).await.unwrap();
+        volume.write(&Unfenced, 0, bytes(65_536, 1), true).await.unwrap();
+        volume.trim(&Unfenced, 0, 65_536, false).await.unwrap();
+        volume.write(&Unfenced, 1 << 20, bytes(65_536, 2), false).await.unwrap();
+        // Its client goes; that the region becomes active is under way.
+        assert!(volume.write(&Unfenced, 8 << 20, bytes(4096, 3), false).now_or_never().is_none());
+        let world = node.world.clone();
+        let late = async {
+            world.sleep(std::time::Duration::from_nanos(1)).await;
+            // As another volume has it that finds no room.
+            volume.settle_freed().await
+        };
+        let (deleted, _) = futures::join!(store.delete_volume(ID), late);
+        deleted.unwrap();
+        assert_eq!(node.used(), 0);
+        assert!(node.meta.scan(&[]).await.unwrap().is_empty());
+    });
+}
+
+#[cfg(feature = "planted")]
+#[test]
+fn a_planted_flush_during_a_deletion_is_caught() {
+    use drover_base::planted::{Bug, plant};
+    plant(Some(Bug::FlushedWhileDeleted));
+    let outcome = std::panic::catch_unwind(nothing_of_a_deleted_volume_is_stored_by_a_flush_that_began_meanwhile);
+    plant(None);
+    assert!(outcome.is_err());
+}
+
 #[test]
 fn a_shard_has_the_volumes_whose_number_is_its_own() {
     run(|node| async move {
