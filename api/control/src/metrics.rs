@@ -75,6 +75,11 @@ impl Control {
                 text.sample("drover_volume_used_bytes", &[("volume", &volume.name)], used);
             }
         }
+        text.metric("drover_volume_merge_left_bytes", "gauge", "What deleted snapshots still hold.");
+        for volume in &volumes {
+            let left = volume.merge.map_or(0, |merge| merge.bytes_left);
+            text.sample("drover_volume_merge_left_bytes", &[("volume", &volume.name)], left);
+        }
         text.metric("drover_volume_poisoned", "gauge", "Whether the volume has to be reopened.");
         for volume in &volumes {
             text.sample("drover_volume_poisoned", &[("volume", &volume.name)], volume.poisoned.into());

@@ -297,6 +297,7 @@ pub(crate) fn blank(migration: MigrationId, of: &VolumeRecord, source: NodeId, d
         receipt: Default::default(),
         earlier: Default::default(),
         shown: Default::default(),
+        slowed: None,
         error: None,
         created_ms: 0,
         ended_ms: None,

@@ -84,7 +84,8 @@ impl Nodes {
 
     pub fn health(&self, node: &NodeId) -> Health {
         match self.silence(node) {
-            None => Health::Unknown,
+            None if self.lived.now() < SILENT_AFTER => Health::Unknown,
+            None => Health::Down,
             Some(silence) if silence < SILENT_AFTER => Health::Up,
             Some(_) => Health::Down,
         }

@@ -5,7 +5,7 @@ use crate::table::State;
 use drover_base::{MigrationId, NodeId, VolumeId};
 use drover_types::record::{CleanupTask, ExportRecord, LeaseRecord, MigrationRecord, NodeRecord, VolumeRecord};
 use drover_types::{
-    ApiError, DataMap, DataPlace, ErrorCode, Event, Export, Lease, Migration, Node, Tier, Volume, VolumeRole,
+    ApiError, DataMap, DataPlace, ErrorCode, Event, Export, Lease, Merge, Migration, Node, Tier, Volume, VolumeRole,
 };
 use drover_wire::admin::{Role, TierStatus};
 use std::time::Duration;
@@ -185,6 +185,9 @@ impl Control {
             status_ms_ago: reported.as_ref().map(|(_, age, _)| millis(*age)),
             write_bytes_per_s: reported.as_ref().and_then(|(.., rate)| *rate),
             migration: state.active_migration(record.volume).map(|migration| migration.migration.to_string()),
+            merge: status
+                .and_then(|status| status.merge)
+                .map(|merge| Merge { snapshots: merge.layers, bytes_left: merge.left_bytes }),
         }
     }
 

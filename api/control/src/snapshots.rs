@@ -67,22 +67,26 @@ impl Control {
         Ok(self.tell(NewEvent::info("snapshot.deleted", text).node(&node).volume(id)).await?)
     }
 
-    /// A repetition must not go back again: what was written since the first time would be lost.
+    /// A repetition must not go back again: what was written since the first time would be lost. Nor must whoever
+    /// decided by an earlier version of the volume.
     pub async fn rollback_to_snapshot(
         &self,
         volume: &str,
         name: &str,
+        expected: Option<u64>,
         once: Option<Once>,
     ) -> Result<Tagged<Volume>, ApiError> {
         let holding = match self.attempt(once)? {
             Attempt::First(holding) => holding,
             Attempt::Repeated(_) => return self.show_volume(volume),
         };
+        self.check_volume_version(volume, expected)?;
         let (id, node, admin) = self.idle_holder(volume)?;
         let asked = NodeRequest::RollbackSnapshot { volume: id, name: name.into() };
         self.change(&node, &admin, &asked, name).await?;
         let text = format!("{volume} went back to snapshot {name}");
-        self.tell_once(&holding, name, NewEvent::info("snapshot.rolled_back", text).node(&node).volume(id)).await?;
+        let told = NewEvent::info("snapshot.rolled_back", text).node(&node).volume(id);
+        self.tell_changed(&holding, id, name, told).await?;
         self.show_volume(volume)
     }
 

@@ -2,7 +2,7 @@
 
 use crate::Control;
 use crate::config::{BACKOFF_MAX, BACKOFF_MIN, LONG_WORK_DEADLINE, WORK_DEADLINE};
-use crate::idempotency::{Attempt, Once};
+use crate::idempotency::{Attempt, Holding, Once};
 use crate::migration::knowledge::backoff;
 use crate::nodes::CallError;
 use crate::queries::{Tagged, check_version, find_node, find_volume};
@@ -139,12 +139,18 @@ impl Control {
         self.wait_settled(volume, "it is being deleted").await
     }
 
-    /// Opens a poisoned volume again through recovery.
-    pub async fn reopen_volume(&self, name: &str, once: Option<Once>) -> Result<Tagged<Volume>, ApiError> {
+    /// Opens a poisoned volume again through recovery. What was not flushed may be lost, so its version changes.
+    pub async fn reopen_volume(
+        &self,
+        name: &str,
+        expected: Option<u64>,
+        once: Option<Once>,
+    ) -> Result<Tagged<Volume>, ApiError> {
         let holding = match self.attempt(once)? {
             Attempt::First(holding) => holding,
             Attempt::Repeated(_) => return self.show_volume(name),
         };
+        self.check_volume_version(name, expected)?;
         let (volume, node, admin) = self.holder_of(name)?;
         let request = NodeRequest::Reopen { volume };
         self.nodes
@@ -152,10 +158,37 @@ impl Control {
             .await
             .map_err(|error| call_error(&node, &error))?;
         let told = NewEvent::info("volume.reopened", format!("{name} was opened again")).node(&node).volume(volume);
-        self.tell_once(&holding, name, told).await?;
+        self.tell_changed(&holding, volume, name, told).await?;
         // Its state is shown as of the next report, if this one fails.
         let _ = self.nodes.poll(&node, &admin).await;
         self.show_volume(name)
+    }
+
+    pub(crate) fn check_volume_version(&self, name: &str, expected: Option<u64>) -> Result<(), ApiError> {
+        let state = self.ledger.state();
+        let volume = find_volume(&state, name)?.volume;
+        check_version(expected, state.volumes[&volume].version.0)
+    }
+
+    /// Records that what the volume holds has become another by a request: whoever decided by its former version is
+    /// told so.
+    pub(crate) async fn tell_changed(
+        &self,
+        holding: &Holding,
+        volume: VolumeId,
+        made: &str,
+        told: NewEvent,
+    ) -> Result<(), ApiError> {
+        self.ledger
+            .commit(|state, changes| {
+                holding.remember(state, changes, made);
+                if let Some(record) = state.volume(volume) {
+                    changes.put(record.clone());
+                }
+                changes.event(told);
+                Ok(())
+            })
+            .await
     }
 
     /// The volume's id, its holder, and the holder's admin address.

@@ -17,10 +17,10 @@ pub use event::{Event, Severity};
 pub use lease::{DataMap, DataPlace, Lease};
 pub use migration::{
     Action, CommitPolicy, Cutover, Migration, MigrationOptions, MigrationPlan, Phase, PlanRequest, ProofResult,
-    RateSource, Receipt, StartMigration, TuneMigration, Warning, WayBack, Window,
+    RateSource, Receipt, Slowed, StartMigration, TuneMigration, Warning, WayBack, Window,
 };
 pub use node::{Health, Node, Tier};
 pub use page::Page;
 pub use volume::{
-    CreateExport, CreateSnapshot, CreateVolume, Export, Snapshot, Volume, VolumeRole, VolumeState, WorkloadUsage,
+    CreateExport, CreateSnapshot, CreateVolume, Export, Merge, Snapshot, Volume, VolumeRole, VolumeState, WorkloadUsage,
 };

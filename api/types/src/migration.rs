@@ -389,6 +389,8 @@ pub struct Receipt {
     /// Flips that were given up before the lease moved.
     pub flips_given_up: u32,
     pub rolled_back: bool,
+    /// For how long clients were slowed to the link in all.
+    pub slowed_ms: u64,
     /// Starts over after a restart of a side.
     pub restarts: u32,
     /// After the flip the destination restarted, and the source was made equal to it by comparison: the proof then says
@@ -408,6 +410,15 @@ pub enum Action {
     Cancel,
     Rollback,
     Commit,
+}
+
+/// A spell in which a migration slows clients to the link, so that it ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Slowed {
+    pub since_ms: u64,
+    /// What they wrote a second before it, and what they write now.
+    pub free_bytes_per_s: u64,
+    pub bytes_per_s: u64,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
@@ -432,6 +443,9 @@ pub struct Migration {
     pub rate_bytes_per_s: u64,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub eta_s: Option<u64>,
+    /// Clients write less than before, since their writes wait for both sides; absent where they do not.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub slowed: Option<Slowed>,
     pub generation: u64,
     pub options: MigrationOptions,
     pub way_back: WayBack,

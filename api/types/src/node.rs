@@ -8,9 +8,9 @@ use utoipa::ToSchema;
 pub enum Health {
     /// It spoke to the control plane a moment ago.
     Up,
-    /// It has not spoken since the control plane started.
+    /// It has not spoken since the control plane started, which was a moment ago.
     Unknown,
-    /// It has not spoken for a while.
+    /// It has not spoken for a while, or not since the control plane started a while ago.
     Down,
 }
 

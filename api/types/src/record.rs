@@ -197,10 +197,21 @@ pub struct MigrationRecord {
     pub earlier: Sent,
     /// The most that was ever shown as progress, so that it never falls.
     pub shown: Shown,
+    /// Clients are slowed to the link.
+    #[serde(default)]
+    pub slowed: Option<SlowedRecord>,
     pub error: Option<ApiError>,
     pub created_ms: u64,
     pub ended_ms: Option<u64>,
     pub cleanup: Vec<Cleanup>,
+}
+
+/// A spell in which a migration slows clients.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SlowedRecord {
+    pub since_ms: u64,
+    /// What they wrote a second before it.
+    pub free_bytes_per_s: u64,
 }
 
 /// What was sent.

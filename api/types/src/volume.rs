@@ -52,6 +52,18 @@ pub struct Volume {
     /// The unfinished migration it is in.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub migration: Option<String>,
+    /// Deleted snapshots whose space is yet to come back; absent where there are none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub merge: Option<Merge>,
+}
+
+/// What deleted snapshots still hold. It merges in the background into what stands on them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Merge {
+    /// How many of them.
+    pub snapshots: u64,
+    /// Slots times 64 KiB.
+    pub bytes_left: u64,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]

@@ -21,10 +21,11 @@ use crate::seat::{EXPORT_PREFIX, SEAT_PREFIX, Seat};
 use crate::shards::{Common, Confirmed, Exports, Held, Shard, facts_of};
 use crate::space::{Reservations, SpaceWatch};
 use crate::writers::{Writers, writer_may_owe};
+use drover_base::text::show_bytes;
 use drover_base::world::Connection;
 use drover_base::{InstanceId, LocalFuture, MigrationId, VolumeId, World, units::EXTENT_BYTES};
 use drover_store::meta::{Meta, MetaError};
-use drover_store::{Store, TierClass, Tiers, Volume};
+use drover_store::{Merged, Store, TierClass, Tiers, Volume};
 use drover_wire::admin::{Export, Grant, NodeAddress, NodeReply, NodeRequest, NodeStatus, Role, TierStatus};
 use drover_wire::peer::PeerRequest;
 use drover_wire::seat_record::{SeatRecord, decode_export};
@@ -347,6 +348,7 @@ fn class_name(class: TierClass) -> &'static str {
 struct Told {
     space: SpaceWatch,
     poisoned: BTreeMap<VolumeId, bool>,
+    merged: BTreeMap<VolumeId, Merged>,
 }
 
 async fn watch(node: Weak<Node>) {
@@ -372,13 +374,29 @@ impl Told {
     fn volumes(&mut self, node: &Node) {
         let seats = node.seats();
         self.poisoned.retain(|id, _| seats.iter().any(|seat| seat.id() == *id));
+        self.merged.retain(|id, _| seats.iter().any(|seat| seat.id() == *id));
         for seat in seats {
             let is_poisoned = seat.volume.is_poisoned();
             if !self.poisoned.insert(seat.id(), is_poisoned).unwrap_or(false) && is_poisoned {
                 let text = "a sync or a commit of metadata failed: every request fails until it is reopened";
                 node.context.control.event("poisoned", Some(seat.id()), text);
             }
+            self.merges(node, &seat);
         }
+    }
+
+    /// Tells of merges when nothing is left to merge.
+    fn merges(&mut self, node: &Node, seat: &Seat) {
+        let merged = seat.volume.merged();
+        let told = self.merged.entry(seat.id()).or_default();
+        if *told == merged || seat.volume.merge_left().is_some() {
+            return;
+        }
+        let layers = merged.layers.saturating_sub(told.layers);
+        let freed = show_bytes(merged.freed_bytes.saturating_sub(told.freed_bytes));
+        *told = merged;
+        let text = format!("what deleted snapshots held is merged: {layers} of them are gone, {freed} came free");
+        node.context.control.event("snapshots-merged", Some(seat.id()), text);
     }
 }
 

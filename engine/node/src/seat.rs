@@ -27,7 +27,7 @@ use drover_heat::Heat;
 use drover_store::meta::{Batch, MetaError};
 use drover_store::{Fence, Quiesced, Volume, ZeroMode};
 use drover_transfer::Receiver;
-use drover_wire::admin::{Position, Role, SnapshotStatus, VolumeStatus};
+use drover_wire::admin::{MergeStatus, Position, Role, SnapshotStatus, VolumeStatus};
 use drover_wire::nbd::BlockStatus;
 use drover_wire::peer::{Answer, Operation, Payload, STATUS_RUNS_MAX, StatusRun};
 use drover_wire::seat_record::{LegDirection, SeatRecord};
@@ -496,6 +496,10 @@ impl Seat {
             role,
             poisoned: self.volume.is_poisoned(),
             snapshots: self.volume.snapshots().into_iter().map(snapshot).collect(),
+            merge: self
+                .volume
+                .merge_left()
+                .map(|drover_store::MergeLeft { layers, left_bytes }| MergeStatus { layers, left_bytes }),
             read_bytes: self.read_bytes.get(),
             written_bytes: self.written_bytes.get(),
         }

@@ -39,6 +39,7 @@ pub use discard::DiscardPace;
 pub use entry::SlotAddress;
 pub use error::StoreError;
 pub use locks::{LockGuard, LockTicket};
+pub use merge::{MergeLeft, Merged};
 pub use slots::{SpaceLevel, TierClass, TierSpec, TierUsage, Tiers};
 pub use store::{Store, StoreConfig, home_shard};
 pub use tap::{Fence, Tap, TapChange, Unfenced};

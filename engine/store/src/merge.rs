@@ -46,15 +46,40 @@ const RETRY_AFTER: Duration = Duration::from_secs(5);
 /// Regions merged before they are flushed: bounds what a batch holds and how long slots wait to be free.
 const REGIONS_AT_ONCE: u32 = 64;
 
+/// What merging is still to do.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct MergeLeft {
+    /// Layers of deleted snapshots that go. Those that several layers stand on stay for now, and do not count.
+    pub layers: u64,
+    /// What they still hold: slots × 64 KiB. It only shrinks, but for further deletions.
+    pub left_bytes: u64,
+}
+
+/// What merging has done since the volume was opened by this process.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Merged {
+    pub layers: u64,
+    /// Slots that came free × 64 KiB.
+    pub freed_bytes: u64,
+}
+
 /// The merging of one volume.
 #[derive(Default)]
 pub struct Merger {
+    done: Cell<Merged>,
     running: Cell<bool>,
     idle: RefCell<Outcome<()>>,
     /// Regions merged since the last flush.
     unflushed: Cell<u32>,
     /// Where the search for the layer's next region begins.
     cursor: Cell<(LayerId, u64)>,
+}
+
+impl Merger {
+    fn count(&self, layers: u64, slots: u64) {
+        let Merged { layers: before, freed_bytes } = self.done.get();
+        self.done.set(Merged { layers: before + layers, freed_bytes: freed_bytes + slots * EXTENT_BYTES });
+    }
 }
 
 /// What can be done next for a layer that is being deleted.
@@ -80,6 +105,21 @@ impl Volume {
             let idle = self.merger.idle.borrow().clone();
             idle.wait().await;
         }
+    }
+
+    /// `None`: nothing is left to merge.
+    pub fn merge_left(&self) -> Option<MergeLeft> {
+        let stack = self.stack.borrow();
+        let going = stack.layers().filter(|layer| layer.deleting.get() && stack.children(layer.id).len() <= 1);
+        let left = going.fold(MergeLeft::default(), |left, layer| MergeLeft {
+            layers: left.layers + 1,
+            left_bytes: left.left_bytes + layer.slots() * EXTENT_BYTES,
+        });
+        (left.layers > 0).then_some(left)
+    }
+
+    pub fn merged(&self) -> Merged {
+        self.merger.done.get()
     }
 
     async fn run_merges(self: Rc<Self>) {
@@ -146,6 +186,7 @@ impl Volume {
         let then = Box::new(move || {
             volume.stack.borrow_mut().remove(layer.id);
             volume.inflight.retire(layer.slot_addresses());
+            volume.merger.count(1, layer.slots());
         });
         self.make_durable(Scope::All, Some(Structural { changes, then })).await
     }
@@ -159,6 +200,7 @@ impl Volume {
         let then = Box::new(move || {
             volume.stack.borrow_mut().remove(parent.id);
             volume.merger.unflushed.set(0);
+            volume.merger.count(1, 0);
         });
         self.make_durable(Scope::All, Some(Structural { changes, then })).await
     }
@@ -202,6 +244,7 @@ impl Volume {
         self.change_entry(parent, extent, Entry::NOTHING);
         if let Some(slot) = plan.freed {
             self.release(extent, slot);
+            self.merger.count(0, 1);
         }
         Ok(())
     }

@@ -7,6 +7,7 @@ mod compress;
 mod dirty;
 mod ledger;
 mod link;
+mod pace;
 mod rate;
 mod receiver;
 mod sender;

@@ -178,7 +178,11 @@ impl Sender {
     }
 
     pub fn progress(&self) -> SendProgress {
-        self.state.borrow().progress(&self.config, self.world.now())
+        let now = self.world.now();
+        let mut state = self.state.borrow_mut();
+        let rate_bytes_per_s = state.client_writes.bytes_per_s(now);
+        state.pace.roll(now, rate_bytes_per_s);
+        state.progress(&self.config, now)
     }
 
     /// The region is durably equal at the other side: a crash there or here loses nothing of it.

@@ -277,6 +277,8 @@ pub struct VolumeStatus {
     pub role: Role,
     pub poisoned: bool,
     pub snapshots: Vec<SnapshotStatus>,
+    /// Deleted snapshots whose space is yet to come back; `None`: none.
+    pub merge: Option<MergeStatus>,
     /// Client bytes since this instance began.
     pub read_bytes: u64,
     pub written_bytes: u64,
@@ -298,6 +300,13 @@ pub struct SnapshotStatus {
     pub name: String,
     pub created_ms: u64,
     pub used_bytes: u64,
+}
+
+/// What deleted snapshots still hold, which merges into what stands on them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MergeStatus {
+    pub layers: u64,
+    pub left_bytes: u64,
 }
 
 /// What a sender does now.
@@ -346,6 +355,10 @@ pub struct SendProgress {
     pub last_flush_ms_ago: Option<u64>,
     /// Client writes a second since the migration began, bytes.
     pub client_write_bytes_per_s: u64,
+    /// The same when they last did not wait for the other side.
+    pub free_write_bytes_per_s: u64,
+    /// In the last second there always was a mirrored write that the other side had not answered.
+    pub writes_wait: bool,
     pub proof: Option<Proof>,
     pub error: Option<String>,
 }

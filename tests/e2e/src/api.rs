@@ -18,6 +18,15 @@ pub struct Failure {
     pub body: Value,
 }
 
+/// Any answer.
+#[derive(Debug, PartialEq)]
+pub struct Answer {
+    pub status: u16,
+    pub etag: Option<String>,
+    /// Null where there is none.
+    pub body: Value,
+}
+
 impl Api {
     /// `base` such as `http://127.0.0.1:7070`.
     pub fn new(base: &str, token: &str) -> Self {
@@ -52,6 +61,14 @@ impl Api {
         body: Option<&Value>,
         once: Option<&str>,
     ) -> Result<Value, Option<Failure>> {
+        let once = once.map(|key| ("Idempotency-Key", key));
+        let answer = self.exchange(method, path, once.as_slice(), body).ok_or(None)?;
+        let Answer { status, body, .. } = answer;
+        if (200..300).contains(&status) { Ok(body) } else { Err(Some(Failure { status, body })) }
+    }
+
+    /// Sends one request with these headers beside the token; `None` when nobody answered.
+    pub fn exchange(&self, method: &str, path: &str, headers: &[(&str, &str)], body: Option<&Value>) -> Option<Answer> {
         let method = method.parse().expect("a method");
         let mut request = self
             .client
@@ -61,19 +78,17 @@ impl Api {
         if let Some(body) = body {
             request = request.json(body);
         }
-        if let Some(key) = once {
-            request = request.header("Idempotency-Key", key);
+        for (name, value) in headers {
+            request = request.header(*name, *value);
         }
-        let (status, text) = self
-            .runtime
-            .block_on(async {
-                let response = request.send().await?;
-                let status = response.status().as_u16();
-                Ok::<_, reqwest::Error>((status, response.text().await?))
-            })
-            .map_err(|_| None)?;
-        let value = serde_json::from_str(&text).unwrap_or(Value::Null);
-        if (200..300).contains(&status) { Ok(value) } else { Err(Some(Failure { status, body: value })) }
+        let answer = self.runtime.block_on(async {
+            let response = request.send().await?;
+            let status = response.status().as_u16();
+            let etag = response.headers().get("etag").map(|tag| tag.to_str().expect("an ETag is ASCII").to_owned());
+            let text = response.text().await?;
+            Ok::<_, reqwest::Error>(Answer { status, etag, body: serde_json::from_str(&text).unwrap_or(Value::Null) })
+        });
+        answer.ok()
     }
 
     pub fn get(&self, path: &str) -> Value {

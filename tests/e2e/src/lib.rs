@@ -14,7 +14,7 @@ mod roles;
 mod steps;
 mod writer;
 
-pub use api::{Api, Failure};
+pub use api::{Answer, Api, Failure};
 pub use bulk::Bulk;
 pub use client::{BLOCK, Client};
 pub use cluster::{Cluster, Endpoint, Layout, drover_program, node_name};

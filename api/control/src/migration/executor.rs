@@ -168,6 +168,7 @@ impl Executor {
                 knowledge.gate_awaited_from = Some(self.control.lived.now());
             }
             Transition::RequestCommit => knowledge.proof_begun = None,
+            Transition::Slowed { .. } | Transition::Freed { .. } => knowledge.slowed_differs_since = None,
             Transition::StartOver { .. } => {
                 knowledge.unsure = None;
                 knowledge.sender_lost = None;

@@ -160,6 +160,8 @@ pub struct Knowledge {
     /// Senders in a row that failed by themselves.
     pub sender_failures: u32,
     pub shown: Shown,
+    /// Since when reports say otherwise than the record whether clients are slowed.
+    pub slowed_differs_since: Option<Instant>,
     /// Of what was sent, smoothed.
     pub rate_bytes_per_s: u64,
     tries: BTreeMap<(NodeId, &'static str), Tries>,
@@ -183,6 +185,7 @@ impl Knowledge {
         if sender_changes {
             self.report = None;
             self.link_down_since = None;
+            self.slowed_differs_since = None;
         }
         if record.pause_pending {
             self.flips_failed = 0;
@@ -322,6 +325,8 @@ impl Knowledge {
             self.mirroring = None;
         }
         self.measure(&progress, at.now);
+        let differs = super::slowing::is_slowed(record, &progress) != record.slowed.is_some();
+        self.slowed_differs_since = self.slowed_differs_since.or(Some(at.now)).filter(|_| differs);
         super::view::show(record, &progress, &mut self.shown);
         self.report = Some(Report { at: at.now, node: asked.node.clone(), instance: asked.instance, progress });
     }

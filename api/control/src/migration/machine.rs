@@ -21,6 +21,7 @@
 //! - **committed**, **rolled back**, **failed**: what is left of the clean-up, then nothing.
 
 use super::knowledge::{Effect, Knowledge, ProofKey};
+use super::slowing;
 use super::transition::{Handover, SourceCopy, Transition};
 use crate::config::{
     CLEANUP_PATIENCE, ControlConfig, DIRTY_AT_FLIP_MAX, FLUSH_AGE_AT_FLIP_MAX, PROGRESS_AGE_MAX, PROGRESS_EVERY,
@@ -79,7 +80,7 @@ pub enum Step {
 /// What to do next.
 pub fn next(view: &View<'_>) -> Step {
     let mut next = Next { view, ask: None, wake: view.now + WAKE_MAX };
-    let decided = match view.record.stage {
+    let decided: Decided = match view.record.stage {
         Stage::Planned => next.planned(),
         Stage::Tracking => next.tracking(),
         Stage::Copying | Stage::Converging => next.sending(),
@@ -91,6 +92,7 @@ pub fn next(view: &View<'_>) -> Step {
         Stage::CleaningUp => next.cleaning_up(),
         Stage::Committed | Stage::RolledBack | Stage::Failed => return next.finished(),
     };
+    let decided = decided.or_else(|| slowing::decide(view.record, view.knowledge, view.now));
     match (decided, next.ask) {
         (Some(transition), _) => Step::Record(transition),
         (None, Some((node, effect))) => Step::Ask { node, effect },

@@ -3,6 +3,7 @@
 pub mod executor;
 pub mod knowledge;
 pub mod machine;
+pub mod slowing;
 pub mod transition;
 pub mod view;
 

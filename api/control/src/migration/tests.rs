@@ -435,6 +435,8 @@ fn progress(generation: Generation, phase: SendPhase) -> SendProgress {
         link_up: true,
         last_flush_ms_ago: Some(1),
         client_write_bytes_per_s: 0,
+        free_write_bytes_per_s: 0,
+        writes_wait: false,
         proof: None,
         error: None,
     }

@@ -31,8 +31,11 @@
 
 use crate::table::{Changes, Link, NewEvent, State};
 use drover_base::planted::{Bug, is_planted};
+use drover_base::text::show_bytes;
 use drover_base::{InstanceId, NodeId};
-use drover_types::record::{Cleanup, CleanupTask, LeaseRecord, LegRecord, LinkRecord, MigrationRecord, Shown, Stage};
+use drover_types::record::{
+    Cleanup, CleanupTask, LeaseRecord, LegRecord, LinkRecord, MigrationRecord, Shown, SlowedRecord, Stage,
+};
 use drover_types::{ApiError, MigrationOptions, ProofResult};
 use drover_wire::admin::{Position, SendProgress};
 use std::time::Duration;
@@ -66,6 +69,15 @@ pub enum Transition {
     /// The holder of the attempt that was given up goes on.
     Resumed {
         attempt: u64,
+    },
+    /// Clients write less than before, since their writes wait for the other side.
+    Slowed {
+        free_bytes_per_s: u64,
+        bytes_per_s: u64,
+    },
+    /// They do not any more.
+    Freed {
+        bytes_per_s: u64,
     },
     /// A cutover that was asked for waited too long for the gate.
     RefuseCutover {
@@ -206,6 +218,12 @@ impl Draft<'_> {
             Transition::Resumed { attempt } => {
                 ensure(self.record.resume == Some(attempt), "another attempt is to be resumed")?;
                 self.record.resume = None;
+                Ok(())
+            }
+            Transition::Slowed { free_bytes_per_s, bytes_per_s } => self.slowed(free_bytes_per_s, bytes_per_s),
+            Transition::Freed { bytes_per_s } => {
+                ensure(self.record.slowed.is_some(), "clients are not slowed")?;
+                self.freed(&format!("they write {}/s now", show_bytes(bytes_per_s)));
                 Ok(())
             }
             Transition::RefuseCutover { reason } => {
@@ -556,7 +574,32 @@ impl Draft<'_> {
         self.record.cleanup = tasks.iter().map(cleanup).collect();
     }
 
+    fn slowed(&mut self, free_bytes_per_s: u64, bytes_per_s: u64) -> Result<(), Stale> {
+        ensure(self.record.slowed.is_none(), "that is recorded already")?;
+        ensure(matches!(self.record.stage, Stage::Mirroring | Stage::Settling), "nothing is mirrored")?;
+        self.record.slowed = Some(SlowedRecord { since_ms: self.changes.wall_ms(), free_bytes_per_s });
+        let (_, other) = self.record.sides();
+        let text = format!(
+            "clients are slowed to the link: they write {}/s, before it was {}/s; so that the migration ends, every write \
+             waits until {other} has it, too",
+            show_bytes(bytes_per_s),
+            show_bytes(free_bytes_per_s),
+        );
+        self.warn("migration.writers_slowed", text);
+        Ok(())
+    }
+
+    /// Ends the spell, if there is one.
+    fn freed(&mut self, why: &str) {
+        let Some(SlowedRecord { since_ms, .. }) = self.record.slowed.take() else { return };
+        let lasted_ms = self.changes.wall_ms().saturating_sub(since_ms);
+        self.record.receipt.slowed_ms += lasted_ms;
+        let lasted_s = lasted_ms.div_ceil(1000);
+        self.tell("migration.writers_freed", format!("clients are no longer slowed, after {lasted_s} s: {why}"));
+    }
+
     fn end(&mut self, stage: Stage, text: String) {
+        self.freed("the migration is over");
         self.record.receipt.total_ms = Some(self.since_start_ms());
         self.record.ended_ms = Some(self.changes.wall_ms());
         self.enter(stage, text);

@@ -1,8 +1,8 @@
 //! A migration as people see it.
 
 use super::knowledge::Knowledge;
-use drover_types::record::{MigrationRecord, Shown, Stage};
-use drover_types::{Action, Migration, WayBack};
+use drover_types::record::{MigrationRecord, Shown, SlowedRecord, Stage};
+use drover_types::{Action, Migration, Slowed, WayBack};
 use drover_wire::admin::SendProgress;
 
 /// What share of the whole, in thousandths, each part is taken for.
@@ -108,6 +108,11 @@ pub fn view(record: &MigrationRecord, knowledge: Option<&Knowledge>, waits_for: 
         permille: shown.permille,
         rate_bytes_per_s: rate,
         eta_s: eta(record, report, left, rate),
+        slowed: record.slowed.map(|SlowedRecord { since_ms, free_bytes_per_s }| Slowed {
+            since_ms,
+            free_bytes_per_s,
+            bytes_per_s: report.map_or(0, |progress| progress.client_write_bytes_per_s),
+        }),
         generation: record.generation.0,
         options: record.options.clone(),
         way_back: way_back(record),

@@ -5,9 +5,10 @@ use super::fake_node::WRITE_BYTES;
 use crate::config::STATUS_EVERY;
 use crate::{Control, Once};
 use drover_types::{
-    ApiError, CreateExport, CreateSnapshot, CreateVolume, Cutover, ErrorCode, MigrationOptions, PlanRequest,
+    ApiError, CreateExport, CreateSnapshot, CreateVolume, Cutover, ErrorCode, Merge, MigrationOptions, PlanRequest,
     StartMigration, Volume, VolumeState,
 };
+use drover_wire::admin::MergeStatus;
 use std::{rc::Rc, time::Duration};
 
 fn create(name: &str) -> CreateVolume {
@@ -136,19 +137,36 @@ fn snapshots_are_the_holders() {
     assert_eq!(take("s1").unwrap().name, "s1");
     assert_eq!(take("s1").unwrap_err().code, ErrorCode::SnapshotExists);
     assert_eq!(take("drover-x").unwrap_err().code, ErrorCode::InvalidField);
-    cluster.run(|control| async move { control.rollback_to_snapshot("v", "s1", None).await }).unwrap();
-    let answer = cluster.run(|control| async move { control.rollback_to_snapshot("v", "s2", None).await });
+    cluster.run(|control| async move { control.rollback_to_snapshot("v", "s1", None, None).await }).unwrap();
+    let answer = cluster.run(|control| async move { control.rollback_to_snapshot("v", "s2", None, None).await });
     assert_eq!(answer.unwrap_err().code, ErrorCode::SnapshotNotFound);
     let options = MigrationOptions { cutover: Cutover::Manual, ..MigrationOptions::default() };
     cluster.start("b", options);
     for answer in [
         take("s3").map(|_| ()),
-        cluster.run(|control| async move { control.rollback_to_snapshot("v", "s1", None).await }).map(|_| ()),
+        cluster.run(|control| async move { control.rollback_to_snapshot("v", "s1", None, None).await }).map(|_| ()),
         cluster.run(|control| async move { control.delete_snapshot("v", "s1").await }),
         cluster.run(|control| async move { control.delete_volume("v", None).await }),
     ] {
         assert_eq!(answer.unwrap_err().code, ErrorCode::VolumeMigrating);
     }
+}
+
+#[test]
+fn what_deleted_snapshots_still_hold_is_shown_until_it_is_merged() {
+    let cluster = Cluster::new(9);
+    let look = || {
+        cluster.sim.run_for(STATUS_EVERY * 3);
+        cluster.look(|control| (control.show_volume("v").unwrap().value.merge, control.metrics())).unwrap()
+    };
+    cluster.set_habits("a", |habits| habits.merge = Some(MergeStatus { layers: 2, left_bytes: 131_072 }));
+    let (merge, metrics) = look();
+    assert_eq!(merge, Some(Merge { snapshots: 2, bytes_left: 131_072 }));
+    assert!(metrics.contains("drover_volume_merge_left_bytes{volume=\"v\"} 131072\n"), "{metrics}");
+    cluster.set_habits("a", |habits| habits.merge = None);
+    let (merge, metrics) = look();
+    assert_eq!(merge, None);
+    assert!(metrics.contains("drover_volume_merge_left_bytes{volume=\"v\"} 0\n"), "{metrics}");
 }
 
 /// Sent again because its answer was lost, a rollback must not take what was written since.
@@ -159,7 +177,7 @@ fn a_rollback_under_a_key_happens_once() {
     cluster.run(|control| async move { control.create_snapshot("v", request, None).await }).unwrap();
     let back = |key: &str| {
         let once = once(key, "s");
-        cluster.run(|control| async move { control.rollback_to_snapshot("v", "s", once).await }).unwrap()
+        cluster.run(|control| async move { control.rollback_to_snapshot("v", "s", None, once).await }).unwrap()
     };
     let rollbacks = || cluster.kinds().iter().filter(|kind| *kind == "snapshot.rolled_back").count();
     back("k");
@@ -167,6 +185,35 @@ fn a_rollback_under_a_key_happens_once() {
     assert_eq!(rollbacks(), 1);
     back("l");
     assert_eq!(rollbacks(), 2);
+}
+
+/// Two people look at the same volume and decide to go back: the second would take what was written after the first.
+#[test]
+fn going_back_and_reopening_are_refused_to_whoever_saw_an_earlier_version() {
+    let cluster = Cluster::new(8);
+    let request = CreateSnapshot { name: "s".into() };
+    cluster.run(|control| async move { control.create_snapshot("v", request, None).await }).unwrap();
+    let version = || cluster.look(|control| control.show_volume("v").unwrap().version).unwrap();
+    let back = |expected| {
+        let answer =
+            cluster.run(|control| async move { control.rollback_to_snapshot("v", "s", Some(expected), None).await });
+        answer.map(|volume| volume.version)
+    };
+    let reopen = |expected| {
+        let answer = cluster.run(|control| async move { control.reopen_volume("v", Some(expected), None).await });
+        answer.map(|volume| volume.version)
+    };
+    let seen = version();
+    let after = back(seen).unwrap();
+    assert!(after != seen && after == version());
+    let reopened = reopen(after).unwrap();
+    assert!(reopened != after && reopened == version());
+    let kinds = cluster.kinds();
+    for stale in [seen, after] {
+        assert_eq!(back(stale).unwrap_err().code, ErrorCode::PreconditionFailed);
+        assert_eq!(reopen(stale).unwrap_err().code, ErrorCode::PreconditionFailed);
+    }
+    assert_eq!((cluster.kinds(), version()), (kinds, reopened), "nothing was done");
 }
 
 /// What is reserved at the destination is what a plan says: it must not rest on a report from before the last writes.

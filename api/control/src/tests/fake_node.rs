@@ -80,6 +80,10 @@ pub struct Habits {
     /// A write that is lost on the way to this node without anyone noticing.
     pub rots: bool,
     pub free_bytes: u64,
+    /// What its volumes' deleted snapshots still hold.
+    pub merge: Option<MergeStatus>,
+    /// Its clients write half of what they did before, waiting for the other side.
+    pub slows: bool,
 }
 
 pub struct FakeNode {

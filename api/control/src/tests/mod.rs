@@ -8,3 +8,4 @@ mod migrations;
 mod nodes;
 #[cfg(feature = "planted")]
 mod planted;
+mod slowing;

@@ -49,6 +49,22 @@ fn a_node_shows_the_secret() {
     assert_eq!(busy.unwrap_err().code, drover_types::ErrorCode::NodeBusy);
 }
 
+/// A node that had died was never missed by a control plane that was started after that: all was well, it said.
+#[test]
+fn a_node_that_does_not_return_after_a_restart_of_the_control_plane_is_down() {
+    let cluster = Cluster::new(3);
+    cluster.kill_node("b");
+    cluster.restart_control();
+    cluster.wait("the control plane", |control| control.is_ready());
+    let health = |name: &str| cluster.look(|control| control.show_node(name).unwrap().value.health).unwrap();
+    assert_eq!(health("b"), Health::Unknown);
+    cluster.sim.run_for(Duration::from_secs(15));
+    assert_eq!((health("a"), health("b")), (Health::Up, Health::Down));
+    cluster.start_node("b");
+    cluster.sim.run_for(Duration::from_secs(2));
+    assert_eq!(health("b"), Health::Up);
+}
+
 /// What a lease's renewal needs: the holder, its epoch, its registered start.
 #[test]
 fn only_the_holder_renews_and_only_its_epoch() {

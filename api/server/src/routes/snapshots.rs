@@ -1,7 +1,7 @@
 //! Snapshots of a volume.
 
 use crate::answer::{Answer, Versioned, shown};
-use crate::extract::{Asked, Body, Named, Nothing};
+use crate::extract::{Asked, Body, Expected, Named, Nothing};
 use crate::page::{PageQuery, Paged, escaped};
 use axum::{Json, extract::State, http::StatusCode};
 use drover_control::ControlHandle;
@@ -60,17 +60,21 @@ async fn delete(
     Ok(StatusCode::NO_CONTENT)
 }
 
-/// Puts the volume back to what the snapshot holds; what was written since is lost, newer snapshots stay.
+/// Puts the volume back to what the snapshot holds; what was written since is lost, newer snapshots stay. `If-Match`
+/// takes the volume's ETag, and what is answered has another one.
 #[utoipa::path(post, path = "/v1/volumes/{volume}/snapshots/{snapshot}/rollback", tag = "snapshots",
     params(("volume" = String, Path), ("snapshot" = String, Path)),
-    responses((status = 200, body = Volume), (status = 404, body = ApiError), (status = 409, body = ApiError)))]
+    responses((status = 200, body = Volume), (status = 404, body = ApiError), (status = 409, body = ApiError),
+        (status = 412, body = ApiError)))]
 async fn rollback(
     State(control): State<ControlHandle>,
     Named((volume, snapshot)): Named<(String, String)>,
+    Expected(expected): Expected,
     body: Body<Nothing>,
 ) -> Answer<Versioned<Volume>> {
     let once = body.once;
-    let back = control
-        .run(move |control| Box::pin(async move { control.rollback_to_snapshot(&volume, &snapshot, once).await }));
+    let back = control.run(move |control| {
+        Box::pin(async move { control.rollback_to_snapshot(&volume, &snapshot, expected, once).await })
+    });
     Ok(shown(back.await?))
 }

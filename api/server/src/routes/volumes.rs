@@ -47,15 +47,18 @@ async fn delete(
     Ok(StatusCode::NO_CONTENT)
 }
 
-/// Opens a poisoned volume again, through recovery.
+/// Opens a poisoned volume again, through recovery; what was not flushed may be lost, and its ETag changes.
 #[utoipa::path(post, path = "/v1/volumes/{volume}/reopen", tag = "volumes", params(("volume" = String, Path, description = "id or name")),
-    responses((status = 200, body = Volume), (status = 404, body = ApiError), (status = 502, body = ApiError)))]
+    responses((status = 200, body = Volume), (status = 404, body = ApiError), (status = 412, body = ApiError),
+        (status = 502, body = ApiError)))]
 async fn reopen(
     State(control): State<ControlHandle>,
     Named(volume): Named<String>,
+    Expected(expected): Expected,
     body: Body<Nothing>,
 ) -> Answer<Versioned<Volume>> {
     let once = body.once;
-    let reopen = control.run(move |control| Box::pin(async move { control.reopen_volume(&volume, once).await }));
+    let reopen =
+        control.run(move |control| Box::pin(async move { control.reopen_volume(&volume, expected, once).await }));
     Ok(shown(reopen.await?))
 }

@@ -1,6 +1,6 @@
 use super::*;
 use crate::{
-    BlockStatus, Store, StoreConfig, StoreError, TapChange, Unfenced, ZeroMode,
+    BlockStatus, MergeLeft, Merged, Store, StoreConfig, StoreError, TapChange, Unfenced, ZeroMode,
     testing::{ID, Node, SIZE, SLOTS, bytes, read, run},
     zero_block_digest,
 };
@@ -98,6 +98,52 @@ fn a_write_after_a_snapshot_takes_only_its_blocks() {
         volume.merges_done().await;
         assert_eq!(read(&volume, 0, 12_388).await, now);
         assert_eq!((volume.snapshots().len(), node.used()), (0, 1));
+    });
+}
+
+/// Who deletes a snapshot wants to know when its space is back.
+#[test]
+fn a_merge_can_be_watched_to_its_end() {
+    run(|node| async move {
+        let volume = node.volume().await;
+        for region in 0..4 {
+            volume.write(&Unfenced, region << 22, bytes(65_536, 1), false).await.unwrap();
+        }
+        volume.snapshot("s").await.unwrap();
+        for region in 0..2 {
+            volume.write(&Unfenced, region << 22, bytes(65_536, 2), false).await.unwrap();
+        }
+        assert_eq!((volume.merge_left(), volume.merged()), (None, Merged::default()));
+        volume.delete_snapshot("s").await.unwrap();
+        let mut left = volume.merge_left().unwrap();
+        assert_eq!(left, MergeLeft { layers: 1, left_bytes: 4 * EXTENT_BYTES });
+        while let Some(now) = volume.merge_left() {
+            assert!(now.layers == 1 && now.left_bytes <= left.left_bytes, "{left:?}, then {now:?}");
+            left = now;
+            node.world.sleep(Duration::from_micros(10)).await;
+        }
+        assert_eq!(volume.merged(), Merged { layers: 1, freed_bytes: 2 * EXTENT_BYTES });
+        assert_eq!(volume.usage().used_bytes, 4 * EXTENT_BYTES);
+    });
+}
+
+#[test]
+fn a_deleted_snapshot_that_others_stand_on_waits_and_is_no_merge() {
+    run(|node| async move {
+        let volume = node.volume().await;
+        volume.write(&Unfenced, 0, bytes(65_536, 1), false).await.unwrap();
+        volume.snapshot("below").await.unwrap();
+        volume.write(&Unfenced, 0, bytes(65_536, 2), false).await.unwrap();
+        volume.snapshot("beside").await.unwrap();
+        volume.rollback("below").await.unwrap();
+        volume.delete_snapshot("below").await.unwrap();
+        assert_eq!(volume.merge_left(), None, "the head and another snapshot stand on it");
+        volume.delete_snapshot("beside").await.unwrap();
+        assert!(volume.merge_left().is_some());
+        volume.merges_done().await;
+        assert_eq!((volume.merge_left(), volume.merged().layers), (None, 2));
+        assert_eq!(volume.merged().freed_bytes, EXTENT_BYTES);
+        assert_eq!(read(&volume, 0, 4096).await, vec![1; 4096]);
     });
 }
 

@@ -78,6 +78,11 @@ impl State {
         if is_write { self.ledger.mark(range) } else { self.ledger.mark_zeroed(range) }
     }
 
+    /// Every call of [`Sender::carry`] follows one of this.
+    fn begin_pace(&mut self, now: Instant) {
+        self.pace.begin(now, self.client_writes.bytes_per_s(now));
+    }
+
     fn is_alone_on_its_extents(&self, range: ByteRange) -> bool {
         let extents = whole_extents(range);
         let meets = |other: ByteRange| other.offset < extents.end() && extents.offset < other.end();
@@ -120,6 +125,7 @@ impl Sender {
         match up {
             None => self.change_without_link(&mut state, range, operation, is_write),
             Some(up) => {
+                state.begin_pace(now);
                 let number = state.is_hold_kind().then(|| state.register(range, operation.clone()));
                 drop(state);
                 let attempt = self.attempt(range, operation, &up);
@@ -140,6 +146,7 @@ impl Sender {
         if !state.must_hold() || is_planted(Bug::WayBackNotRecorded) {
             return None;
         }
+        state.begin_pace(self.world.now());
         let number = state.register(range, operation);
         // From here on, not from its first poll: a link that comes up now must find it.
         self.wait_counted(state, number);
@@ -177,8 +184,10 @@ impl Sender {
                 break;
             }
         }
+        let mut state = self.state.borrow_mut();
+        state.pace.end(self.world.now());
         if let Some(number) = number {
-            self.state.borrow_mut().outstanding.remove(&number);
+            state.outstanding.remove(&number);
         }
         Ok(())
     }

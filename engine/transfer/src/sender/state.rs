@@ -8,6 +8,7 @@ use super::scan::Scan;
 use super::{OnLinkLoss, SenderConfig, Start};
 use crate::Link;
 use crate::ledger::Ledger;
+use crate::pace::Pace;
 use crate::rate::Rate;
 use crate::throttle::Throttle;
 use drover_base::units::region_count;
@@ -113,6 +114,7 @@ pub struct State {
     pub logical_bytes: u64,
     pub wire_bytes: u64,
     pub client_writes: Rate,
+    pub pace: Pace,
 }
 
 impl State {
@@ -150,6 +152,7 @@ impl State {
             logical_bytes: 0,
             wire_bytes: 0,
             client_writes: Rate::default(),
+            pace: Pace::new(now),
         }
     }
 
@@ -261,6 +264,8 @@ impl State {
             link_up: self.link.is_some() && !self.alone,
             last_flush_ms_ago: self.flushed_at.map(|at| now.since(at).as_millis() as u64),
             client_write_bytes_per_s: self.client_writes.bytes_per_s(now),
+            free_write_bytes_per_s: self.pace.free_bytes_per_s(),
+            writes_wait: self.pace.waits(),
             proof: self.proof.as_ref().map(|proof| proof.figures.clone()),
             error: self.trouble.error.clone(),
         }

@@ -1,8 +1,8 @@
 //! Throttle and pause: of background sending only, changeable at any time.
 
 use crate::pair::{Pair, options, run, run_each};
-use drover_wire::admin::{SendOptions, SendPhase};
-use std::time::Duration;
+use drover_wire::admin::{SendOptions, SendPhase, SendProgress};
+use std::{cell::Cell, rc::Rc, time::Duration};
 
 /// longhorn#5692, longhorn#10770: the copy saturated the network.
 #[test]
@@ -81,5 +81,59 @@ fn a_writer_faster_than_the_throttle_does_not_keep_it_from_ending() {
         pair.sleep(Duration::from_millis(100)).await;
         assert!(pair.model.answers.get() > before, "the writer goes on");
         pair.drain_and_compare().await
+    });
+}
+
+/// Writers that each write a block, wait for the answer, and think for a moment.
+fn write_on(pair: &Pair, stop: &Rc<Cell<bool>>) {
+    for block in 0..4 {
+        let (volume, model, world) = (pair.from.volume.clone(), pair.model.clone(), pair.from.world.clone());
+        let stop = stop.clone();
+        let writer = async move {
+            while !stop.get() {
+                model.write_block(&volume, block * 100).await;
+                world.sleep(Duration::from_millis(5)).await;
+            }
+        };
+        pair.from.world.spawn(writer).detach();
+    }
+}
+
+/// A writer faster than the link is slowed to it, which is what makes a migration end. It must not go unnoticed.
+#[test]
+fn who_is_slowed_to_the_link_is_told_from_who_is_not() {
+    run(4, async |sim| {
+        let mut pair = Pair::new(&sim, options()).await;
+        let wire = pair.connect();
+        let is_slowed = |progress: &SendProgress| {
+            progress.writes_wait && progress.client_write_bytes_per_s * 10 < progress.free_write_bytes_per_s * 8
+        };
+        let stop = Rc::new(Cell::new(false));
+        write_on(&pair, &stop);
+        pair.sleep(Duration::from_secs(6)).await;
+        let free = pair.progress();
+        let rate = free.client_write_bytes_per_s;
+        assert!(rate > 0 && free.free_write_bytes_per_s.abs_diff(rate) < rate / 4 && !free.writes_wait, "{free:?}");
+
+        // Mirrored over a link that carries it, it goes on as before.
+        pair.until_synced().await;
+        for _ in 0..4 {
+            pair.sleep(Duration::from_secs(1)).await;
+            assert!(!is_slowed(&pair.progress()), "{:?}", pair.progress());
+        }
+        wire.limit(rate / 4);
+        pair.until(is_slowed).await;
+        for _ in 0..5 {
+            pair.sleep(Duration::from_secs(1)).await;
+            let slowed = pair.progress();
+            assert!(is_slowed(&slowed) && slowed.free_write_bytes_per_s > rate / 2, "{slowed:?}");
+        }
+        wire.limit(0);
+        pair.until(|progress| !is_slowed(progress)).await;
+        // Nor is one that wants no more.
+        stop.set(true);
+        pair.sleep(Duration::from_secs(2)).await;
+        assert!(!pair.progress().writes_wait, "{:?}", pair.progress());
+        pair.drain_and_compare().await.unwrap();
     });
 }

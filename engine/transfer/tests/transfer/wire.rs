@@ -31,6 +31,8 @@ struct Shared {
     broken: Cell<bool>,
     /// Nothing is delivered for now.
     held: Cell<bool>,
+    /// Bytes a second of writes; 0: as fast as they come.
+    bytes_per_s: Cell<u64>,
     ended: Cell<bool>,
     sequence: Cell<u64>,
     queue: RefCell<VecDeque<PeerRequest>>,
@@ -62,6 +64,7 @@ impl Wire {
             faults: Cell::default(),
             broken: Cell::new(false),
             held: Cell::new(false),
+            bytes_per_s: Cell::new(0),
             ended: Cell::new(false),
             sequence: Cell::new(0),
             queue: RefCell::default(),
@@ -92,6 +95,11 @@ impl Wire {
         self.0.changed.notify_waiters();
     }
 
+    /// Carries no more than this of writes; 0: as much as comes.
+    pub fn limit(&self, bytes_per_s: u64) {
+        self.0.bytes_per_s.set(bytes_per_s);
+    }
+
     pub fn sent(&self) -> Sent {
         self.0.sent.borrow().clone()
     }
@@ -120,6 +128,16 @@ impl Wire {
 impl Shared {
     fn some_time(&self, most_us: u64) -> Duration {
         Duration::from_micros(self.random.borrow_mut().below(most_us))
+    }
+
+    /// How long the operation occupies the link.
+    fn carrying(&self, operation: &Operation) -> Duration {
+        match operation {
+            Operation::Write { data, .. } if self.bytes_per_s.get() > 0 => {
+                Duration::from_secs_f64(data.bytes.len() as f64 / self.bytes_per_s.get() as f64)
+            }
+            _ => Duration::ZERO,
+        }
     }
 
     fn refuses(&self, operation: &Operation) -> bool {
@@ -169,7 +187,7 @@ impl Shared {
 
 async fn deliver(shared: Rc<Shared>, receiver: Rc<Receiver>, world: World) {
     while let Some(request) = shared.next().await {
-        world.sleep(shared.some_time(60)).await;
+        world.sleep(shared.some_time(60) + shared.carrying(&request.operation)).await;
         let sequence = request.sequence;
         let result: LocalFuture<'static, _> = if shared.refuses(&request.operation) {
             Box::pin(std::future::ready(Err(IoError::NoSpace)))

@@ -212,6 +212,8 @@ fn step_within(old: &MigrationRecord, new: &MigrationRecord) -> &'static str {
         () if !old.cutover_requested && new.cutover_requested => "cutover",
         () if old.cutover_requested && !new.cutover_requested => "cutover_refused",
         () if !old.commit_requested && new.commit_requested => "commit",
+        () if old.slowed.is_none() && new.slowed.is_some() => "slowed",
+        () if old.slowed.is_some() && new.slowed.is_none() => "freed",
         () => "noted",
     }
 }

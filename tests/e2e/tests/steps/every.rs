@@ -23,6 +23,8 @@ persisted! {
     Transition::BeginFlip => "flipping", "flip_back_began";
     Transition::GiveUpFlip { .. } => "flip_given_up", "flip_back_given_up";
     Transition::Resumed { .. } => "resumed";
+    Transition::Slowed { .. } => "slowed";
+    Transition::Freed { .. } => "freed";
     Transition::RefuseCutover { .. } => "cutover_refused";
     Transition::MoveLease { .. } => "settling", "returning";
     Transition::Flipped { .. } => "flipped", "flipped_back";
@@ -64,6 +66,8 @@ const EXEMPT: &[(&str, &str)] = &[
         "proof_forgotten",
         "it takes a source that restarts while nobody writes: here writers write, and the way back closes first",
     ),
+    ("slowed", "nothing is decided by it, and it takes a writer that outruns the link for seconds"),
+    ("freed", "the same"),
     ("noted", "nothing that a decision rests on has changed: the same word or request again"),
 ];
 

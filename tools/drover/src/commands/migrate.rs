@@ -7,8 +7,8 @@ use crate::output::{Output, or_dash, show_ms, table};
 use crate::progress::Progress;
 use drover_base::text::show_bytes;
 use drover_types::{
-    Action, CommitPolicy, Migration, MigrationOptions, MigrationPlan, Phase, PlanRequest, RateSource, StartMigration,
-    TuneMigration, WayBack,
+    Action, CommitPolicy, Migration, MigrationOptions, MigrationPlan, Phase, PlanRequest, RateSource, Slowed,
+    StartMigration, TuneMigration, WayBack,
 };
 use std::time::Duration;
 
@@ -241,6 +241,10 @@ pub fn show(migration: &Migration) -> String {
             "\nproof      {equal}, {} different, {} thicker",
             proof.regions_different, proof.regions_thicker
         ));
+    }
+    if let Some(Slowed { free_bytes_per_s, bytes_per_s, .. }) = migration.slowed {
+        let (now, before) = (show_bytes(bytes_per_s), show_bytes(free_bytes_per_s));
+        text.push_str(&format!("\nclients    slowed to the link: they write {now}/s, before it was {before}/s"));
     }
     if let Some(waits_for) = &migration.waits_for {
         text.push_str(&format!("\nwaits for  {waits_for}"));

@@ -26,7 +26,10 @@ pub async fn run(client: &Client, output: Output, command: Command) -> Result<()
         }
         Command::Delete { volume, name } => {
             client.delete(&format!("{}/{}", path(&volume), escape(&name))).await?;
-            show_done(output, &format!("snapshot {name} of {volume} deleted; its space comes back in the background"))
+            let text = format!(
+                "snapshot {name} of {volume} deleted; its space comes back in the background (drover volume show {volume})"
+            );
+            show_done(output, &text)
         }
         Command::Rollback { volume, name, yes } => {
             confirm(&format!("What was written to {volume} since {name} will be lost. Go on?"), yes)?;

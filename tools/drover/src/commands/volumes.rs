@@ -6,7 +6,7 @@ use crate::client::{Client, escape};
 use crate::failure::{Exit, Failure};
 use crate::output::{Output, or_dash, table};
 use drover_base::text::show_bytes;
-use drover_types::{CreateVolume, Export, Volume, VolumeState};
+use drover_types::{CreateVolume, Export, Merge, Volume, VolumeState};
 use std::time::Duration;
 
 /// How long a new volume may take to be ready before the command leaves it to go on by itself.
@@ -125,6 +125,10 @@ fn show_volume(volume: &Volume, exports: &[Export]) -> String {
         volume.epoch,
         show_state(volume),
     );
+    if let Some(Merge { snapshots, bytes_left }) = volume.merge {
+        let left = show_bytes(bytes_left);
+        text.push_str(&format!("merging  {snapshots} deleted snapshots, {left} left\n"));
+    }
     for export in exports {
         text.push_str(&format!("served   by {} as {}: {}\n", export.node, export.name, export.uris.join(" ")));
     }

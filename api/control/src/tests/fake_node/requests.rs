@@ -1,6 +1,6 @@
 //! What a fake node answers to the control plane.
 
-use super::{Disk, FakeNode, SENT_AT_ONCE, Seat, Sender, WRITE_BYTES, refused};
+use super::{Disk, FakeNode, Habits, SENT_AT_ONCE, Seat, Sender, WRITE_BYTES, refused};
 use drover_base::{Epoch, Generation, MigrationId, VolumeId};
 use drover_wire::admin::*;
 use std::{collections::BTreeSet, rc::Rc, time::Duration};
@@ -13,7 +13,7 @@ impl FakeNode {
             return Err(Refusal::Failed { reason: "not now".into() });
         }
         match request {
-            NodeRequest::Status => Ok(NodeReply::Status(Box::new(self.status(habits.free_bytes)))),
+            NodeRequest::Status => Ok(NodeReply::Status(Box::new(self.status(&habits)))),
             NodeRequest::SetGrant { grant } => self.adopt(grant).map(|()| NodeReply::Done),
             NodeRequest::Progress { migration } => self.progress(migration),
             NodeRequest::Quiesce { migration, epoch, attempt, deadline_ms, .. } => {
@@ -323,6 +323,7 @@ impl FakeNode {
 
     fn progress(&self, migration: MigrationId) -> Result<NodeReply, Refusal> {
         let volume = self.volume_of(migration)?;
+        let habits = self.cluster().habits(&self.name);
         let drained =
             self.lives.borrow().get(&volume).and_then(|life| life.quiesced).is_some_and(|(_, drained)| drained);
         let other = self.disk.borrow()[&volume].leg.as_ref().map(|leg| leg.other.node.clone());
@@ -357,18 +358,20 @@ impl FakeNode {
                 link_up: sender.link_up,
                 last_flush_ms_ago: Some(1),
                 client_write_bytes_per_s: 1000,
+                free_write_bytes_per_s: if habits.slows { 2000 } else { 1000 },
+                writes_wait: habits.slows && sender.mirroring,
                 proof,
                 error: None,
             }))
         })
     }
 
-    fn status(&self, free: u64) -> NodeStatus {
+    fn status(&self, habits: &Habits) -> NodeStatus {
         let tier = TierStatus {
             name: "t".into(),
             class: "nvme".into(),
             total_bytes: 1 << 40,
-            used_bytes: (1 << 40) - free,
+            used_bytes: (1 << 40) - habits.free_bytes,
             held_bytes: 0,
             reserved_bytes: 0,
             poisoned: false,
@@ -388,6 +391,7 @@ impl FakeNode {
                 .iter()
                 .map(|name| SnapshotStatus { name: name.clone(), created_ms: 1, used_bytes: 0 })
                 .collect(),
+            merge: habits.merge,
             read_bytes: 0,
             written_bytes: seat.content.len() as u64 * WRITE_BYTES,
         };
