@@ -86,7 +86,9 @@ impl Receipt {
         let rolled_back = first.phase == Phase::RolledBack;
         let committed = second.phase == Phase::Committed;
         let proof = second.receipt.proof;
-        let is_proven = proof.as_ref().is_some_and(|proof| proof.regions_different == 0 && proof.regions_equal > 0);
+        let is_proven = proof.as_ref().is_some_and(|proof| {
+            proof.regions_different == 0 && proof.regions_equal == proof.regions_total && proof.regions_total > 0
+        });
         Self {
             verified: checks.all() && rolled_back && committed && is_proven,
             io_errors: load.errors + probe.errors,
@@ -157,4 +159,131 @@ pub fn show(receipt: &Receipt) -> String {
         show_ms(receipt.took_ms),
         if receipt.sabotage { "\nOne byte was damaged on purpose: it must NOT be verified." } else { "" },
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use drover_types::{MigrationOptions, MigrationPlan, WayBack};
+
+    fn migration(phase: Phase, scale: u64) -> Migration {
+        let receipt = drover_types::Receipt {
+            held_bytes: scale,
+            logical_bytes: 2 * scale,
+            wire_bytes: 3 * scale,
+            flip_ms: Some(4 * scale),
+            commit_ms: (phase == Phase::Committed).then_some(5 * scale),
+            proof: Some(ProofResult { regions_total: 7, regions_equal: 7, ..Default::default() }),
+            ..Default::default()
+        };
+        Migration {
+            id: "mig-0000000000000001".into(),
+            volume: "vol-0000000000000001".into(),
+            volume_name: "demo".into(),
+            source: "node-1".into(),
+            destination: "node-2".into(),
+            phase,
+            paused: false,
+            waits_for: None,
+            bytes_total: 0,
+            bytes_done: 0,
+            bytes_left: 0,
+            permille: 1000,
+            rate_bytes_per_s: 0,
+            eta_s: None,
+            slowed: None,
+            generation: 1,
+            options: MigrationOptions::default(),
+            way_back: WayBack::None,
+            actions: vec![],
+            plan: MigrationPlan::default(),
+            receipt,
+            error: None,
+            created_ms: 0,
+            ended_ms: None,
+            cleanup_pending: vec![],
+            events: String::new(),
+        }
+    }
+
+    /// All went as it should.
+    fn story() -> Story {
+        Story {
+            first: migration(Phase::RolledBack, 1_000),
+            second: migration(Phase::Committed, 10),
+            load: load::Done { written_bytes: 100, read_bytes: 90, errors: 0 },
+            probe: probe::Seen { requests: 50, errors: 0, longest: Duration::from_micros(12_346) },
+            waits: vec![("before".into(), Duration::from_micros(1_500)), ("there: flipping".into(), Duration::ZERO)],
+            link_bytes: Some(33),
+            checks: Checks { fio: true, after_rollback: true, prober: true, image_digest: true, file_system: true },
+        }
+    }
+
+    fn receipt(story: Story) -> Receipt {
+        Receipt::new(story, "a link", false, Duration::from_millis(1_234))
+    }
+
+    #[test]
+    fn a_receipt_has_the_figures_of_the_committed_move_and_of_all_clients() {
+        let receipt = receipt(story());
+        assert!(receipt.verified && receipt.rolled_back && receipt.committed);
+        assert_eq!(
+            (receipt.held_bytes, receipt.logical_bytes, receipt.wire_bytes),
+            (10, 20, 30),
+            "not the first move's"
+        );
+        assert_eq!((receipt.flip_ms, receipt.commit_ms, receipt.took_ms), (40, 50, 1_234));
+        assert_eq!((receipt.written_bytes, receipt.verified_bytes, receipt.probe_requests), (100, 90, 50));
+        assert_eq!((receipt.link_bytes, receipt.link, receipt.sabotage), (Some(33), "a link", false));
+        assert_eq!(receipt.pause_ms_max, 12.35, "hundredths of a millisecond");
+        let parts: Vec<_> = receipt.pause_ms_by_part.iter().map(|part| (part.part.as_str(), part.pause_ms)).collect();
+        assert_eq!(parts, [("before", 1.5), ("there: flipping", 0.0)]);
+        assert_eq!(receipt.proof.as_ref().map(|proof| proof.regions_equal), Some(7));
+        let shown = show(&receipt);
+        for part in
+            ["12.35 ms of 50 requests", "0 I/O errors", "7 of 7 regions equal", "verified      yes", "33 B crossed"]
+        {
+            assert!(shown.contains(part), "{part} is not in {shown}");
+        }
+    }
+
+    #[test]
+    fn errors_of_fio_and_of_the_prober_are_summed() {
+        let mut story = story();
+        (story.load.errors, story.probe.errors) = (2, 3);
+        assert_eq!(receipt(story).io_errors, 5);
+    }
+
+    /// What one of them finds wrong is enough.
+    #[test]
+    fn nothing_is_verified_unless_every_check_says_so() {
+        type Spoil = fn(&mut Story);
+        let spoils: [(&str, Spoil); 12] = [
+            ("fio", |story| story.checks.fio = false),
+            ("after the rollback", |story| story.checks.after_rollback = false),
+            ("the prober", |story| story.checks.prober = false),
+            ("the digest", |story| story.checks.image_digest = false),
+            ("e2fsck", |story| story.checks.file_system = false),
+            ("not rolled back", |story| story.first.phase = Phase::Committed),
+            ("not committed", |story| story.second.phase = Phase::RolledBack),
+            ("no proof", |story| story.second.receipt.proof = None),
+            ("a region differs", |story| proof(story).regions_different = 1),
+            ("a region was not compared", |story| proof(story).regions_equal = 6),
+            ("nothing was compared", |story| *proof(story) = ProofResult::default()),
+            ("the first move's proof is not asked for", |story| {
+                story.first.receipt.proof = story.second.receipt.proof.take();
+            }),
+        ];
+        for (what, spoil) in spoils {
+            let mut story = story();
+            spoil(&mut story);
+            let receipt = receipt(story);
+            assert!(!receipt.verified, "{what}");
+            assert!(show(&receipt).contains("verified      NO"), "{what}");
+        }
+    }
+
+    fn proof(story: &mut Story) -> &mut ProofResult {
+        story.second.receipt.proof.as_mut().expect("the story has one")
+    }
 }
