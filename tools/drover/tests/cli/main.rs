@@ -1,0 +1,10 @@
+//! The commands against a running cluster of real processes.
+
+mod arguments;
+mod attach;
+mod copies;
+mod migrations;
+mod nodes;
+mod snapshots;
+mod up;
+mod volumes;
