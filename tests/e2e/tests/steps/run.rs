@@ -229,7 +229,11 @@ fn ask(api: Api, volume: &str, method: &'static str, what: &str, body: Value) ->
             if is_over || (what == "/cutover" && phase == "settling") {
                 return;
             }
-            let answer = path.map(|path| api.request(method, &format!("{path}{what}"), Some(&body)));
+            let answer = path.map(|path| match method {
+                // Once: asked again after its answer was lost, a pause would undo what was asked since.
+                "POST" => api.request_once(&format!("{path}{what}"), &body, &format!("{volume}{what}")),
+                _ => api.request(method, &format!("{path}{what}"), Some(&body)),
+            });
             if let Some(Ok(_)) = answer {
                 return;
             }
