@@ -95,7 +95,7 @@ programs unit 900 build "" except sim crash interop e2e
 programs sim 900 build "" only sim
 programs crash 600 build "" only crash
 # Interop and e2e use them where they can be built, which takes Debian's source archive.
-scripts/libnbd-tests.sh > "$logs/libnbd-tests.log" 2>&1 ||
+timeout 180 scripts/libnbd-tests.sh > "$logs/libnbd-tests.log" 2>&1 ||
     echo "libnbd's aio-parallel and synch-parallel are not run, they could not be built: $(tail -n 1 "$logs/libnbd-tests.log")"
 programs interop 600 build "" only interop
 programs e2e 1200 build "" only e2e

@@ -1,6 +1,6 @@
 //! An ext4 image with real data: up to 4 GB of this machine's `/usr`.
 
-use crate::{Done, migrating::run_to_end};
+use crate::{Done, run_to_end};
 use std::{
     collections::{BTreeSet, VecDeque},
     fs,

@@ -6,9 +6,9 @@
 use crate::{
     Done,
     fio::{self, Load, Logged},
-    migrating::{SECONDS, loopback, move_volume},
     mirror::Pair,
-    record::{IOPS, Report, Unit, median},
+    moving::{MS, SECONDS, loopback, move_volume},
+    record::{IOPS, Report, median},
     room::{MEMORY, Need},
 };
 use drover_e2e::Cluster;
@@ -81,8 +81,6 @@ pub fn run(report: &mut Report, rounds: usize) -> Done {
     report.aim(format!("50 MB/s writer: {ended} of {rounds} moves ended, aim all"), ended == rounds);
     Ok(())
 }
-
-const MS: Unit = ("ms", "lower");
 
 fn tell(report: &mut Report, name: &str, ours: &Series, peer: &Series) -> Done {
     let kept = "50 MB/s writer, share of its IOPS kept during a move";

@@ -4,11 +4,13 @@
 //! `--rounds N` measures N pairs of everything instead of the usual number, `--part NAME` only that part of a case; its
 //! rows then go to a file of their own. Needs root for the limited link, and what `scripts/setup.sh bench` installs.
 
+mod cold;
 mod fio;
+mod flips;
 mod image;
 mod live;
-mod migrating;
 mod mirror;
+mod moving;
 mod peers;
 mod pin;
 mod qmp;
@@ -19,7 +21,10 @@ mod stops;
 
 use record::Report;
 use room::Need;
-use std::{error::Error, process::ExitCode};
+use std::{
+    error::Error,
+    process::{Command, ExitCode},
+};
 
 type Done = Result<(), Box<dyn Error>>;
 
@@ -32,7 +37,14 @@ struct Part {
     measure: fn(&mut Report, usize) -> Done,
 }
 
-const CASES: [(&str, &[Part]); 2] = [("nbd", serving::PARTS), ("migrate", migrating::PARTS)];
+/// Parts of CASE=migrate.
+const MIGRATE: &[Part] = &[
+    Part { name: "cold", rounds: 5, need: cold::NEED, measure: cold::run },
+    Part { name: "live", rounds: 5, need: live::NEED, measure: live::run },
+    Part { name: "flips", rounds: 100, need: flips::NEED, measure: flips::run },
+];
+
+const CASES: [(&str, &[Part]); 2] = [("nbd", serving::PARTS), ("migrate", MIGRATE)];
 
 const USAGE: &str = "usage: drover-bench [nbd] [migrate] [--rounds N] [--part tmpfs|disk|snapshot|cold|live|flips]";
 
@@ -98,4 +110,12 @@ fn run(wanted: &Wanted) -> Done {
         report.print();
     }
     Ok(())
+}
+
+fn run_to_end(command: &mut Command) -> Done {
+    let output = command.output()?;
+    if output.status.success() {
+        return Ok(());
+    }
+    Err(format!("{command:?}: {}", String::from_utf8_lossy(&output.stderr)).into())
 }

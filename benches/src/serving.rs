@@ -6,11 +6,11 @@
 use crate::{
     Done, Part,
     fio::{self, Load},
-    migrating::run_to_end,
     peers::{self, Server},
     pin::Processor,
     record::{IOPS, Report, Unit},
     room::{DISK, MEMORY, Need},
+    run_to_end,
 };
 use drover_e2e::{Cluster, Layout};
 use std::{error::Error, fs::File, path::Path, process::Command};
