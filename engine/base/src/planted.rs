@@ -91,6 +91,8 @@ bugs! {
     StandstillCounts,
     /// A way back that was closed because the volume is opened again is opened by who watched it before.
     WayBackOpenedLate,
+    /// A sending that was begun before takes the destination to be empty.
+    SendNotCompared,
     /// A connection is served whatever proof of the secret it shows.
     SecretNotChecked,
     /// A tier is opened whatever label its device bears.

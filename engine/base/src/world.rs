@@ -1,6 +1,6 @@
 //! The world as the deciding code sees it: clock, timer, chance, network, tasks.
 //!
-//! Production implements these over the kernel (`engine/node`), the simulator over a seed (`tests/sim`).
+//! Production implements these over the kernel (`engine/runtime`), the simulator over a seed (`tests/sim`).
 //! All of it belongs to one thread: futures are not `Send`, state is `Rc`.
 
 use crate::Instant;

@@ -25,13 +25,12 @@ pub struct Node {
 }
 
 impl Node {
-    fn new(world: World) -> Self {
-        Self::from_images(world, SimImage::new(SLOTS * EXTENT_BYTES), MemoryImage::new())
+    fn new(world: World, slots: u64) -> Self {
+        Self::from_images(world, slots, SimImage::new(slots * EXTENT_BYTES), MemoryImage::new())
     }
 
-    fn from_images(world: World, device: SimImage, meta: MemoryImage) -> Self {
-        let tiers =
-            Tiers::new(vec![TierSpec { name: "a".into(), class: TierClass::Nvme, slots: SLOTS, discards: false }]);
+    fn from_images(world: World, slots: u64, device: SimImage, meta: MemoryImage) -> Self {
+        let tiers = Tiers::new(vec![TierSpec { name: "a".into(), class: TierClass::Nvme, slots, discards: false }]);
         let device = SimDevice::from_image(world.clone(), device);
         Self { device, meta: MemoryMeta::from_image(world.clone(), meta), world, tiers }
     }
@@ -55,7 +54,8 @@ impl Node {
     /// The node after a loss of power.
     pub fn crashed(&self) -> Self {
         let random = &*self.world.random;
-        Self::from_images(self.world.clone(), self.device.crash(random), self.meta.crash(random))
+        let slots = self.tiers.usage()[0].slots_total;
+        Self::from_images(self.world.clone(), slots, self.device.crash(random), self.meta.crash(random))
     }
 
     pub fn used(&self) -> u64 {
@@ -65,11 +65,14 @@ impl Node {
 
 /// Runs a test under several seeds.
 pub fn run<F: Future<Output = ()> + 'static>(test: impl Fn(Node) -> F) {
-    for seed in 1..=8 {
-        let mut solo = SoloWorld::new(seed);
-        let node = Node::new(solo.world());
-        solo.run(test(node));
-    }
+    (1..=8).for_each(|seed| run_with(seed, SLOTS, &test));
+}
+
+/// Runs it once, on a tier of so many slots.
+pub fn run_with<F: Future<Output = ()> + 'static>(seed: u64, slots: u64, test: impl Fn(Node) -> F) {
+    let mut solo = SoloWorld::new(seed);
+    let node = Node::new(solo.world(), slots);
+    solo.run(test(node));
 }
 
 pub fn bytes(len: usize, byte: u8) -> Buffer {

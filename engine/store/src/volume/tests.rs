@@ -1,10 +1,15 @@
 use super::*;
 use crate::{
     BlockStatus, MergeLeft, Merged, Store, StoreConfig, StoreError, TapChange, Unfenced, ZeroMode,
-    testing::{ID, Node, SIZE, SLOTS, bytes, read, run},
+    testing::{ID, Node, SIZE, SLOTS, bytes, read, run, run_with},
     zero_block_digest,
 };
-use drover_base::{Epoch, LocalFuture, units::EXTENT_BYTES};
+use drover_base::{
+    Epoch, LocalFuture,
+    limits::REQUEST_BYTES_MAX,
+    units::{BLOCK_BYTES, EXTENT_BYTES},
+};
+use drover_disk::Buffer;
 use drover_disk::fault::{FailNth, Operation};
 use futures::{
     FutureExt,
@@ -363,6 +368,29 @@ fn the_tap_sees_whole_blocks_and_is_waited_for() {
         volume.set_tap(None);
         volume.write(&Unfenced, 0, bytes(1, 2), false).await.unwrap();
         assert!(tap.changes.take().is_empty() && tap.failed.take().is_empty());
+    });
+}
+
+/// The largest request at an odd offset concerns a block more than a message can carry, and ended the node that mirrored.
+#[test]
+fn the_tap_sees_no_change_larger_than_a_request() {
+    const LARGE: u64 = 2 * REQUEST_BYTES_MAX;
+    run_with(1, LARGE / EXTENT_BYTES, |node| async move {
+        let volume = node.open().await.create_volume(ID, "web", LARGE).await.unwrap();
+        let tap = Recorder::new(&node);
+        volume.set_tap(Some(tap.clone()));
+        for offset in [512, 0, 4096] {
+            let data = bytes(REQUEST_BYTES_MAX as usize, offset as u8 + 1);
+            volume.write(&Unfenced, offset, Buffer::from_slice(&data), false).await.unwrap();
+            assert_eq!(read(&volume, offset, REQUEST_BYTES_MAX).await, *data);
+            let len = |change: TapChange| match change {
+                TapChange::Write { data, .. } => data.len() as u64,
+                TapChange::Zero { len, .. } => len,
+            };
+            let lens: Vec<u64> = tap.changes.take().into_iter().map(len).collect();
+            assert!(lens.iter().all(|len| *len <= REQUEST_BYTES_MAX), "{lens:?}");
+            assert_eq!(lens.iter().sum::<u64>(), REQUEST_BYTES_MAX + if offset == 512 { BLOCK_BYTES } else { 0 });
+        }
     });
 }
 

@@ -10,10 +10,12 @@ use crate::{
     slots::Tiers,
     tap::{Fence, Tap, TapChange},
     volume::read::{Run, push_run},
+    volume::zero::parts,
 };
 use bytes::Bytes;
 use drover_base::{
     BlockMask, ByteRange, ExtentIndex, IoError, LocalFuture,
+    limits::REQUEST_BYTES_MAX,
     planted::{Bug, is_planted},
     units::{BLOCK_BYTES, EXTENT_BYTES},
 };
@@ -87,7 +89,16 @@ impl Volume {
         self.health.check()?;
         if !range.is_empty() {
             let held = self.hold(range).await;
-            self.apply_write(fence, &held, range, data, self.tap()).await?;
+            if range.block_aligned().len <= REQUEST_BYTES_MAX {
+                self.apply_write(fence, &held, range, data, self.tap()).await?;
+            } else {
+                // Grown to whole blocks it would be larger than anything that is passed on.
+                for part in parts(range) {
+                    let at = (part.offset - range.offset) as usize;
+                    let piece = Buffer::from_slice(&data[at..at + part.len as usize]);
+                    self.apply_write(fence, &held, part, piece, self.tap()).await?;
+                }
+            }
         }
         if fua {
             self.flush_range(range).await?;

@@ -22,7 +22,7 @@ pub struct ZeroMode {
 }
 
 /// Consecutive parts no larger than a request, cut at multiples of it.
-fn parts(range: ByteRange) -> impl Iterator<Item = ByteRange> {
+pub(super) fn parts(range: ByteRange) -> impl Iterator<Item = ByteRange> {
     let mut offset = range.offset;
     std::iter::from_fn(move || {
         let len = (REQUEST_BYTES_MAX - offset % REQUEST_BYTES_MAX).min(range.end() - offset);
