@@ -11,9 +11,9 @@ use crate::snapshots::of_people;
 use crate::table::{Changes, NewEvent, State};
 use crate::volumes::find_idle;
 use drover_base::{Generation, MigrationId, NodeId, VolumeId};
-use drover_types::record::{MigrationRecord, Stage, VolumeRecord};
+use drover_types::record::{LinkRecord, MigrationRecord, Stage, VolumeRecord};
 use drover_types::{
-    Action, ApiError, ErrorCode, Migration, MigrationPlan, Phase, PlanRequest, RateSource, StartMigration,
+    Action, ApiError, ErrorCode, Health, Migration, MigrationPlan, Phase, PlanRequest, RateSource, StartMigration,
     TuneMigration,
 };
 use std::rc::Rc;
@@ -65,8 +65,8 @@ impl Control {
         let measured = state.links.get(&(source.clone(), destination.clone())).map(|kept| &kept.record.measured);
         let (link_bytes_per_s, link_rate) = match (request.link_bytes_per_s, measured) {
             (Some(given), _) => (given, RateSource::Given),
-            (None, Some(measured)) => (measured.bytes_per_s, RateSource::Measured),
-            (None, None) => (self.config.link_bytes_per_s_assumed, RateSource::Assumed),
+            (None, Some(LinkRecord { bytes_per_s: Some(measured), .. })) => (*measured, RateSource::Measured),
+            (None, _) => (self.config.link_bytes_per_s_assumed, RateSource::Assumed),
         };
         let total = |node| {
             let report = self.nodes.report(node)?;
@@ -82,6 +82,7 @@ impl Control {
             snapshots: reported.as_ref().map_or(0, |(status, ..)| of_people(status)),
             free_bytes: self.nodes.free_bytes(destination),
             total_bytes: total(destination),
+            destination_is_down: self.nodes.health(destination) == Health::Down,
             link_bytes_per_s,
             link_rate,
             throttle_bytes_per_s: request.options.throttle_bytes_per_s,

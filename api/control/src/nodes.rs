@@ -82,12 +82,12 @@ impl Nodes {
         Some(self.lived.now().saturating_sub(heard))
     }
 
+    /// Unknown only until there was time to hear from everybody.
     pub fn health(&self, node: &NodeId) -> Health {
         match self.silence(node) {
-            None if self.lived.now() < SILENT_AFTER => Health::Unknown,
-            None => Health::Down,
             Some(silence) if silence < SILENT_AFTER => Health::Up,
-            Some(_) => Health::Down,
+            None if self.lived.now() < SILENT_AFTER => Health::Unknown,
+            _ => Health::Down,
         }
     }
 

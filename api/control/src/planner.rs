@@ -22,6 +22,7 @@ pub struct Estimate {
     pub snapshots: usize,
     pub free_bytes: Option<u64>,
     pub total_bytes: Option<u64>,
+    pub destination_is_down: bool,
     pub link_bytes_per_s: u64,
     pub link_rate: RateSource,
     pub throttle_bytes_per_s: Option<u64>,
@@ -54,7 +55,7 @@ pub fn plan(estimate: &Estimate) -> MigrationPlan {
         pause_ms_expected: estimate.pause_ms_measured.unwrap_or(PAUSE_MS_ASSUMED),
         destination_free_bytes: free,
         space_needed_bytes,
-        fits: estimate.free_bytes.is_some_and(|free| space_needed_bytes <= free),
+        fits: estimate.free_bytes.is_some_and(|free| space_needed_bytes <= free) && estimate.total_bytes != Some(0),
         warnings: warnings(estimate, link, space_needed_bytes),
     }
 }
@@ -70,6 +71,7 @@ fn warnings(estimate: &Estimate, link: u64, needed: u64) -> Vec<Warning> {
         warn("writer_faster_than_link", text);
     }
     match (estimate.free_bytes, estimate.total_bytes) {
+        (_, Some(0)) => warn("no_tiers", format!("{} has no tiers: it is a gateway", estimate.destination)),
         (None, _) => warn("destination_unknown", format!("{} has not reported its space", estimate.destination)),
         (Some(free), _) if needed > free => {
             warn("no_space", format!("{needed} bytes are needed at {}, {free} are free", estimate.destination));
@@ -81,6 +83,9 @@ fn warnings(estimate: &Estimate, link: u64, needed: u64) -> Vec<Warning> {
             }
         }
         (Some(_), None) => {}
+    }
+    if estimate.destination_is_down {
+        warn("destination_down", format!("{} is down: nothing is sent until it is back", estimate.destination));
     }
     if estimate.snapshots > 0 {
         let text = format!(
@@ -127,6 +132,7 @@ mod tests {
             snapshots: 0,
             free_bytes: Some(100 * GIB),
             total_bytes: Some(200 * GIB),
+            destination_is_down: false,
             link_bytes_per_s: GIB / 8,
             link_rate: RateSource::Given,
             throttle_bytes_per_s: None,
@@ -157,6 +163,8 @@ mod tests {
             true,
             &["nearly_full"],
         );
+        check(&Estimate { free_bytes: Some(0), total_bytes: Some(0), ..estimate() }, 32_000, false, &["no_tiers"]);
+        check(&Estimate { destination_is_down: true, ..estimate() }, 32_000, true, &["destination_down"]);
         check(&Estimate { snapshots: 2, ..estimate() }, 32_000, true, &["snapshots_stay"]);
         check(&Estimate { free_bytes: None, ..estimate() }, 32_000, false, &["destination_unknown"]);
         let unknown = Estimate { used_bytes: None, valid_bytes: None, link_rate: RateSource::Assumed, ..estimate() };

@@ -4,12 +4,14 @@
 //! a lease while the lease is moving.
 
 use crate::Control;
+use crate::config::RPC_DEADLINE;
 use crate::leases::{grant, grants_of, volumes_of};
 use crate::ledger::StoreFailed;
 use crate::table::{Changes, NewEvent, State};
 use drover_base::planted::{Bug, is_planted};
 use drover_base::world::Connection;
 use drover_base::{Epoch, InstanceId, MigrationId, NodeId, VolumeId};
+use drover_types::Health;
 use drover_types::record::{MigrationRecord, NodeRecord, Stage};
 use drover_wire::admin::{ControlReply, ControlRequest, Export, NodeRegistration, NodeRequest, Refusal};
 use drover_wire::preamble::{Channel, Preamble};
@@ -121,6 +123,7 @@ async fn register(control: &Rc<Control>, node: NodeRegistration) -> Result<Contr
     control
         .ledger
         .commit(|state, changes| {
+            check_name(control, state, &record)?;
             note_registration(state, changes, record);
             Ok::<_, Refused>(())
         })
@@ -138,6 +141,18 @@ async fn register(control: &Rc<Control>, node: NodeRegistration) -> Result<Contr
     control.wake_executors();
     restore_exports(control, &name);
     Ok(ControlReply::Registered { grants })
+}
+
+/// Two processes of one name would both serve what the name holds. One that starts again where it was is let in at once: two
+/// cannot listen there. Elsewhere the one before has to have fallen silent, also for this process.
+fn check_name(control: &Control, state: &State, record: &NodeRecord) -> Result<(), Refusal> {
+    let Some(known) = state.node(&record.node) else { return Ok(()) };
+    let is_another = known.instance != record.instance && known.admin != record.admin;
+    if is_another && control.nodes.health(&record.node) != Health::Down {
+        let NodeRecord { node, admin, instance, .. } = known.clone();
+        return Err(Refusal::Taken { node, admin, instance });
+    }
+    Ok(())
 }
 
 /// Records the node where it is new or changed. A new start of a node voids what rested on the one before.
@@ -183,7 +198,8 @@ fn event(migration: &MigrationRecord, event: NewEvent) -> NewEvent {
     event.volume(migration.volume).migration(migration.migration)
 }
 
-/// Sends the node its exports; it may have lost them.
+/// Sends the node its exports, and takes back those that it has from before it was forgotten: it may have lost some, and
+/// known of more than are recorded.
 fn restore_exports(control: &Rc<Control>, node: &NodeId) {
     let (admin, exports) = {
         let state = control.ledger.state();
@@ -203,12 +219,27 @@ fn restore_exports(control: &Rc<Control>, node: &NodeId) {
             for export in exports {
                 let name = export.name.clone();
                 let request = NodeRequest::SetExport { export };
-                if let Err(error) = this.nodes.call(&node, &admin, &request, crate::config::RPC_DEADLINE).await {
+                if let Err(error) = this.nodes.call(&node, &admin, &request, RPC_DEADLINE).await {
                     tracing::warn!(%node, name, %error, "an export was not restored; the next registration tries again");
                 }
             }
+            take_back_exports(&this, &node, &admin).await;
         })
         .detach();
+}
+
+/// What is recorded comes before what is served, so an export that the node reports and nobody has recorded is of before.
+async fn take_back_exports(control: &Control, node: &NodeId, admin: &str) {
+    let Ok(status) = control.nodes.poll(node, admin).await else { return };
+    for Export { name, .. } in &status.exports {
+        if control.ledger.state().exports.contains_key(&(node.clone(), name.clone())) {
+            continue;
+        }
+        let request = NodeRequest::RemoveExport { name: name.clone() };
+        if let Err(error) = control.nodes.call(node, admin, &request, RPC_DEADLINE).await {
+            tracing::warn!(%node, name, %error, "an export was not taken back; the next registration tries again");
+        }
+    }
 }
 
 async fn renew(

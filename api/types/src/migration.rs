@@ -433,6 +433,8 @@ pub struct Migration {
     /// What it waits for, where it waits for something in particular.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub waits_for: Option<String>,
+    /// It waits for a person: to resume it, to cut over, to commit, or to decide.
+    pub needs_you: bool,
     /// Bytes of blocks to send, those of them that have arrived (never more), and those that are left now, what clients
     /// wrote again included.
     pub bytes_total: u64,

@@ -72,10 +72,12 @@ pub struct ExportRecord {
     pub workload: Option<String>,
 }
 
-/// What was measured between two nodes by the last migration that got there.
+/// What was measured between two nodes.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LinkRecord {
-    pub bytes_per_s: u64,
+    /// The most that a migration got there; `None`: none was large enough to tell, or went as fast as it could.
+    pub bytes_per_s: Option<u64>,
+    /// Of the last migration.
     pub pause_ms: u64,
 }
 

@@ -101,6 +101,9 @@ impl Node {
                 false => Err(Refusal::Conflict { reason: reason() }),
             };
         }
+        if !self.has_tiers() {
+            return Err(Refusal::NoTiers);
+        }
         let made = self.context.store.create_volume(volume, name, size_bytes).await.map_err(refusal_of)?;
         let record = SeatRecord {
             epoch,

@@ -24,7 +24,7 @@ pub use check::{Checked, check};
 pub use restore::restore;
 
 use crate::config::{Class, NodeConfig};
-use crate::{Common, RestoredError, StartError};
+use crate::{Common, Office, RestoredError, StartError};
 use bound::Bound;
 use drover_base::{InstanceId, World};
 use drover_disk::{KernelError, OpenError, UringDevice};
@@ -92,6 +92,8 @@ pub enum DaemonError {
     Start(#[from] StartError),
     #[error("cannot listen at {address}: {error}")]
     Listen { address: String, error: io::Error },
+    #[error("{by}")]
+    Taken { by: String },
     #[error("the runtime failed: {0}")]
     Runtime(#[from] io::Error),
 }
@@ -138,17 +140,35 @@ async fn serve(config: NodeConfig) -> Result<(), DaemonError> {
     let running = Running::start(&parts, world.clone()).await?;
     tracing::info!(target: "node", node = %config.id, instance = %settings.instance, shards = config.shards, "up");
     running.shards().join(&world, &settings, &common);
+    let mut stop = Box::pin(async move {
+        tokio::select! {
+            biased;
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+    });
+    let mut office = common.office();
+    let admitted = tokio::select! {
+        biased;
+        () = &mut stop => Err(None),
+        admitted = office.wait_for(|office| *office != Office::Awaited) => refused(admitted).map_or(Ok(()), |error| Err(Some(error))),
+    };
+    if let Err(error) = admitted {
+        running.stop().await;
+        meta.close();
+        return error.map_or(Ok(()), Err);
+    }
     let (closing, closed) = watch::channel(false);
     let clients = bound.serve(&world, &running, common.exports(), &closed);
     let store = running.first().store.clone();
     if config.checkpoint.is_some() {
         world.spawn(checkpoints(world.clone(), store.clone())).detach();
     }
-    tokio::select! {
+    let ended = tokio::select! {
         biased;
-        _ = terminate.recv() => {}
-        _ = interrupt.recv() => {}
-    }
+        () = &mut stop => Ok(()),
+        taken = office.wait_for(|office| matches!(office, Office::Taken(_))) => refused(taken).map_or(Ok(()), Err),
+    };
     tracing::info!(target: "node", "stopping");
     // Nobody listens any more only if no connection was ever there.
     let _ = closing.send(true);
@@ -163,7 +183,15 @@ async fn serve(config: NodeConfig) -> Result<(), DaemonError> {
     }
     meta.close();
     tracing::info!(target: "node", "stopped");
-    Ok(())
+    ended
+}
+
+/// Why the node may not serve, if so.
+fn refused(office: Result<watch::Ref<'_, Office>, watch::error::RecvError>) -> Option<DaemonError> {
+    match &*office.ok()? {
+        Office::Taken(by) => Some(DaemonError::Taken { by: by.clone() }),
+        Office::Awaited | Office::Serves => None,
+    }
 }
 
 /// Volumes' data lies below: it is for nobody else to read.

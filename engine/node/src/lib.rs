@@ -48,6 +48,7 @@ mod tests;
 mod writers;
 
 pub use lease::LeaseGuard;
+pub use membership::Office;
 pub use node::{Node, NodeSettings, NodeStorage, StartError};
 pub use restored::{RestoredError, distrust_seats};
 pub use router::RoutedExport;

@@ -7,17 +7,19 @@
 //! Invariants
 //! - A renewal counts from when it was sent; its answer is used only for the epoch that was asked for.
 //! - A control plane that is down stops nothing here: untimed leases need none of this.
+//! - A node whose name another live process has serves nobody: at its start it waits until it was registered, or nobody is
+//!   there to say so; later it ends.
 //! - A shard that is too busy to say what it holds delays nobody: the others' leases are renewed without it.
 
 use crate::backoff::Backoff;
 use crate::node::NodeSettings;
 use crate::shards::{Confirmed, Held, Shards};
 use drover_base::{Epoch, Instant, VolumeId, World};
-use drover_wire::admin::{ControlReply, ControlRequest, NodeRegistration};
+use drover_wire::admin::{ControlReply, ControlRequest, NodeRegistration, Refusal};
 use drover_wire::preamble::{Channel, Preamble};
 use drover_wire::rpc::{RpcClient, RpcError};
 use std::{
-    cell::RefCell,
+    cell::{Cell, RefCell},
     collections::BTreeMap,
     rc::Rc,
     sync::{
@@ -26,7 +28,7 @@ use std::{
     },
     time::Duration,
 };
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 
 /// How often at least a node is heard of.
 const PERIOD_MAX: Duration = Duration::from_secs(2);
@@ -35,6 +37,20 @@ const PERIOD_MAX: Duration = Duration::from_secs(2);
 /// lease.
 const SHARD_DEADLINE: Duration = Duration::from_millis(100);
 
+/// How long a start waits for the one before, at another address, to be taken for gone.
+const TAKEN_PATIENCE: Duration = Duration::from_secs(20);
+
+/// Whether the node may serve.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Office {
+    /// Nobody has said yet.
+    #[default]
+    Awaited,
+    Serves,
+    /// Another process is the node of this name: what the control plane said.
+    Taken(String),
+}
+
 /// What shards know of the node's membership, and ask of it.
 #[derive(Default)]
 pub(crate) struct Standing {
@@ -42,6 +58,7 @@ pub(crate) struct Standing {
     pub has_registered: AtomicBool,
     /// A lease waits for its confirmation.
     pub renew_now: Notify,
+    pub office: watch::Sender<Office>,
 }
 
 pub(crate) struct Membership<C> {
@@ -52,6 +69,8 @@ pub(crate) struct Membership<C> {
     standing: Arc<Standing>,
     /// Why the last registration got no answer.
     failed: RefCell<Option<RpcError>>,
+    /// Since when it is told that its name is taken.
+    taken_since: Cell<Option<Instant>>,
 }
 
 impl<C: 'static> Membership<C> {
@@ -71,7 +90,15 @@ impl<C: 'static> Membership<C> {
             nbd_unix: settings.nbd_unix.clone(),
             nbd_tcp: settings.nbd_tcp.clone(),
         };
-        Some(Self { world, client, registration, shards, standing, failed: RefCell::default() })
+        Some(Self {
+            world,
+            client,
+            registration,
+            shards,
+            standing,
+            failed: RefCell::default(),
+            taken_since: Cell::default(),
+        })
     }
 
     /// Registers and renews for as long as the node lives.
@@ -129,22 +156,45 @@ impl<C: 'static> Membership<C> {
         match self.client.call(&request, deadline).await {
             Ok(ControlReply::Registered { grants }) => {
                 self.standing.has_registered.store(true, Ordering::Release);
+                self.standing.office.send_replace(Office::Serves);
+                self.taken_since.take();
                 self.failed.take();
                 let mine = grants.iter().filter(|grant| grant.holder.node == self.registration.address.node);
                 let renewed = mine.map(|grant| (grant.volume, grant.epoch)).collect();
                 Some(Confirmed { sent, grants, renewed })
+            }
+            Ok(ControlReply::Refused(taken @ Refusal::Taken { .. })) => {
+                self.taken(taken.to_string());
+                None
             }
             Ok(refused) => {
                 tracing::warn!(target: "drover::membership", ?refused, "not registered");
                 None
             }
             Err(error) => {
+                if self.taken_since.get().is_none() {
+                    // Its volumes need no control plane.
+                    self.standing.office.send_replace(Office::Serves);
+                }
                 // Tried again and again: told once.
                 if self.failed.replace(Some(error.clone())) != Some(error.clone()) {
                     tracing::warn!(target: "drover::membership", %error, "not registered");
                 }
                 None
             }
+        }
+    }
+
+    fn taken(&self, by: String) {
+        let now = self.world.now();
+        let since = self.taken_since.get().unwrap_or_else(|| {
+            tracing::warn!(target: "drover::membership", %by, "not registered");
+            now
+        });
+        self.taken_since.set(Some(since));
+        let serves = *self.standing.office.borrow() == Office::Serves;
+        if serves || now.since(since) >= TAKEN_PATIENCE {
+            self.standing.office.send_replace(Office::Taken(by));
         }
     }
 

@@ -14,7 +14,7 @@
 use crate::accounts::Accounts;
 use crate::context::Context;
 use crate::control_link::ControlLink;
-use crate::nbd::{BlockExport, BlockService, ExportName};
+use crate::nbd::{BlockService, ExportName, Opened};
 use crate::peer_server;
 use crate::router::{Route, RoutedExport};
 use crate::seat::{EXPORT_PREFIX, SEAT_PREFIX, Seat};
@@ -273,13 +273,18 @@ impl Node {
     }
 
     pub(crate) fn drop_export(&self, name: &str) {
-        // Connections that are open, and what their clients were acknowledged, keep the route.
+        // Its clients are sent away. What they were acknowledged keeps the route.
         self.exports.remove(name);
     }
 
     /// What NBD serves of the volumes whose home this is.
     pub fn exports(self: &Rc<Self>) -> Rc<dyn BlockService> {
         Rc::new(HomeExports(self.clone()))
+    }
+
+    /// A gateway has none, and holds no volumes.
+    pub(crate) fn has_tiers(&self) -> bool {
+        !self.tiers.usage().is_empty()
     }
 
     pub(crate) fn refresh_reservations(&self) {
@@ -425,12 +430,13 @@ impl Shard<Connection> for Node {
 struct HomeExports(Rc<Node>);
 
 impl BlockService for HomeExports {
-    fn open(&self, name: &ExportName) -> LocalFuture<'_, Result<Rc<dyn BlockExport>, nbd::Refusal>> {
+    fn open(&self, name: &ExportName) -> LocalFuture<'_, Result<Opened, nbd::Refusal>> {
         // On the way here the name may have become another volume's.
-        let here = self.0.export(&name.export).filter(|export| self.0.context.store.is_home_of(export.volume));
-        let opened = here.ok_or(nbd::Refusal::Unknown).map(|export| {
+        let offered = self.0.exports.attach(&name.export);
+        let here = offered.filter(|(export, _)| self.0.context.store.is_home_of(export.volume));
+        let opened = here.ok_or(nbd::Refusal::Unknown).map(|(export, withdrawn)| {
             let routed = RoutedExport::new(self.0.route(export.volume), facts_of(&export));
-            self.0.accounts.charged(&export, name.workload.as_deref(), routed)
+            Opened { export: self.0.accounts.charged(&export, name.workload.as_deref(), routed), withdrawn }
         });
         Box::pin(std::future::ready(opened))
     }

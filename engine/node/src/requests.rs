@@ -110,6 +110,9 @@ impl Node {
         {
             return prepare_again(&seat, &of).await;
         }
+        if !self.has_tiers() {
+            return Err(Refusal::NoTiers);
+        }
         let filled = self.context.store.volume(of.volume).map_or(0, |volume| volume.usage().used_bytes);
         self.refresh_reservations();
         self.reservations
@@ -179,6 +182,9 @@ impl Node {
         if running.is_some_and(|outbound| outbound.generation == of.generation) {
             return Ok(NodeReply::Done);
         }
+        // Begun before: the other side may have what was sent then, also of what is gone here since.
+        let was_begun = record.leg.is_some() && !is_planted(Bug::SendNotCompared);
+        let of = Sending { compare: of.compare || was_begun, ..of };
         let leg = Leg {
             migration: of.migration,
             generation: of.generation,

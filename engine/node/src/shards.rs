@@ -14,8 +14,8 @@
 //! `C` is a connection of another node as it arrives: where shards are threads, one that can still move.
 
 use crate::admin::request_name;
-use crate::membership::{Membership, Standing};
-use crate::nbd::{Catalog, ExportFacts, ExportName};
+use crate::membership::{Membership, Office, Standing};
+use crate::nbd::{Catalog, ExportFacts, ExportName, Offer};
 use crate::node::{NodeSettings, merge_status};
 use crate::peer_server::{HELLO_DEADLINE, hello_of, volume_of};
 use crate::space::Reservations;
@@ -28,12 +28,13 @@ use drover_wire::preamble::{Channel, Preamble};
 use drover_wire::{nbd, rpc};
 use futures::stream::{FuturesUnordered, StreamExt};
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, btree_map::Entry},
     io,
     rc::Rc,
     sync::{Arc, Mutex, MutexGuard},
     time::Duration,
 };
+use tokio::sync::watch;
 
 mod local;
 
@@ -53,6 +54,11 @@ impl Common {
         Self { tiers, reservations: Reservations::default(), exports: Exports::default(), standing: Arc::default() }
     }
 
+    /// Whether the node may serve.
+    pub fn office(&self) -> watch::Receiver<Office> {
+        self.standing.office.subscribe()
+    }
+
     /// What clients are told of before they have chosen an export.
     pub fn exports(&self) -> Exports {
         self.exports.clone()
@@ -61,19 +67,36 @@ impl Common {
 
 /// The exports of a node by name. Clones share them.
 #[derive(Clone, Default)]
-pub struct Exports(Arc<Mutex<BTreeMap<String, Export>>>);
+pub struct Exports(Arc<Mutex<BTreeMap<String, Served>>>);
+
+struct Served {
+    export: Export,
+    offer: Offer,
+}
 
 impl Exports {
-    fn all(&self) -> MutexGuard<'_, BTreeMap<String, Export>> {
+    fn all(&self) -> MutexGuard<'_, BTreeMap<String, Served>> {
         self.0.lock().expect("no panic under this lock")
     }
 
     pub fn get(&self, name: &str) -> Option<Export> {
-        self.all().get(name).cloned()
+        self.all().get(name).map(|served| served.export.clone())
     }
 
+    /// The export, and what completes when it is withdrawn: then its clients are sent away.
+    pub(crate) fn attach(&self, name: &str) -> Option<(Export, LocalFuture<'static, ()>)> {
+        let all = self.all();
+        let Served { export, offer } = all.get(name)?;
+        Some((export.clone(), offer.withdrawn()))
+    }
+
+    /// The same export again leaves its connections alone.
     pub(crate) fn insert(&self, export: Export) {
-        self.all().insert(export.name.clone(), export);
+        match self.all().entry(export.name.clone()) {
+            Entry::Occupied(mut known) if known.get().export.volume == export.volume => known.get_mut().export = export,
+            Entry::Occupied(mut known) => drop(known.insert(Served::new(export))),
+            Entry::Vacant(free) => drop(free.insert(Served::new(export))),
+        }
     }
 
     pub(crate) fn remove(&self, name: &str) {
@@ -82,7 +105,13 @@ impl Exports {
 
     /// Ascending by name.
     pub(crate) fn to_vec(&self) -> Vec<Export> {
-        self.all().values().cloned().collect()
+        self.all().values().map(|served| served.export.clone()).collect()
+    }
+}
+
+impl Served {
+    fn new(export: Export) -> Self {
+        Self { export, offer: Offer::default() }
     }
 }
 
@@ -101,7 +130,7 @@ impl Catalog for Exports {
     }
 
     fn list(&self) -> Vec<(String, String)> {
-        self.all().values().map(|export| (export.name.clone(), export.volume.to_string())).collect()
+        self.all().values().map(|Served { export, .. }| (export.name.clone(), export.volume.to_string())).collect()
     }
 }
 
@@ -243,8 +272,9 @@ impl<C: 'static> Shards<C> {
     /// Registers the node with its control plane and renews its leases, in the background. Not before every shard has
     /// taken its volumes up.
     pub fn join(self: &Rc<Self>, world: &World, settings: &NodeSettings, common: &Common) {
-        if let Some(membership) = Membership::new(world.clone(), settings, self.clone(), common.standing.clone()) {
-            world.spawn(membership.run()).detach();
+        match Membership::new(world.clone(), settings, self.clone(), common.standing.clone()) {
+            Some(membership) => world.spawn(membership.run()).detach(),
+            None => drop(common.standing.office.send_replace(Office::Serves)),
         }
     }
 

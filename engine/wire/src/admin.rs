@@ -4,6 +4,7 @@
 //! (migration, generation, epoch): sent twice, it changes nothing the second time and answers the same. A request of
 //! an older generation or epoch is refused and changes nothing.
 
+use crate::rpc::Reply;
 use drover_base::{Epoch, Generation, InstanceId, IoError, MigrationId, NodeId, VolumeId};
 use serde::{Deserialize, Serialize};
 
@@ -225,6 +226,11 @@ pub enum Refusal {
     Io(IoError),
     #[error("{reason}")]
     Failed { reason: String },
+    #[error("it has no tiers: it is a gateway")]
+    NoTiers,
+    /// Another process is the node of that name, and alive.
+    #[error("{node} is up at {admin} as {instance}: two nodes cannot have one name")]
+    Taken { node: NodeId, admin: String, instance: InstanceId },
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -443,4 +449,20 @@ pub enum ControlReply {
     },
     Grant(Box<Grant>),
     Refused(Refusal),
+}
+
+impl Reply for NodeReply {
+    fn too_long(bytes: usize) -> Self {
+        Self::Refused(too_long(bytes))
+    }
+}
+
+impl Reply for ControlReply {
+    fn too_long(bytes: usize) -> Self {
+        Self::Refused(too_long(bytes))
+    }
+}
+
+fn too_long(bytes: usize) -> Refusal {
+    Refusal::Failed { reason: format!("the answer has {bytes} bytes, more than a message carries") }
 }

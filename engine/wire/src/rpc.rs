@@ -29,6 +29,10 @@ pub enum RpcError {
     Protocol { address: String },
 }
 
+/// Before the payload stands the number of the request.
+const ID_BYTES: usize = 8;
+const PAYLOAD_BYTES_MAX: usize = MESSAGE_HEAD_BYTES_MAX - ID_BYTES;
+
 /// Requests that a server runs at once on one connection; more wait unread.
 const CONCURRENT_MAX: usize = 256;
 
@@ -62,7 +66,7 @@ impl<Q: Serialize, A: DeserializeOwned> RpcClient<Q, A> {
 
     /// Sends the request and waits for its reply, at most `deadline` in all.
     pub async fn call(&self, request: &Q, deadline: Duration) -> Result<A, RpcError> {
-        let payload = postcard::to_stdvec(request).expect("plain data always encodes");
+        let payload = encode(request);
         let reply = self
             .world
             .timeout(deadline, self.exchange(payload))
@@ -132,11 +136,17 @@ impl<Q, A> Drop for RpcClient<Q, A> {
     }
 }
 
+/// What a request is answered with.
+pub trait Reply: Serialize {
+    /// In place of a reply of so many bytes, more than a message carries.
+    fn too_long(bytes: usize) -> Self;
+}
+
 /// Answers a connection's requests with `handle` until it breaks; requests run concurrently.
 pub async fn serve<Q, A, H, F>(world: World, preamble: Preamble, mut connection: Connection, handle: H)
 where
     Q: DeserializeOwned + 'static,
-    A: Serialize + 'static,
+    A: Reply + 'static,
     H: Fn(Q) -> F + 'static,
     F: Future<Output = A> + 'static,
 {
@@ -153,7 +163,10 @@ where
         let answer = handle(request);
         let sender = sender.clone();
         let run = async move {
-            let payload = postcard::to_stdvec(&answer.await).expect("plain data always encodes");
+            let mut payload = encode(&answer.await);
+            if payload.len() > PAYLOAD_BYTES_MAX {
+                payload = encode(&A::too_long(payload.len()));
+            }
             // A caller that left learns by its broken connection.
             let _ = sender.send(envelope(id, &payload)).await;
             drop(place);
@@ -163,15 +176,19 @@ where
     sender.close();
 }
 
+fn encode(content: &impl Serialize) -> Vec<u8> {
+    postcard::to_stdvec(content).expect("plain data always encodes")
+}
+
 fn envelope(id: u64, payload: &[u8]) -> Message {
-    let mut head = Vec::with_capacity(8 + payload.len());
+    let mut head = Vec::with_capacity(ID_BYTES + payload.len());
     head.extend_from_slice(&id.to_le_bytes());
     head.extend_from_slice(payload);
-    assert!(head.len() <= MESSAGE_HEAD_BYTES_MAX, "a request or reply passes the message bound");
+    assert!(payload.len() <= PAYLOAD_BYTES_MAX, "requests are bounded where they are made");
     Message { head: head.into(), body: Bytes::new() }
 }
 
 fn unseal(message: &Message) -> Option<(u64, Bytes)> {
-    let id = message.head.first_chunk::<8>()?;
-    Some((u64::from_le_bytes(*id), message.head.slice(8..)))
+    let id = message.head.first_chunk::<ID_BYTES>()?;
+    Some((u64::from_le_bytes(*id), message.head.slice(ID_BYTES..)))
 }

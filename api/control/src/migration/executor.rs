@@ -405,6 +405,8 @@ impl Control {
             Refusal::NotFound { .. } => (ErrorCode::VolumeNotFound, None),
             Refusal::Conflict { .. } => (ErrorCode::PhaseConflict, None),
             Refusal::NoSpace { .. } => (ErrorCode::NoSpace, Some("free space on the node, or choose another")),
+            Refusal::NoTiers => (ErrorCode::NoSpace, Some("choose a node with tiers")),
+            Refusal::Taken { .. } => (ErrorCode::NodeFailed, None),
             Refusal::Invalid { .. } => (ErrorCode::MalformedRequest, None),
             Refusal::Epoch { .. } | Refusal::Generation { .. } => {
                 (ErrorCode::Unavailable, Some("try again in a moment"))

@@ -100,41 +100,46 @@ pub fn next(view: &View<'_>) -> Step {
     }
 }
 
-/// Why a migration that could go on waits; for people.
-pub fn waits_for(view: &View<'_>) -> Option<String> {
-    let record = view.record;
-    if record.paused {
-        return Some("to be resumed".into());
-    }
-    if view.knowledge.link_down_since.is_some() && record.stage.is_before_flip() {
-        return Some(format!("{} to reach {} at its migration address", record.source, record.destination));
-    }
-    match record.stage {
-        Stage::Planned if view.earlier_cleanup => Some("the clean-up of an earlier migration".into()),
-        Stage::Mirroring => {
-            let next = Next { view, ask: None, wake: view.now };
-            next.gate().err().or_else(|| (!next.policy_agrees()).then(|| cutover(record)))
-        }
-        Stage::Settling if view.source_copy == SourceCopy::Lost => {
-            Some("a decision: the source has lost its copy".into())
-        }
-        Stage::Settling if record.proof_failed => Some("a decision: the proof failed".into()),
-        Stage::Settling if !record.way_back_open => Some("the way back to open".into()),
-        Stage::Settling if record.proven && view.source_snapshots.is_some_and(|count| count > 0) => {
-            let count = view.source_snapshots.unwrap_or_default();
-            Some(format!("the commit: snapshots of the volume ({count}) go with the copy of {}", record.source))
-        }
-        Stage::Settling if record.proven && record.options.commit == CommitPolicy::Manual => Some("the commit".into()),
-        Stage::Settling if record.proven => Some("the retention time".into()),
-        Stage::FlippingBack => Next { view, ask: None, wake: view.now }.way_back_whole().err(),
-        _ => None,
-    }
+/// What a migration that could go on waits for.
+pub struct Wait {
+    /// For people to read.
+    pub what: String,
+    /// It goes on when somebody asks for it, and not before.
+    pub needs_person: bool,
 }
 
-fn cutover(record: &MigrationRecord) -> String {
-    match record.options.window {
-        Some(window) => format!("its window, {window} UTC"),
-        None => "the cutover".into(),
+pub fn waits_for(view: &View<'_>) -> Option<Wait> {
+    let record = view.record;
+    let person = |what: &str| Some(Wait { what: what.into(), needs_person: true });
+    let itself = |what: String| Some(Wait { what, needs_person: false });
+    if record.paused {
+        return person("to be resumed");
+    }
+    if view.knowledge.link_down_since.is_some() && record.stage.is_before_flip() {
+        return itself(format!("{} to reach {} at its migration address", record.source, record.destination));
+    }
+    match record.stage {
+        Stage::Planned if view.earlier_cleanup => itself("the clean-up of an earlier migration".into()),
+        Stage::Mirroring => {
+            let next = Next { view, ask: None, wake: view.now };
+            match (next.gate(), record.options.window) {
+                (Err(why), _) => itself(why),
+                (Ok(()), _) if next.policy_agrees() => None,
+                (Ok(()), Some(window)) => itself(format!("its window, {window} UTC")),
+                (Ok(()), None) => person("the cutover"),
+            }
+        }
+        Stage::Settling if view.source_copy == SourceCopy::Lost => person("a decision: the source has lost its copy"),
+        Stage::Settling if record.proof_failed => person("a decision: the proof failed"),
+        Stage::Settling if !record.way_back_open => itself("the way back to open".into()),
+        Stage::Settling if record.proven && view.source_snapshots.is_some_and(|count| count > 0) => {
+            let count = view.source_snapshots.unwrap_or_default();
+            person(&format!("the commit: snapshots of the volume ({count}) go with the copy of {}", record.source))
+        }
+        Stage::Settling if record.proven && record.options.commit == CommitPolicy::Manual => person("the commit"),
+        Stage::Settling if record.proven => itself("the retention time".into()),
+        Stage::FlippingBack => Next { view, ask: None, wake: view.now }.way_back_whole().err().and_then(itself),
+        _ => None,
     }
 }
 

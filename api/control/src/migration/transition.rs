@@ -40,6 +40,9 @@ use drover_types::{ApiError, MigrationOptions, ProofResult};
 use drover_wire::admin::{Position, SendProgress};
 use std::time::Duration;
 
+/// A migration that sent less spent its time on other things than sending.
+const LINK_BYTES_MIN: u64 = 256 << 20;
+
 /// That a flip's two conditions were met: what moves the lease.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Handover {
@@ -474,9 +477,12 @@ impl Draft<'_> {
         if self.record.stage == Stage::Settling {
             let link = (self.record.source.clone(), self.record.destination.clone());
             let sent_ms = self.record.receipt.flip_ms.unwrap_or_default().max(1);
-            let measured = u128::from(self.record.receipt.wire_bytes) * 1000 / u128::from(sent_ms);
-            let known = self.state.links.get(&link).map_or(0, |kept| kept.record.measured.bytes_per_s);
-            let bytes_per_s = u64::try_from(measured).unwrap_or(u64::MAX).max(known);
+            let sent_bytes = self.record.receipt.wire_bytes;
+            let tells = sent_bytes >= LINK_BYTES_MIN && self.record.options.throttle_bytes_per_s.is_none();
+            let measured = u128::from(sent_bytes) * 1000 / u128::from(sent_ms);
+            let measured = tells.then_some(u64::try_from(measured).unwrap_or(u64::MAX));
+            let known = self.state.links.get(&link).and_then(|kept| kept.record.measured.bytes_per_s);
+            let bytes_per_s = measured.max(known);
             self.changes.put(Link { from: link.0, to: link.1, measured: LinkRecord { bytes_per_s, pause_ms } });
         }
         Ok(())

@@ -1,6 +1,7 @@
 //! A migration as people see it.
 
 use super::knowledge::Knowledge;
+use super::machine::Wait;
 use drover_types::record::{MigrationRecord, Shown, SlowedRecord, Stage};
 use drover_types::{Action, Migration, Slowed, WayBack};
 use drover_wire::admin::SendProgress;
@@ -69,7 +70,7 @@ fn way_back(record: &MigrationRecord) -> WayBack {
 }
 
 /// The migration with what was learned of it, where an executor runs.
-pub fn view(record: &MigrationRecord, knowledge: Option<&Knowledge>, waits_for: Option<String>) -> Migration {
+pub fn view(record: &MigrationRecord, knowledge: Option<&Knowledge>, waits: Option<Wait>) -> Migration {
     let report = knowledge.and_then(|knowledge| knowledge.report.as_ref()).map(|report| &report.progress);
     let mut shown = knowledge.map_or(record.shown, |knowledge| knowledge.shown);
     let mut receipt = record.receipt.clone();
@@ -101,7 +102,8 @@ pub fn view(record: &MigrationRecord, knowledge: Option<&Knowledge>, waits_for: 
         destination: record.destination.to_string(),
         phase: record.phase(),
         paused: record.paused && !record.stage.is_final(),
-        waits_for,
+        needs_you: waits.as_ref().is_some_and(|wait| wait.needs_person),
+        waits_for: waits.map(|wait| wait.what),
         bytes_total: shown.bytes_total,
         bytes_done: shown.bytes_done,
         bytes_left: left,

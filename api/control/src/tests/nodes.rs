@@ -2,9 +2,10 @@
 
 use super::cluster::{Cluster, node};
 use super::fake_node::{SECRET, address};
+use drover_base::limits::MESSAGE_HEAD_BYTES_MAX;
 use drover_base::{Epoch, InstanceId, MigrationId, VolumeId};
 use drover_types::Health;
-use drover_wire::admin::{ControlReply, ControlRequest, NodeRegistration, Refusal};
+use drover_wire::admin::{ControlReply, ControlRequest, NodeRegistration, NodeReply, NodeRequest, Refusal};
 use drover_wire::preamble::{Channel, Preamble};
 use drover_wire::rpc::{RpcClient, RpcError};
 use std::time::Duration;
@@ -63,6 +64,28 @@ fn a_node_that_does_not_return_after_a_restart_of_the_control_plane_is_down() {
     cluster.start_node("b");
     cluster.sim.run_for(Duration::from_secs(2));
     assert_eq!(health("b"), Health::Up);
+}
+
+/// A node with very many snapshots had a status larger than a message, and ended itself at each question.
+#[test]
+fn an_answer_that_is_too_long_is_refused() {
+    let cluster = Cluster::new(1);
+    let preamble = Preamble::new(Channel::Admin, SECRET);
+    let world = cluster.sim.process("talker").world();
+    cluster.sim.process("talker").spawn(async move {
+        let connection = world.net.listen("talker:1").await.unwrap().accept().await.unwrap();
+        let answer = |_: NodeRequest| async {
+            NodeReply::Refused(Refusal::Failed { reason: "x".repeat(MESSAGE_HEAD_BYTES_MAX) })
+        };
+        drover_wire::rpc::serve(world.clone(), preamble, connection, answer).await;
+    });
+    let process = cluster.sim.process("stranger");
+    let client = RpcClient::<NodeRequest, NodeReply>::new(process.world(), "talker:1", preamble);
+    let call = process.run(async move { client.call(&NodeRequest::Status, Duration::from_secs(5)).await });
+    match cluster.sim.block_on(call).unwrap() {
+        Ok(NodeReply::Refused(Refusal::Failed { reason })) => assert!(reason.contains("8388"), "{reason}"),
+        other => panic!("{other:?}"),
+    }
 }
 
 /// What a lease's renewal needs: the holder, its epoch, its registered start.
@@ -150,4 +173,30 @@ pub fn renewed_under_another_epoch(cluster: &Cluster) -> usize {
         ControlReply::Renewed { renewed, .. } => renewed.len(),
         other => panic!("{other:?}"),
     }
+}
+
+/// A copy of a node's data was started beside it: both were let in in turn, and both served what the node held.
+#[test]
+fn a_name_belongs_to_one_live_process() {
+    let cluster = Cluster::new(1);
+    let elsewhere = |instance| {
+        let ControlRequest::Register { mut node } = registration("a", instance) else { unreachable!() };
+        node.admin = "elsewhere:1".into();
+        ControlRequest::Register { node }
+    };
+    let shown = || cluster.look(|control| control.show_node("a").unwrap().value).unwrap();
+    let before = shown().instance;
+    assert!(matches!(ask(&cluster, elsewhere(7)), ControlReply::Refused(Refusal::Taken { .. })));
+    // A control plane that has only just started has heard of nobody.
+    cluster.restart_control();
+    cluster.wait("the control plane", |_| true);
+    assert!(matches!(ask(&cluster, elsewhere(7)), ControlReply::Refused(Refusal::Taken { .. })));
+    cluster.sim.run_for(Duration::from_secs(15));
+    assert_eq!(shown().instance, before);
+    // Where it was it may start again at once, elsewhere once it has fallen silent.
+    cluster.kill_node("a");
+    assert!(matches!(ask(&cluster, registration("a", 8)), ControlReply::Registered { .. }));
+    assert!(matches!(ask(&cluster, elsewhere(9)), ControlReply::Refused(Refusal::Taken { .. })));
+    cluster.sim.run_for(Duration::from_secs(15));
+    assert!(matches!(ask(&cluster, elsewhere(9)), ControlReply::Registered { .. }));
 }

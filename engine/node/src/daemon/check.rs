@@ -23,7 +23,11 @@ pub fn check(config: &NodeConfig) -> Result<Checked, DaemonError> {
     }
     let report = drover_runtime::block_on(async {
         let meta = open(&config.meta)?;
-        let report = examine(config, &*meta.handle()).await;
+        // A start that was refused for it has left an empty place.
+        let report = match super::refuse_lost_meta(config, &*meta.handle()).await {
+            Ok(()) => examine(config, &*meta.handle()).await,
+            Err(lost) => Err(lost),
+        };
         meta.close();
         report
     })??;

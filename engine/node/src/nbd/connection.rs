@@ -19,13 +19,14 @@ use super::handshake::Negotiated;
 use super::input::{Input, poll_read};
 use super::output::Output;
 use super::running::{Ended, Running, Ticket, Work};
-use super::service::{BlockExport, BlockService};
+use super::service::{BlockExport, BlockService, Opened};
 use super::stream::NbdStream;
 use super::work;
 use drover_base::LocalFuture;
 use drover_base::limits::{CONNECTION_BYTES_IN_FLIGHT_MAX, CONNECTION_REQUESTS_IN_FLIGHT_MAX};
 use drover_disk::Buffer;
 use drover_wire::nbd::{Command, Errno, Incoming, Refusal, RequestParser, Violation, reply};
+use futures::future::{self, FutureExt};
 use std::{
     future::{Future, poll_fn},
     io,
@@ -50,7 +51,7 @@ const GRACE: Duration = Duration::from_secs(2);
 pub enum End {
     /// The client said so, or closed.
     Client,
-    /// The server was asked to close.
+    /// The server was asked to close, or to withdraw the export.
     Closing,
 }
 
@@ -65,14 +66,15 @@ pub enum SessionError {
     Refused(Refusal),
 }
 
-/// Serves a connection until its client leaves or `closing` completes; then what is in flight is finished and
-/// answered first.
+/// Serves a connection until its client leaves, its export is withdrawn or `closing` completes; then what is in flight is
+/// finished and answered first.
 pub async fn serve(
     negotiated: Negotiated,
     service: &dyn BlockService,
     closing: LocalFuture<'static, ()>,
 ) -> Result<End, SessionError> {
-    let export = negotiated.open(service).await?;
+    let Opened { export, withdrawn } = negotiated.open(service).await?;
+    let closing = future::select(closing, withdrawn).map(drop).boxed_local();
     let Negotiated { stream, leftover, terms, .. } = negotiated;
     let mut connection = Connection {
         stream,
@@ -333,7 +335,7 @@ impl Connection {
         }
         let mut unstarted = filling.or(self.waiting.take());
         while let Some(ticket) = unstarted {
-            self.replies.refuse(ticket.cookie, Errno::Shutdown, "the server is shutting down");
+            self.replies.refuse(ticket.cookie, Errno::Shutdown, "the export is being closed");
             if let Command::Write { len, .. } = ticket.command {
                 let payload = self.input.pending().len().min(len as usize);
                 self.input.consume(payload);

@@ -1,10 +1,10 @@
 //! The handshake over a socket, and moving a connection to another thread after it.
 
 use super::SessionError;
-use super::service::{BlockExport, BlockService, Catalog};
+use super::service::{BlockService, Catalog, Opened};
 use super::stream::{DetachedStream, NbdStream};
 use drover_wire::nbd::{ExportName, Refusal, ServerHandshake, Step, Terms};
-use std::{io, rc::Rc};
+use std::io;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 /// Bytes of one receive: any option but one with many queries.
@@ -42,13 +42,13 @@ impl Negotiated {
     }
 
     /// What it is to be served from. Refused when the export is no longer what the client was told.
-    pub(super) async fn open(&self, service: &dyn BlockService) -> Result<Rc<dyn BlockExport>, SessionError> {
-        let export = service.open(&self.name).await.map_err(SessionError::Refused)?;
-        let facts = export.facts();
+    pub(super) async fn open(&self, service: &dyn BlockService) -> Result<Opened, SessionError> {
+        let opened = service.open(&self.name).await.map_err(SessionError::Refused)?;
+        let facts = opened.export.facts();
         if facts.size_bytes < self.terms.size_bytes || (facts.read_only && !self.terms.read_only) {
             return Err(SessionError::Refused(Refusal::Policy));
         }
-        Ok(export)
+        Ok(opened)
     }
 }
 

@@ -1,6 +1,6 @@
 //! An export in memory: what tests serve, and the ceiling that measurements are compared with.
 
-use super::service::{BlockExport, BlockService, Catalog, ZeroRequest};
+use super::service::{BlockExport, BlockService, Catalog, Offer, Opened, ZeroRequest};
 use drover_base::units::BLOCK_BYTES;
 use drover_base::{IoError, LocalFuture};
 use drover_disk::Buffer;
@@ -171,10 +171,12 @@ impl BlockExport for MemoryExport {
     }
 }
 
+type Offered = (Rc<dyn BlockExport>, Offer);
+
 /// Exports by name.
 #[derive(Default)]
 pub struct MemoryService {
-    exports: RefCell<BTreeMap<String, Rc<dyn BlockExport>>>,
+    exports: RefCell<BTreeMap<String, Offered>>,
     /// Every name that was asked for, in order.
     asked: RefCell<Vec<ExportName>>,
 }
@@ -183,9 +185,14 @@ impl MemoryService {
     pub fn new(exports: impl IntoIterator<Item = Rc<dyn BlockExport>>) -> Rc<Self> {
         let service = Self::default();
         for export in exports {
-            service.exports.borrow_mut().insert(export.facts().name, export);
+            service.exports.borrow_mut().insert(export.facts().name, (export, Offer::default()));
         }
         Rc::new(service)
+    }
+
+    /// Offers it no more.
+    pub fn withdraw(&self, name: &str) {
+        self.exports.borrow_mut().remove(name);
     }
 
     pub fn asked(&self) -> Vec<ExportName> {
@@ -194,20 +201,24 @@ impl MemoryService {
 }
 
 impl BlockService for MemoryService {
-    fn open(&self, name: &ExportName) -> LocalFuture<'_, Result<Rc<dyn BlockExport>, Refusal>> {
+    fn open(&self, name: &ExportName) -> LocalFuture<'_, Result<Opened, Refusal>> {
         self.asked.borrow_mut().push(name.clone());
-        let export = self.exports.borrow().get(&name.export).cloned();
-        Box::pin(ready(export.ok_or(Refusal::Unknown)))
+        let opened = self
+            .exports
+            .borrow()
+            .get(&name.export)
+            .map(|(export, offer)| Opened { export: export.clone(), withdrawn: offer.withdrawn() });
+        Box::pin(ready(opened.ok_or(Refusal::Unknown)))
     }
 }
 
 impl Catalog for MemoryService {
     fn facts(&self, name: &ExportName) -> Result<ExportFacts, Refusal> {
-        self.exports.borrow().get(&name.export).map(|export| export.facts()).ok_or(Refusal::Unknown)
+        self.exports.borrow().get(&name.export).map(|(export, _)| export.facts()).ok_or(Refusal::Unknown)
     }
 
     fn list(&self) -> Vec<(String, String)> {
-        let facts = |export: &Rc<dyn BlockExport>| export.facts();
+        let facts = |(export, _): &Offered| export.facts();
         self.exports.borrow().values().map(facts).map(|facts| (facts.name, facts.description)).collect()
     }
 }

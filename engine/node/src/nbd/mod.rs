@@ -32,7 +32,7 @@ pub use drover_wire::nbd::{BlockStatus, ExportFacts, ExportName, NbdAddress, Nbd
 pub use handshake::{Handed, Negotiated, handshake};
 pub use memory::{MemoryExport, MemoryService};
 pub use server::{Client, ServerSettings, run, serve_here};
-pub use service::{BlockExport, BlockService, Catalog, ZeroRequest};
+pub use service::{BlockExport, BlockService, Catalog, Offer, Opened, ZeroRequest};
 pub use stream::{DetachedStream, NbdListener, NbdStream};
 
 #[cfg(test)]

@@ -4,6 +4,7 @@ use drover_base::{IoError, LocalFuture};
 use drover_disk::Buffer;
 use drover_wire::nbd::{BlockStatus, ExportFacts, ExportName, Refusal};
 use std::rc::Rc;
+use tokio::sync::watch;
 
 /// What clients are told of a node's exports before they have chosen one.
 pub trait Catalog {
@@ -15,7 +16,32 @@ pub trait Catalog {
 /// The exports of a shard. Implemented by the router.
 pub trait BlockService {
     /// The export of that name, for one connection.
-    fn open(&self, name: &ExportName) -> LocalFuture<'_, Result<Rc<dyn BlockExport>, Refusal>>;
+    fn open(&self, name: &ExportName) -> LocalFuture<'_, Result<Opened, Refusal>>;
+}
+
+/// That an export is there for clients; dropped, it is withdrawn.
+pub struct Offer(watch::Sender<()>);
+
+impl Default for Offer {
+    fn default() -> Self {
+        Self(watch::channel(()).0)
+    }
+}
+
+impl Offer {
+    /// Completes when it is withdrawn, from whichever thread.
+    pub fn withdrawn(&self) -> LocalFuture<'static, ()> {
+        let mut offered = self.0.subscribe();
+        // Nothing is ever sent: the wait ends with the sender.
+        Box::pin(async move { while offered.changed().await.is_ok() {} })
+    }
+}
+
+/// An export as one connection has it.
+pub struct Opened {
+    pub export: Rc<dyn BlockExport>,
+    /// Completes when it is no longer offered: its clients are then sent away.
+    pub withdrawn: LocalFuture<'static, ()>,
 }
 
 /// One export, for one connection.

@@ -1,7 +1,7 @@
 //! A node all of whose shards run on one thread, each with its own store over the same devices: in simulations.
 
 use super::{Arrivals, Common, Shard, Shards};
-use crate::nbd::{BlockExport, BlockService, ExportName};
+use crate::nbd::{BlockService, ExportName, Opened};
 use crate::node::{Node, NodeSettings, NodeStorage, StartError, merge_status};
 use drover_base::world::{Connection, Listener};
 use drover_base::{LocalFuture, VolumeId, World};
@@ -69,7 +69,7 @@ impl LocalNode {
 struct Exports(Rc<LocalNode>);
 
 impl BlockService for Exports {
-    fn open(&self, name: &ExportName) -> LocalFuture<'_, Result<Rc<dyn BlockExport>, Refusal>> {
+    fn open(&self, name: &ExportName) -> LocalFuture<'_, Result<Opened, Refusal>> {
         let name = name.clone();
         Box::pin(async move {
             let export = self.0.common.exports.get(&name.export).ok_or(Refusal::Unknown)?;

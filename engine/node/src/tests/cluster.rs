@@ -211,7 +211,7 @@ impl Cluster {
         let node = self.node(name);
         let exports: Rc<dyn BlockService> = node.exports();
         let opened = exports.open(&export).await;
-        Client { export: opened.expect("it is exported"), process: self.sim.process(name) }
+        Client { export: opened.expect("it is exported").export, process: self.sim.process(name) }
     }
 }
 

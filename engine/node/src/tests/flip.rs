@@ -54,8 +54,8 @@ pub fn prepare(migration: MigrationId) -> NodeRequest {
     }
 }
 
-/// Up to the state in which a flip may be tried: every write goes to both, all has arrived.
-pub async fn mirror(cluster: &Cluster) {
+/// Up to the end of the copy.
+pub async fn copy(cluster: &Cluster) {
     let (migration, generation, epoch) = (MIGRATION, GENERATION, Epoch(1));
     let prepare = prepare(migration);
     cluster.ask("b", prepare.clone()).await;
@@ -76,6 +76,12 @@ pub async fn mirror(cluster: &Cluster) {
     while !progress(cluster, "a").await.ready_to_mirror {
         cluster.sim.sleep(Duration::from_millis(20)).await;
     }
+}
+
+/// Up to the state in which a flip may be tried: every write goes to both, all has arrived.
+pub async fn mirror(cluster: &Cluster) {
+    let (migration, generation) = (MIGRATION, GENERATION);
+    copy(cluster).await;
     cluster.recorded.borrow_mut().grants.insert(VOLUME, Grant { revision: 1, ..flipped(1, "a", "b") });
     cluster.ask("a", NodeRequest::BeginMirror { migration, generation, ttl_ms: TTL_MS }).await;
     until_phase(cluster, "a", SendPhase::Synced).await;

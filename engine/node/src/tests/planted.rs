@@ -54,6 +54,11 @@ fn a_session_that_is_not_fenced_is_caught() {
 }
 
 #[test]
+fn a_sending_that_does_not_compare_is_caught() {
+    caught(Bug::SendNotCompared, reopening::a_sending_that_begins_again_compares);
+}
+
+#[test]
 fn an_unchecked_epoch_is_caught() {
     caught(Bug::EpochNotChecked, leases::a_stopped_holder_serves_nothing_once_its_lease_ran_out);
 }

@@ -1,7 +1,7 @@
 //! A poisoned volume is opened again through recovery: what that loses, nobody takes for durable.
 
 use super::cluster::{SIZE, VOLUME, each_seed};
-use super::flip::{GENERATION, MIGRATION, flip, mirror, quiesce, until_phase};
+use super::flip::{GENERATION, MIGRATION, copy, flip, mirror, quiesce, until_phase};
 use super::writers::become_the_writer;
 use drover_base::{Epoch, IoError};
 use drover_wire::admin::{NodeReply, NodeRequest, Refusal, SendPhase};
@@ -101,6 +101,28 @@ fn a_holder_that_drained_for_a_flip_is_not_reopened() {
         let (migration, generation) = (MIGRATION, GENERATION);
         cluster.ask("a", NodeRequest::ResumeHolder { migration, generation, epoch: Epoch(1), attempt: 1 }).await;
         assert_eq!(client.read(1).await, Ok(b'1'));
+    });
+}
+
+/// A sending that was begun, and ended as the volume was opened again, was begun anew as if the other side were still
+/// empty: what it had got, and what was discarded here since, stayed there.
+#[test]
+pub fn a_sending_that_begins_again_compares() {
+    each_seed(0..6, async |cluster| {
+        cluster.start("a").await;
+        cluster.start("b").await;
+        cluster.create("a").await;
+        let client = cluster.attach("a").await;
+        for block in [1, 40] {
+            client.write(block, b'1').await.unwrap();
+        }
+        client.flush().await.unwrap();
+        copy(&cluster).await;
+        cluster.ask("a", REOPEN).await;
+        client.zero(1).await.unwrap();
+        mirror(&cluster).await;
+        flip(&cluster, "a", "b", 1, 1).await;
+        assert_eq!((client.read(1).await, client.read(40).await), (Ok(0), Ok(b'1')));
     });
 }
 

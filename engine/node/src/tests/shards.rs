@@ -1,9 +1,11 @@
 //! A node of several shards: volumes spread over them, and what all of them share.
 
 use super::cluster::{Client, Cluster, each_seed};
+use crate::nbd::ExportName;
 use drover_base::units::EXTENT_BYTES;
 use drover_base::{Epoch, Generation, IoError, MigrationId, VolumeId};
 use drover_wire::admin::{Export, NodeReply, NodeRequest, Refusal};
+use futures::FutureExt;
 
 /// Some of them on each shard, however many there are.
 const VOLUMES: std::ops::Range<u64> = 100..106;
@@ -143,5 +145,23 @@ fn a_migration_that_no_shard_has_part_in_is_not_found() {
         let (migration, generation) = (MigrationId(9), Generation(1));
         let reply = cluster.request("a", NodeRequest::BeginProof { migration, generation }).await;
         assert!(matches!(reply, NodeReply::Refused(Refusal::NotFound { .. })), "{reply:?}");
+    });
+}
+
+/// An export that goes, or becomes another volume's, is withdrawn from whoever has it open; one that is told again is not.
+#[test]
+fn a_withdrawn_export_lets_its_clients_go() {
+    each_seed(0..2, async |cluster| {
+        cluster.start_shards("a", 3).await;
+        create(&cluster, 100, 1 << 20).await;
+        let exports = cluster.node("a").exports();
+        let name = ExportName { export: "v100".into(), workload: None };
+        let mut withdrawn = exports.open(&name).await.expect("it is exported").withdrawn;
+        let export = Export { name: "v100".into(), volume: VolumeId(100), size_bytes: 1 << 20, workload: None };
+        cluster.ask("a", NodeRequest::SetExport { export }).await;
+        assert_eq!((&mut withdrawn).now_or_never(), None, "it is the same");
+        cluster.ask("a", NodeRequest::RemoveExport { name: "v100".into() }).await;
+        assert_eq!(withdrawn.now_or_never(), Some(()));
+        assert!(exports.open(&name).await.is_err());
     });
 }

@@ -167,7 +167,7 @@ async fn open(cluster: &Cluster, node: &str) -> Rc<dyn BlockExport> {
 }
 
 async fn open_now(exports: &dyn BlockService, node: &str) -> Option<Rc<dyn BlockExport>> {
-    exports.open(&ExportName { export: export_of(node), workload: None }).await.ok()
+    exports.open(&ExportName { export: export_of(node), workload: None }).await.ok().map(|opened| opened.export)
 }
 
 struct Worker {

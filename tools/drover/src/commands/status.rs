@@ -4,7 +4,7 @@ use super::{migrate, nodes, volumes};
 use crate::client::Client;
 use crate::failure::Failure;
 use crate::output::Output;
-use drover_types::{Action, CommitPolicy, Cutover, Health, Migration, Node, Volume, WayBack};
+use drover_types::{Health, Migration, Node, Phase, Volume, WayBack};
 use serde::Serialize;
 
 /// Share of a tier, in percent, from which its filling needs a person.
@@ -31,8 +31,8 @@ pub async fn run(client: &Client, output: Output) -> Result<(), Failure> {
     let nodes = nodes::list(client).await?;
     let volumes = volumes::list(client).await?;
     let mut migrations = migrate::list(client).await?;
-    migrations.retain(|migration| !migration.phase.is_final());
     let needs_you = needs(&nodes, &volumes, &migrations);
+    migrations.retain(|migration| !migration.phase.is_final());
     let status = Status { healthy: needs_you.is_empty(), nodes, volumes, migrations, needs_you };
     output.show(&status, show)
 }
@@ -43,7 +43,9 @@ fn needs(nodes: &[Node], volumes: &[Volume], migrations: &[Migration]) -> Vec<Ne
         what: format!("volume {} is poisoned by a failed sync: its I/O fails", volume.name),
         command: format!("drover volume reopen {}", volume.name),
     });
-    nodes.chain(poisoned).chain(migrations.iter().filter_map(migration_need)).collect()
+    let running = migrations.iter().filter(|migration| !migration.phase.is_final());
+    let migrations = running.chain(failed(migrations)).filter_map(migration_need);
+    nodes.chain(poisoned).chain(migrations).collect()
 }
 
 fn node_needs(node: &Node) -> Vec<Need> {
@@ -70,25 +72,27 @@ fn node_needs(node: &Node) -> Vec<Need> {
 fn migration_need(migration: &Migration) -> Option<Need> {
     let Migration { id, volume_name, .. } = migration;
     let need = |what: String, verb: &str| Some(Need { what, command: format!("drover migrate {verb} {id}") });
-    let may = |action: Action| migration.actions.contains(&action);
     if let Some(error) = &migration.error {
         return need(format!("migration of {volume_name}: {}", error.message), "show");
     }
     if migration.way_back == WayBack::Closed {
         return need(format!("migration of {volume_name}: the way back is closed"), "show");
     }
-    if migration.paused {
-        return need(format!("migration of {volume_name} is paused"), "resume");
-    }
-    match &migration.waits_for {
-        Some(reason) if may(Action::Cutover) && migration.options.cutover == Cutover::Manual => {
-            need(format!("migration of {volume_name} waits for {reason}"), "cutover")
-        }
-        Some(reason) if may(Action::Commit) && migration.options.commit == CommitPolicy::Manual => {
-            need(format!("migration of {volume_name} waits for {reason}"), "commit")
-        }
-        _ => None,
-    }
+    let reason = migration.waits_for.as_ref().filter(|_| migration.needs_you)?;
+    let verb = match migration.phase {
+        _ if migration.paused => "resume",
+        Phase::Settling => "commit",
+        _ => "cutover",
+    };
+    need(format!("migration of {volume_name} waits for {reason}"), verb)
+}
+
+/// Migrations that ended without anybody's will, as long as no later one of the volume has begun.
+fn failed(migrations: &[Migration]) -> Vec<&Migration> {
+    let is_last = |ended: &Migration| {
+        !migrations.iter().any(|other| other.volume == ended.volume && other.created_ms > ended.created_ms)
+    };
+    migrations.iter().filter(|migration| migration.phase == Phase::Failed && is_last(migration)).collect()
 }
 
 fn show(status: &Status) -> String {
@@ -153,5 +157,39 @@ mod tests {
             let found = node_needs(&node(health, used, poisoned));
             assert_eq!(found.len(), needs, "{found:?}");
         }
+    }
+
+    fn migration(phase: Phase, waits_for: Option<&str>, needs_you: bool) -> Migration {
+        let json = serde_json::json!({
+            "id": "m1", "volume": "v1", "volume_name": "disk", "source": "a", "destination": "b", "phase": phase,
+            "paused": false, "waits_for": waits_for, "needs_you": needs_you, "bytes_total": 0, "bytes_done": 0,
+            "bytes_left": 0, "permille": 0, "rate_bytes_per_s": 0, "generation": 1,
+            "options": drover_types::MigrationOptions::default(), "way_back": "none", "actions": [],
+            "plan": drover_types::MigrationPlan::default(), "receipt": drover_types::Receipt::default(),
+            "created_ms": 5, "cleanup_pending": [], "events": ""
+        });
+        serde_json::from_value(json).expect("a migration")
+    }
+
+    #[test]
+    fn a_migration_needs_someone_when_it_waits_for_a_person() {
+        let command = |phase, waits_for, needs_you| {
+            migration_need(&migration(phase, waits_for, needs_you)).map(|need| need.command)
+        };
+        assert_eq!(command(Phase::Settling, Some("the retention time"), false), None);
+        assert_eq!(command(Phase::Settling, Some("the commit: snapshots"), true).unwrap(), "drover migrate commit m1");
+        assert_eq!(command(Phase::Mirroring, Some("the cutover"), true).unwrap(), "drover migrate cutover m1");
+        let paused = Migration { paused: true, ..migration(Phase::Settling, Some("to be resumed"), true) };
+        assert_eq!(migration_need(&paused).unwrap().command, "drover migrate resume m1");
+    }
+
+    #[test]
+    fn a_failed_migration_is_told_until_the_volume_moves_again() {
+        let error = drover_types::ApiError::new(drover_types::ErrorCode::Internal, "both sides were away");
+        let gone = Migration { error: Some(error), ..migration(Phase::Failed, None, false) };
+        let told = |migrations: &[Migration]| needs(&[], &[], migrations).len();
+        assert_eq!(told(std::slice::from_ref(&gone)), 1);
+        let later = Migration { created_ms: 6, ..migration(Phase::Committed, None, false) };
+        assert_eq!(told(&[gone, later]), 0);
     }
 }

@@ -43,14 +43,14 @@ const RESTORE_HINT: &str = "drover fsck --restore brings the volumes back as of 
 fn refused(error: &DaemonError) -> Failure {
     let exit = match error {
         DaemonError::Running { .. } | DaemonError::Sound { .. } => Exit::Conflict,
-        DaemonError::NoMeta { .. } | DaemonError::NoCheckpoint => Exit::NotFound,
+        DaemonError::NoMeta { .. } | DaemonError::Lost { .. } | DaemonError::NoCheckpoint => Exit::NotFound,
         _ => Exit::Failed,
     };
     let failure = Failure::new(exit, "the check was not made").cause(error);
     match error {
         DaemonError::Running { .. } => failure.hint("stop the node first"),
         DaemonError::Sound { .. } => failure.hint("to restore all the same, move the metadata away yourself"),
-        DaemonError::NoMeta { .. } | DaemonError::Meta { .. } => failure.hint(RESTORE_HINT),
+        DaemonError::NoMeta { .. } | DaemonError::Lost { .. } | DaemonError::Meta { .. } => failure.hint(RESTORE_HINT),
         _ => failure,
     }
 }

@@ -7,8 +7,11 @@ use crate::commands::block_on;
 use crate::failure::{Context, Failure};
 use crate::output::Output;
 use std::fs::File;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
+
+/// The first file that is made in the directory.
+const LOCK: &str = "lock";
 
 /// Between two looks whether the processes still run.
 const CHECK_EVERY: Duration = Duration::from_millis(500);
@@ -24,9 +27,10 @@ pub fn run(up: &Up, output: Output) -> Result<(), Failure> {
             .cause(error)
             .hint("another control plane may run there; choose another address by --listen")
     })?;
+    refuse_foreign(&up.data)?;
     make_dir(&up.data)?;
     let dir = up.data.canonicalize().or_fail(|| format!("cannot find {}", up.data.display()))?;
-    let _lock = lock(dir.join("lock"))?;
+    let _lock = lock(dir.join(LOCK))?;
     let nodes = (1..=up.nodes).map(|number| NodePlan {
         name: format!("node-{number}"),
         netns: None,
@@ -73,6 +77,16 @@ pub fn run(up: &Up, output: Output) -> Result<(), Failure> {
         }
         result
     })
+}
+
+/// What lies in a directory that `up` has not made is somebody else's.
+fn refuse_foreign(dir: &Path) -> Result<(), Failure> {
+    let is_empty = std::fs::read_dir(dir).map_or(true, |mut entries| entries.next().is_none());
+    if is_empty || dir.join(LOCK).exists() {
+        return Ok(());
+    }
+    Err(Failure::usage(format!("{} holds other things, which `up` would write over", dir.display()))
+        .hint("give an empty directory, one that does not exist yet, or one of an earlier `drover up`"))
 }
 
 /// Keeps a second `up` from the same directory.

@@ -185,6 +185,7 @@ mod tests {
             phase,
             paused: false,
             waits_for: None,
+            needs_you: false,
             bytes_total: 0,
             bytes_done: 0,
             bytes_left: 0,

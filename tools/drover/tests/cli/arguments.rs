@@ -43,6 +43,19 @@ fn arguments_are_checked_before_anything_is_done() {
     up.stop();
 }
 
+/// `up` wrote its settings over those of whoever had a directory of that name.
+#[test]
+fn up_takes_no_directory_that_it_did_not_make() {
+    let folder = tempfile::tempdir().unwrap();
+    let settings = folder.path().join("control.toml");
+    std::fs::write(&settings, "mine").unwrap();
+    let mut up = Command::new(DROVER);
+    let output = up.args(["up", "--listen", "127.0.0.1:0", "--data"]).arg(folder.path()).output().unwrap();
+    assert_eq!(output.status.code(), Some(2), "{output:?}");
+    assert_eq!(std::fs::read_to_string(settings).unwrap(), "mine");
+    assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1);
+}
+
 #[test]
 fn a_wrong_setting_is_told_before_the_node_does_anything() {
     let folder = tempfile::tempdir().unwrap();

@@ -86,6 +86,11 @@ fn a_node_without_its_metadata_is_restored_from_the_checkpoint() {
     let started = Command::new(DROVER).args(["node", "--config", config]).output().unwrap();
     let text = String::from_utf8_lossy(&started.stderr).into_owned();
     assert!(!started.status.success() && text.contains("--restore"), "{text}");
+    let (code, text) = fsck(&[]);
+    assert!(
+        code == 4 && text.contains("--restore"),
+        "what the refused start has made is empty, not sound: {code}: {text}"
+    );
     let (code, text) = fsck(&["--restore"]);
     assert!(code == 0 && text.contains("restored"), "{code}: {text}");
 

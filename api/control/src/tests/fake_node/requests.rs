@@ -406,12 +406,14 @@ impl FakeNode {
             write_requests: 3,
             written_bytes: 12_288,
         };
+        let export =
+            |name: &String| Export { name: name.clone(), volume: volume_id, size_bytes: 1 << 30, workload: None };
         NodeStatus {
             node: self.name.clone(),
             instance: self.instance,
             tiers: vec![tier],
             volumes: disk.iter().map(volume).collect(),
-            exports: Vec::new(),
+            exports: self.exports.borrow().iter().map(export).collect(),
             usage: self.exports.borrow().iter().map(usage).collect(),
         }
     }

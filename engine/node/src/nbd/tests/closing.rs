@@ -30,6 +30,26 @@ fn closing_with_clients_attached_answers_them() {
     });
 }
 
+/// An export that is withdrawn has no clients any more, as the REST interface promises of a deleted one.
+#[test]
+fn withdrawing_an_export_sends_its_clients_away() {
+    run_test(async {
+        let probe = Probe::new(SIZE, false);
+        let service = service(&probe);
+        let mut attached = attach(&service);
+        enter_simple(&mut attached.stream, "probe").await;
+        attached.stream.write_all(&encode_request(1, &Command::Flush)).await.unwrap();
+        settle().await;
+        service.withdraw("probe");
+        settle().await;
+        assert!(!attached.served.is_finished(), "a request is in flight");
+        probe.open_gate();
+        assert_eq!(simple_reply(&mut attached.stream).await, (0, 1));
+        assert_eq!(attached.stream.read(&mut [0]).await.unwrap(), 0);
+        assert_eq!(attached.served.await.unwrap().unwrap(), End::Closing);
+    });
+}
+
 /// The same for a listener: clients in the middle of the handshake, idle ones and busy ones.
 #[test]
 fn a_listener_closes_with_clients_in_every_state() {
