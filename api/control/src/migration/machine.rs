@@ -28,7 +28,7 @@ use crate::config::{
     SENDER_FAILURES_MAX,
 };
 use drover_base::planted::{Bug, is_planted};
-use drover_base::{InstanceId, Instant, NodeId};
+use drover_base::{Generation, InstanceId, Instant, NodeId};
 use drover_types::record::{Cleanup, CleanupTask, LeaseRecord, MigrationRecord, Stage};
 use drover_types::{ApiError, CommitPolicy, Cutover, ErrorCode, ProofResult};
 use drover_wire::admin::{Proof, Refusal, SendPhase, SendProgress};
@@ -266,6 +266,10 @@ impl Next<'_> {
         let late = self.deadlines().or_else(|| self.stage_deadline("the preparation"));
         if late.is_some() {
             return late;
+        }
+        if generation > Generation(0) {
+            // It started over: the source's lease has no limit any more, whether or not the destination can be reached.
+            self.tell(&source);
         }
         self.resume(&source);
         if prepared {

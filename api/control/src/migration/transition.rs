@@ -376,7 +376,8 @@ impl Draft<'_> {
         self.record.generation.0 += 1;
         self.record.receipt.restarts += 1;
         let leg = self.leg(&self.record.destination.clone());
-        self.change_lease(self.lease.ttl_ms, Some(leg));
+        // Only the source has everything until it mirrors again: no lease may run out meanwhile.
+        self.change_lease(None, Some(leg));
         self.warn(
             "migration.start_over",
             format!("{reason}: both sides are compared, only what differs is sent again"),

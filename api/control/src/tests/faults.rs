@@ -450,6 +450,27 @@ fn a_move_waits_for_what_an_earlier_one_left() {
     }
 }
 
+/// The lease stayed timed though nobody but the source had everything: without a control plane its I/O stopped while
+/// both sides were compared again.
+#[test]
+fn a_source_that_starts_over_needs_no_control_plane() {
+    let (cluster, id) = mirroring(7, 600_000);
+    cluster.cut.set(true);
+    cluster.restart_node("a");
+    cluster.wait("the start over", |control| control.show_migration(&id).unwrap().value.receipt.restarts > 0);
+    cluster.sim.run_for(TTL / 2);
+    cluster.kill_control();
+    cluster.sim.run_for(2 * TTL);
+    let before = cluster.written.get();
+    cluster.sim.run_for(Duration::from_secs(1));
+    assert!(cluster.written.get() > before, "clients stand still");
+    cluster.cut.set(false);
+    cluster.start_control();
+    let of = id.clone();
+    cluster.run(|control| async move { control.act(&of, Action::Cancel, None, None).await }).unwrap();
+    check_ended(&cluster, &id);
+}
+
 /// Only where both are gone is it not known whether anything is left.
 #[test]
 fn where_both_sides_are_gone_it_failed() {
