@@ -17,6 +17,10 @@ bugs! {
     FlushSkipsSync,
     /// A flush commits the values of now instead of those of the cut.
     FlushCommitsCurrent,
+    /// A write takes space that is promised to a migration.
+    PromisesIgnored,
+    /// A slot that no entry names any more is never given back.
+    SlotLeaked,
     /// A freed slot is reused before the batch that freed it is durable.
     SlotReusedBeforeDurable,
     /// A freed slot is reused while reads that resolved to it still run.
@@ -29,6 +33,8 @@ bugs! {
     ValidOnSubmission,
     /// A snapshot is taken without draining the writes in flight.
     SnapshotWithoutDrain,
+    /// A volume does not know which rollbacks and snapshots it has done.
+    OperationForgotten,
     /// A first write does not zero the hidden blocks of its extent.
     HiddenNotZeroed,
     /// A merge moves a block over one that the child has hidden.
@@ -79,6 +85,8 @@ bugs! {
     TakeoverWithoutWait,
     /// The source takes over whether or not it has kept its copy.
     TakeoverWithoutCopy,
+    /// A request that its client was told has failed is applied later all the same.
+    AppliedAfterGivenUp,
     /// The holder goes on alone before the way back is recorded as closed.
     WayBackNotRecorded,
     /// A volume is ended while it is being made, and is there afterwards.
@@ -101,6 +109,10 @@ bugs! {
     ProofSkipped,
     /// The source is released with snapshots that people made, and nobody asked for that.
     SnapshotsDroppedUnasked,
+    /// A proof counts the blocks that are stored instead of looking at which they are.
+    ThicknessCounted,
+    /// Tracking begins while writes are under way: those that asked before are missed.
+    TrackingWithoutBarrier,
     /// A comparison reads its own content after the extent's lock was let go: a write may cross it.
     DigestCrossed,
 }

@@ -195,11 +195,11 @@ impl Receiver {
         self.fence.check()?;
         let content = self.volume.extent_content_locked(&guard, extent).await?;
         drop(guard);
-        let (data_blocks, has_data) = (content.held().count(), content.has_data());
+        let (held, has_data) = (content.held(), content.has_data());
         let hash = move || content.digests();
         let digests = if has_data { self.world.offload(hash).await } else { hash() };
         let blocks = digests.blocks.iter().map(|digest| digest[..16].try_into().expect("a prefix")).collect();
-        Ok(Answer::Digests(ExtentDigests { extent: digests.extent, blocks, data_blocks }))
+        Ok(Answer::Digests(ExtentDigests { extent: digests.extent, blocks, held }))
     }
 
     async fn status(self: Rc<Self>, ticket: LockTicket, range: ByteRange) -> Result<Answer, IoError> {

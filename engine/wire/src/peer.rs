@@ -16,7 +16,7 @@ use bytes::Bytes;
 use drover_base::limits::{MESSAGE_BODY_BYTES_MAX, NOTE_BYTES_MAX, REQUEST_BYTES_MAX};
 use drover_base::world::Message;
 use drover_base::{
-    ByteRange, Epoch, ExtentIndex, Generation, InstanceId, IoError, MigrationId, NodeId, SessionId, VolumeId,
+    BlockMask, ByteRange, Epoch, ExtentIndex, Generation, InstanceId, IoError, MigrationId, NodeId, SessionId, VolumeId,
 };
 use serde::{Deserialize, Serialize};
 use zerocopy::byteorder::little_endian::{U16, U32, U64};
@@ -205,8 +205,8 @@ pub struct ExtentDigests {
     pub extent: [u8; 32],
     /// First 16 bytes of BLAKE3 of each block, ascending; at most 16.
     pub blocks: Vec<[u8; 16]>,
-    /// Blocks that hold data rather than being holes.
-    pub data_blocks: u32,
+    /// Which blocks hold data rather than being holes.
+    pub held: BlockMask,
 }
 
 /// One run of a block status reply.

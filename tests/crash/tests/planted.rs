@@ -21,6 +21,7 @@ const CAUGHT_BY: &[(Bug, Checker)] = &[
     (Bug::SlotReusedBeforeDurable, crashes),
     (Bug::SlotReusedBeforeDurable, shards::shards_share_their_tiers),
     (Bug::SyncFailureForgotten, shards::shards_share_their_tiers),
+    (Bug::SlotLeaked, crashes),
     (Bug::SlotReusedUnderRead, directed::slow_reads_keep_their_slots),
     (Bug::DiscardedBeforeDurable, directed::discards_touch_only_what_is_free),
     (Bug::ReusedWhileDiscarded, directed::discards_touch_only_what_is_free),

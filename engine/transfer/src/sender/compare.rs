@@ -84,12 +84,11 @@ impl State {
             if differs { self.ledger.mark(block) } else { self.ledger.found_equal(block) }
         }
         // Equal content may be held as zeros on one side and as nothing on the other. What the source has
-        // allocated must contain what the destination has: block by block, since numbers that are equal now may be of
-        // other blocks, and differ after the next write.
+        // allocated must contain what the destination has.
         if self.is_hold_kind() {
-            pair.stored_zeros_they_may_lack().for_each(|block| self.ledger.mark(block));
+            pair.stored_zeros_they_lack().for_each(|block| self.ledger.mark(block));
         } else {
-            pair.holes_they_may_fill().for_each(|block| self.ledger.mark(block));
+            pair.holes_they_fill().for_each(|block| self.ledger.mark(block));
         }
     }
 }

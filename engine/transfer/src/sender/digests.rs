@@ -41,8 +41,8 @@ pub(super) struct Pair {
     blocks: Vec<(BlockDigest, bool)>,
     /// Our blocks that hold data, by extent.
     held: Vec<BlockMask>,
-    /// How many blocks of theirs hold data, by extent.
-    theirs: Vec<u64>,
+    /// Theirs that do.
+    theirs: Vec<BlockMask>,
 }
 
 /// What both sides hold of one extent.
@@ -50,7 +50,7 @@ struct ExtentPair {
     is_equal: bool,
     blocks: Vec<(BlockDigest, bool)>,
     held: BlockMask,
-    their_data_blocks: u64,
+    theirs: BlockMask,
 }
 
 impl Pair {
@@ -59,24 +59,22 @@ impl Pair {
             range,
             is_equal: extents.iter().all(|extent| extent.is_equal),
             held: extents.iter().map(|extent| extent.held).collect(),
-            theirs: extents.iter().map(|extent| extent.their_data_blocks).collect(),
+            theirs: extents.iter().map(|extent| extent.theirs).collect(),
             blocks: extents.into_iter().flat_map(|extent| extent.blocks).collect(),
         }
     }
 
-    /// Whether we hold more blocks than they do.
+    /// Whether we hold a block that they do not: as many as theirs, but others, is thicker too.
     pub fn is_thicker_here(&self) -> bool {
-        let ours: u64 = self.held.iter().map(|held| u64::from(held.count())).sum();
-        ours > self.theirs.iter().sum()
+        if is_planted(Bug::ThicknessCounted) {
+            let count = |masks: &[BlockMask]| masks.iter().map(|mask| mask.count()).sum::<u32>();
+            return count(&self.held) > count(&self.theirs);
+        }
+        self.held.iter().zip(&self.theirs).any(|(ours, theirs)| !theirs.contains(*ours))
     }
 
     fn block_range(&self, index: usize) -> ByteRange {
         ByteRange { offset: self.range.offset + index as u64 * BLOCK_BYTES, len: BLOCK_BYTES }
-    }
-
-    fn is_held(&self, index: usize) -> bool {
-        let (extent, block) = (index / BLOCKS_PER_EXTENT as usize, index % BLOCKS_PER_EXTENT as usize);
-        self.held.get(extent).is_some_and(|mask| mask.intersects(BlockMask::span(block as u32, 1)))
     }
 
     /// Every block, and whether it differs.
@@ -84,37 +82,28 @@ impl Pair {
         self.blocks.iter().enumerate().map(|(index, (_, differs))| (self.block_range(index), *differs))
     }
 
-    /// Our blocks without data in extents of which they may hold more than we do.
-    pub fn holes_they_may_fill(&self) -> impl Iterator<Item = ByteRange> + '_ {
-        self.extents_where(|blocks, theirs| {
-            let zero = short(&zero_block_digest());
-            let ours = blocks.iter().filter(|(digest, _)| *digest != zero).count() as u64;
-            theirs > ours || blocks.iter().any(|(_, differs)| *differs)
-        })
-        .filter(|index| !self.is_held(*index))
-        .map(|index| self.block_range(index))
+    /// Our blocks without data where they hold some.
+    pub fn holes_they_fill(&self) -> impl Iterator<Item = ByteRange> + '_ {
+        self.blocks_where(|ours, theirs| theirs.without(ours)).map(|index| self.block_range(index))
     }
 
-    /// Our blocks that hold data which is zeros, in extents of which they may hold less than we do.
-    pub fn stored_zeros_they_may_lack(&self) -> impl Iterator<Item = ByteRange> + '_ {
+    /// Our blocks that hold data which is zeros, where they hold none.
+    pub fn stored_zeros_they_lack(&self) -> impl Iterator<Item = ByteRange> + '_ {
         let zero = short(&zero_block_digest());
-        self.extents_where(|blocks, theirs| theirs < blocks.len() as u64)
-            .filter(move |index| self.is_held(*index) && self.blocks[*index].0 == zero)
+        self.blocks_where(|ours, theirs| ours.without(theirs))
+            .filter(move |index| self.blocks[*index].0 == zero)
             .map(|index| self.block_range(index))
     }
 
-    /// The blocks of extents that are chosen by their digests here and by how many they hold there.
-    fn extents_where(&self, choose: impl Fn(&[(BlockDigest, bool)], u64) -> bool) -> impl Iterator<Item = usize> + '_ {
-        let per_extent = BLOCKS_PER_EXTENT as usize;
-        let chosen: Vec<_> = self
-            .blocks
-            .chunks(per_extent)
-            .zip(&self.theirs)
-            .enumerate()
-            .filter(|(_, (blocks, theirs))| choose(blocks, **theirs))
-            .map(|(extent, (blocks, _))| extent * per_extent..extent * per_extent + blocks.len())
-            .collect();
-        chosen.into_iter().flatten()
+    /// The blocks that are chosen by what is held of their extent here and there.
+    fn blocks_where(&self, choose: fn(BlockMask, BlockMask) -> BlockMask) -> impl Iterator<Item = usize> + '_ {
+        let masks = self.held.iter().zip(&self.theirs);
+        let chosen = masks.map(move |(ours, theirs)| choose(*ours, *theirs));
+        let blocks = |(extent, mask): (usize, BlockMask)| {
+            let first = extent * BLOCKS_PER_EXTENT as usize;
+            mask.runs().flat_map(move |(at, count)| first + at as usize..first + (at + count) as usize)
+        };
+        chosen.enumerate().flat_map(blocks)
     }
 }
 
@@ -126,14 +115,15 @@ impl ExtentPair {
             is_equal: ours.extent == theirs.extent && blocks.iter().all(|(_, differs)| !differs),
             blocks,
             held,
-            their_data_blocks: u64::from(theirs.data_blocks),
+            // Of what exists of the extent: the answer may say anything.
+            theirs: theirs.held.and(BlockMask::span(0, theirs.blocks.len() as u32)),
         }
     }
 
     /// Neither side holds data.
     fn empty(blocks: usize) -> Self {
         let blocks = vec![(short(&zero_block_digest()), false); blocks];
-        Self { is_equal: true, blocks, held: BlockMask::EMPTY, their_data_blocks: 0 }
+        Self { is_equal: true, blocks, held: BlockMask::EMPTY, theirs: BlockMask::EMPTY }
     }
 }
 

@@ -46,7 +46,7 @@ impl ProofRun {
     }
 
     pub fn is_proven(&self) -> bool {
-        self.figures.regions_equal == self.figures.regions_total
+        self.figures.regions_equal == self.figures.regions_total && self.figures.regions_thicker == 0
     }
 
     fn has_ended(&self) -> bool {

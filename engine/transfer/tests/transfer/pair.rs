@@ -57,6 +57,11 @@ impl Pair {
 
     /// The same with a source and a model that exist.
     pub async fn of(sim: &Sim, from: Side, model: Rc<Model>, options: SendOptions) -> Self {
+        Self::tracking(sim, from, model, options, false).await
+    }
+
+    /// `is_frozen`: the base exists, so tracking begins behind a barrier of its own.
+    pub async fn tracking(sim: &Sim, from: Side, model: Rc<Model>, options: SendOptions, is_frozen: bool) -> Self {
         let to = Side::new(sim, "destination").await;
         let config = config(OnLinkLoss::FallBack, Start::AllData, options);
         let sender = Sender::new(from.world.clone(), from.volume.clone(), Rc::new(Unfenced), config);
@@ -64,7 +69,10 @@ impl Pair {
             from.volume.set_tap(Some(sender.clone() as Rc<dyn Tap>));
             sender.start();
         };
-        from.volume.snapshot_with("drover-3", begin).await.unwrap();
+        match is_frozen {
+            true => from.volume.barrier(begin).await,
+            false => from.volume.snapshot_with("drover-3", begin).await.unwrap(),
+        }
         Self::with(sim, from, to, model, sender)
     }
 

@@ -1,7 +1,7 @@
 //! Each planted bug of this crate is caught by a scenario that passes without it.
 
 use crate::pair::run;
-use crate::{back, copying, links, proving};
+use crate::{back, copying, links, proving, thin};
 use drover_base::planted::{Bug, plant};
 use drover_sim::runtime::Sim;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -47,6 +47,16 @@ fn mirror_not_awaited_is_caught() {
 #[test]
 fn way_back_not_recorded_is_caught() {
     is_caught(Bug::WayBackNotRecorded, 0..60, back::holder_dies);
+}
+
+#[test]
+fn thickness_counted_is_caught() {
+    is_caught(Bug::ThicknessCounted, 0..1, thin::thicker_elsewhere);
+}
+
+#[test]
+fn tracking_without_barrier_is_caught() {
+    is_caught(Bug::TrackingWithoutBarrier, 0..40, copying::tracked_from_among_writes);
 }
 
 #[test]

@@ -3,12 +3,13 @@
 use crate::back::flipped;
 use crate::pair::{Pair, options, run, run_each};
 use crate::side::Side;
-use drover_base::ByteRange;
-use drover_base::units::{BLOCK_BYTES, EXTENT_BYTES};
+use drover_base::units::{BLOCK_BYTES, EXTENT_BYTES, EXTENTS_PER_REGION, REGION_BYTES};
+use drover_base::{ByteRange, ExtentIndex};
 use drover_disk::Buffer;
+use drover_sim::runtime::Sim;
 use drover_store::{Unfenced, ZeroMode};
 use drover_transfer::OnLinkLoss;
-use drover_wire::admin::SendPhase;
+use drover_wire::admin::{Proof, SendPhase};
 use std::time::Duration;
 
 /// kubevirt#12876, ovirt-engine#1157: a thin disk became thick by being moved.
@@ -94,6 +95,45 @@ fn what_was_sent_and_then_trimmed_is_trimmed_there() {
     });
 }
 
+/// Past the mirror, as a bug would: zeros that one side stores where the other has a hole. Every byte is equal.
+async fn store_zeros(side: &Side, block: u64) {
+    let range = ByteRange { offset: block * BLOCK_BYTES, len: BLOCK_BYTES };
+    let guard = side.volume.enqueue(range).await;
+    let zeros = Buffer::zeroed(BLOCK_BYTES as usize);
+    side.volume.write_locked(&guard, &Unfenced, range.offset, zeros).await.unwrap();
+}
+
+/// As many blocks are stored on both sides, but not the same ones: the proof counted them.
+pub async fn thicker_elsewhere(sim: Sim) -> Result<(), String> {
+    let mut pair = flipped(&sim).await;
+    pair.connect();
+    pair.until_phase(SendPhase::Synced).await;
+    pair.from.volume.trim(&Unfenced, 0, REGION_BYTES, true).await.unwrap();
+    // Below a trim in an extent that was written since its snapshot, the source stores zeros.
+    let is_hole =
+        |extent: &ExtentIndex| [&pair.from, &pair.to].iter().all(|side| side.volume.data_mask(*extent).is_empty());
+    let hole = (0..EXTENTS_PER_REGION).map(ExtentIndex).find(is_hole).ok_or("no extent is a hole at both sides")?;
+    let first = hole.offset() / BLOCK_BYTES;
+    store_zeros(&pair.from, first + 1).await;
+    store_zeros(&pair.to, first + 2).await;
+    pair.sender.begin_proof();
+    let has_ended = |proof: &Proof| proof.regions_equal == proof.regions_total;
+    let progress = pair.until(|progress| progress.proof.as_ref().is_some_and(has_ended)).await;
+    let thicker = progress.proof.map(|proof| proof.regions_thicker);
+    if thicker != Some(1) || progress.phase == SendPhase::Proven {
+        return Err(format!(
+            "the holder stores a block more than its source, and is {:?}: {thicker:?}",
+            progress.phase
+        ));
+    }
+    Ok(())
+}
+
+#[test]
+fn a_copy_that_is_thicker_is_refused() {
+    run_each(0..5, thicker_elsewhere);
+}
+
 /// After the holder's restart both sides stored as many blocks of a region, zeros among them, but not the same ones. The
 /// comparison left it at that; the next write went where the source stored something already, and then the destination
 /// held more: the proof failed though every byte was equal.
@@ -104,12 +144,8 @@ fn a_comparison_looks_at_what_is_stored_block_by_block() {
         pair.connect();
         pair.until_phase(SendPhase::Synced).await;
         pair.from.volume.trim(&Unfenced, 0, EXTENT_BYTES, true).await.unwrap();
-        for (side, block) in [(&pair.from, 1), (&pair.to, 2)] {
-            let range = ByteRange { offset: block * BLOCK_BYTES, len: BLOCK_BYTES };
-            let guard = side.volume.enqueue(range).await;
-            let zeros = Buffer::zeroed(BLOCK_BYTES as usize);
-            side.volume.write_locked(&guard, &Unfenced, range.offset, zeros).await.unwrap();
-        }
+        store_zeros(&pair.from, 1).await;
+        store_zeros(&pair.to, 2).await;
         pair.from.volume.flush(&Unfenced).await.unwrap();
         pair.sending_side_crashes(OnLinkLoss::Hold).await;
         pair.connect();

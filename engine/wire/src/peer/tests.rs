@@ -1,4 +1,5 @@
 use super::*;
+use drover_base::BlockMask;
 use drover_base::limits::MESSAGE_HEAD_BYTES_MAX;
 
 fn request(operation: Operation) -> PeerRequest {
@@ -42,7 +43,7 @@ fn replies_read_back() {
         Ok(Answer::Data(Payload { bytes: Bytes::from_static(b"zstd"), raw_len: 4096 })),
         Ok(Answer::Done),
         Ok(Answer::Status(vec![StatusRun { len: 4096, hole: true, zero: true }])),
-        Ok(Answer::Digests(ExtentDigests { extent: [3; 32], blocks: vec![[1; 16]; 16], data_blocks: 5 })),
+        Ok(Answer::Digests(ExtentDigests { extent: [3; 32], blocks: vec![[1; 16]; 16], held: BlockMask(5) })),
         Err(IoError::Moved { epoch: Epoch(5), holder: NodeId::new("b").unwrap(), flushed: true }),
     ] {
         let sent = PeerReply { session: SessionId(1), sequence: 2, instance: InstanceId(3), result };
