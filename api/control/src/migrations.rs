@@ -1,21 +1,22 @@
 //! What people ask of migrations.
 
 use crate::Control;
-use crate::config::{ACTIVE_MIGRATIONS_MAX, FINISHED_MIGRATIONS_MAX};
+use crate::config::{ACTIVE_MIGRATIONS_MAX, FINISHED_MIGRATIONS_MAX, RPC_DEADLINE};
 use crate::idempotency::{Attempt, Holding, Once};
 use crate::migration::knowledge::Knowledge;
 use crate::migration::transition::{Stale, Transition};
-use crate::planner::{self, Estimate};
+use crate::planner::{self, Estimate, Head};
 use crate::queries::{Tagged, check_version, find_migration, find_node, find_volume};
 use crate::snapshots::of_people;
 use crate::table::{Changes, NewEvent, State};
 use crate::volumes::find_idle;
 use drover_base::{Generation, MigrationId, NodeId, VolumeId};
-use drover_types::record::{LinkRecord, MigrationRecord, Stage, VolumeRecord};
+use drover_types::record::{LinkRecord, MigrationRecord, NodeRecord, Stage, VolumeRecord};
 use drover_types::{
     Action, ApiError, ErrorCode, Health, Migration, MigrationPlan, Phase, PlanRequest, RateSource, StartMigration,
     TuneMigration,
 };
+use drover_wire::admin::{NodeReply, NodeRequest};
 use std::rc::Rc;
 
 impl Control {
@@ -25,17 +26,20 @@ impl Control {
         if request.link_bytes_per_s == Some(0) {
             return Err(ApiError::invalid("link_bytes_per_s", "a link carries at least one byte a second"));
         }
-        let nodes = {
+        let (volume, source, nodes) = {
             let state = self.ledger.state();
             let volume = find_volume(&state, &request.volume)?.volume;
             let destination = find_node(&state, &request.destination)?;
             let source = state.lease(volume).and_then(|lease| state.node(&lease.holder));
+            let address = |node: &NodeRecord| (node.node.clone(), node.admin.clone());
             let both = source.into_iter().chain([destination]);
-            both.map(|node| (node.node.clone(), node.admin.clone())).collect::<Vec<_>>()
+            (volume, source.map(address), both.map(address).collect::<Vec<_>>())
         };
         // What is reserved at the destination rests on it: as of now, not as of the last report.
         let polls = nodes.iter().map(|(node, admin)| self.nodes.poll(node, admin));
-        for answer in futures::future::join_all(polls).await {
+        let (answers, head) =
+            futures::future::join(futures::future::join_all(polls), self.measure_head(volume, source)).await;
+        for answer in answers {
             if let Err(error) = answer {
                 tracing::info!(%error, "a plan rests on an older report");
             }
@@ -49,7 +53,19 @@ impl Control {
         if lease.holder == destination {
             return Err(ApiError::new(ErrorCode::SameNode, format!("{} is at {destination} already", volume.name)));
         }
-        Ok(planner::plan(&self.estimate(&state, volume.volume, &lease.holder, &destination, request)))
+        Ok(planner::plan(&self.estimate(&state, volume.volume, &lease.holder, &destination, request, head)))
+    }
+
+    /// What the volume's head takes: what was rewritten since a snapshot travels once. `None`: the holder does not say.
+    async fn measure_head(&self, volume: VolumeId, source: Option<(NodeId, String)>) -> Option<Head> {
+        let (node, admin) = source?;
+        match self.nodes.call(&node, &admin, &NodeRequest::MeasureVolume { volume }, RPC_DEADLINE).await {
+            Ok(NodeReply::Measured { used_bytes, valid_bytes }) => Some(Head { used_bytes, valid_bytes }),
+            other => {
+                tracing::info!(?other, "a plan rests on what all layers of the volume take");
+                self.nodes.volume(&node, volume).map(|(status, ..)| Head::at_most(&status))
+            }
+        }
     }
 
     fn estimate(
@@ -59,6 +75,7 @@ impl Control {
         source: &NodeId,
         destination: &NodeId,
         request: &PlanRequest,
+        head: Option<Head>,
     ) -> Estimate {
         let record = state.volume(volume);
         let reported = self.nodes.volume(source, volume);
@@ -76,8 +93,7 @@ impl Control {
             volume: record.map_or_else(String::new, |record| record.name.clone()),
             source: source.to_string(),
             destination: destination.to_string(),
-            used_bytes: reported.as_ref().map(|(status, ..)| status.used_bytes),
-            valid_bytes: reported.as_ref().map(|(status, ..)| status.valid_bytes),
+            head,
             size_bytes: record.map_or(0, |record| record.size_bytes),
             snapshots: reported.as_ref().map_or(0, |(status, ..)| of_people(status)),
             free_bytes: self.nodes.free_bytes(destination),
@@ -150,7 +166,8 @@ impl Control {
                 Transition::RollBack { reason: "it was asked for".into(), error: None }
             }
         };
-        self.ask_of(id, transition, expected, Some(&holding), |record| check_action(record, action)).await
+        let decide = |record: &MigrationRecord| check_action(record, action).map(|()| transition);
+        self.ask_of(id, expected, Some(&holding), decide).await
     }
 
     pub async fn tune_migration(
@@ -159,25 +176,28 @@ impl Control {
         request: &TuneMigration,
         expected: Option<u64>,
     ) -> Result<Tagged<Migration>, ApiError> {
-        let options = request.apply(&find_migration(&self.ledger.state(), id)?.options)?;
-        self.ask_of(id, Transition::Tune { options }, expected, None, check_not_over).await
+        // Two requests at once may each change another option: each is applied to what is recorded by then.
+        let decide = |record: &MigrationRecord| {
+            let options = request.apply(&record.options)?;
+            check_not_over(record).map(|()| Transition::Tune { options })
+        };
+        self.ask_of(id, expected, None, decide).await
     }
 
     async fn ask_of(
         self: &Rc<Self>,
         id: &str,
-        transition: Transition,
         expected: Option<u64>,
         holding: Option<&Holding>,
-        check: impl FnOnce(&MigrationRecord) -> Result<(), ApiError>,
+        decide: impl FnOnce(&MigrationRecord) -> Result<Transition, ApiError>,
     ) -> Result<Tagged<Migration>, ApiError> {
-        let applied = transition.clone();
-        let record = self
+        let (record, applied) = self
             .ledger
             .commit(|state, changes| {
                 let record = find_migration(state, id)?;
                 check_version(expected, state.migrations[&record.migration].version.0)?;
-                check(record)?;
+                let transition = decide(record)?;
+                let applied = transition.clone();
                 let holder = state.lease(record.volume).map(|lease| lease.holder.clone());
                 let holder = holder.ok_or_else(|| conflict(record, "its volume is gone"))?;
                 let store = |knowledge: &Knowledge, changes: &mut Changes| {
@@ -191,7 +211,7 @@ impl Control {
                 if let Some(holding) = holding {
                     holding.remember(state, changes, id);
                 }
-                Ok::<_, ApiError>(stored)
+                Ok::<_, ApiError>((stored, applied))
             })
             .await?;
         match self.executor(record.migration) {

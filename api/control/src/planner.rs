@@ -1,6 +1,8 @@
 //! What a migration is expected to bring and cost.
 
+use drover_base::units::EXTENT_BYTES;
 use drover_types::{MigrationPlan, RateSource, Warning};
+use drover_wire::admin::VolumeStatus;
 
 /// What a flip took where none was measured: two round trips, a flush and two small durable writes.
 const PAUSE_MS_ASSUMED: u64 = 20;
@@ -8,15 +10,31 @@ const PAUSE_MS_ASSUMED: u64 = 20;
 /// Share of a destination, in percent, above which it is nearly full.
 const NEARLY_FULL_PERCENT: u128 = 90;
 
+/// What of a volume travels: what it shows, not what its snapshots keep.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Head {
+    /// Extents with data × 64 KiB: the slots that a copy takes.
+    pub used_bytes: u64,
+    /// Blocks with data × 4 KiB.
+    pub valid_bytes: u64,
+}
+
+impl Head {
+    /// From what all layers of the volume take together. No head shows more than the volume's size.
+    pub fn at_most(status: &VolumeStatus) -> Self {
+        let whole = status.size_bytes.next_multiple_of(EXTENT_BYTES);
+        Self { used_bytes: status.used_bytes.min(whole), valid_bytes: status.valid_bytes.min(status.size_bytes) }
+    }
+}
+
 /// What is known of the two nodes, the volume and the link.
 #[derive(Clone, Debug)]
 pub struct Estimate {
     pub volume: String,
     pub source: String,
     pub destination: String,
-    /// Slots and data of the volume at the source; `None`: never reported.
-    pub used_bytes: Option<u64>,
-    pub valid_bytes: Option<u64>,
+    /// `None`: never reported.
+    pub head: Option<Head>,
     pub size_bytes: u64,
     /// Snapshots that people made of it.
     pub snapshots: usize,
@@ -34,8 +52,8 @@ pub struct Estimate {
 /// Plans. Duration: bytes ÷ (link − writes), as each byte written meanwhile is sent too; with a writer at or above
 /// the link half of the link is left for the copy, since mirroring makes the writer share it.
 pub fn plan(estimate: &Estimate) -> MigrationPlan {
-    let bytes_to_send = estimate.valid_bytes.unwrap_or(estimate.size_bytes);
-    let space_needed_bytes = estimate.used_bytes.unwrap_or(estimate.size_bytes);
+    let bytes_to_send = estimate.head.map_or(estimate.size_bytes, |head| head.valid_bytes);
+    let space_needed_bytes = estimate.head.map_or(estimate.size_bytes, |head| head.used_bytes);
     let link = estimate.throttle_bytes_per_s.unwrap_or(u64::MAX).min(estimate.link_bytes_per_s).max(1);
     let for_copy = match link.checked_sub(estimate.write_bytes_per_s) {
         Some(rest) if rest > link / 2 => rest,
@@ -94,7 +112,7 @@ fn warnings(estimate: &Estimate, link: u64, needed: u64) -> Vec<Warning> {
         );
         warn("snapshots_stay", text);
     }
-    if estimate.valid_bytes.is_none() {
+    if estimate.head.is_none() {
         warn(
             "usage_unknown",
             format!("{} has not reported the volume's usage: its whole size is assumed", estimate.source),
@@ -126,8 +144,7 @@ mod tests {
             volume: "v".into(),
             source: "a".into(),
             destination: "b".into(),
-            used_bytes: Some(5 * GIB),
-            valid_bytes: Some(4 * GIB),
+            head: Some(Head { used_bytes: 5 * GIB, valid_bytes: 4 * GIB }),
             size_bytes: 8 * GIB,
             snapshots: 0,
             free_bytes: Some(100 * GIB),
@@ -167,7 +184,7 @@ mod tests {
         check(&Estimate { destination_is_down: true, ..estimate() }, 32_000, true, &["destination_down"]);
         check(&Estimate { snapshots: 2, ..estimate() }, 32_000, true, &["snapshots_stay"]);
         check(&Estimate { free_bytes: None, ..estimate() }, 32_000, false, &["destination_unknown"]);
-        let unknown = Estimate { used_bytes: None, valid_bytes: None, link_rate: RateSource::Assumed, ..estimate() };
+        let unknown = Estimate { head: None, link_rate: RateSource::Assumed, ..estimate() };
         check(&unknown, 64_000, true, &["usage_unknown", "link_rate_assumed"]);
     }
 }

@@ -45,8 +45,9 @@ impl Control {
             Attempt::Repeated(made) => return self.show_snapshot(volume, &made).await,
         };
         let name = request.name;
+        let operation = self.operation(&holding, self.idle_holder(volume)?.0).await?;
         let (id, node, admin) = self.idle_holder(volume)?;
-        let asked = NodeRequest::CreateSnapshot { volume: id, name: name.clone() };
+        let asked = NodeRequest::CreateSnapshot { volume: id, name: name.clone(), operation };
         self.change(&node, &admin, &asked, &name).await?;
         let text = format!("snapshot {name} of {volume} was taken");
         let told = NewEvent::info("snapshot.created", text).node(&node).volume(id);
@@ -67,8 +68,9 @@ impl Control {
         Ok(self.tell(NewEvent::info("snapshot.deleted", text).node(&node).volume(id)).await?)
     }
 
-    /// A repetition must not go back again: what was written since the first time would be lost. Nor must whoever
-    /// decided by an earlier version of the volume.
+    /// A repetition must not go back again: what was written since the first time would be lost. Also not where nobody
+    /// knows whether the first came to its end: see [`Control::operation`]. Nor must whoever decided by an earlier version
+    /// of the volume.
     pub async fn rollback_to_snapshot(
         &self,
         volume: &str,
@@ -80,9 +82,10 @@ impl Control {
             Attempt::First(holding) => holding,
             Attempt::Repeated(_) => return self.show_volume(volume),
         };
+        let operation = self.operation(&holding, self.idle_holder(volume)?.0).await?;
         self.check_volume_version(volume, expected)?;
         let (id, node, admin) = self.idle_holder(volume)?;
-        let asked = NodeRequest::RollbackSnapshot { volume: id, name: name.into() };
+        let asked = NodeRequest::RollbackSnapshot { volume: id, name: name.into(), operation };
         self.change(&node, &admin, &asked, name).await?;
         let text = format!("{volume} went back to snapshot {name}");
         let told = NewEvent::info("snapshot.rolled_back", text).node(&node).volume(id);

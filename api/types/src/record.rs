@@ -14,7 +14,7 @@
 //! ```
 
 use crate::{ApiError, MigrationOptions, MigrationPlan, Phase, Receipt, VolumeState};
-use drover_base::{Epoch, Generation, InstanceId, MigrationId, NodeId, VolumeId};
+use drover_base::{Epoch, Generation, InstanceId, MigrationId, NodeId, OperationId, VolumeId};
 use serde::{Deserialize, Serialize};
 
 /// The version of the records.
@@ -81,6 +81,13 @@ pub struct LinkRecord {
     pub pause_ms: u64,
 }
 
+/// What a node is asked under an id of its own, and the epoch in which it was asked first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PendingOperation {
+    pub operation: OperationId,
+    pub epoch: Epoch,
+}
+
 /// The answer to a request that must not be carried out twice.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct IdempotencyRecord {
@@ -89,6 +96,9 @@ pub struct IdempotencyRecord {
     pub expires_ms: u64,
     /// The id of what it made; the answer is that resource.
     pub made: String,
+    /// It was begun, and whether the node has done it is unknown: it is asked again under the same id.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pending: Option<PendingOperation>,
 }
 
 /// Where a migration stands; [`Phase`] with what the executor needs to know beyond.

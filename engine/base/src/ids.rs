@@ -44,6 +44,10 @@ number!(
     /// A gateway's or sender's session with a node; outlives its connections.
     SessionId, "sess-");
 
+number!(
+    /// One change that is asked of a node and must not happen twice, however often it is asked.
+    OperationId, "op-");
+
 /// The number under which one node may apply a volume's writes. It only grows.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct Epoch(pub u64);

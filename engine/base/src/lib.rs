@@ -13,7 +13,7 @@ pub mod units;
 pub mod world;
 
 pub use error::IoError;
-pub use ids::{Epoch, Generation, InstanceId, LayerId, MigrationId, NodeId, SessionId, VolumeId};
+pub use ids::{Epoch, Generation, InstanceId, LayerId, MigrationId, NodeId, OperationId, SessionId, VolumeId};
 pub use time::Instant;
 pub use units::{BlockMask, ByteRange, ExtentIndex, RegionIndex};
 pub use world::{LocalFuture, World};

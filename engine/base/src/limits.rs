@@ -36,6 +36,10 @@ pub const ACTIVE_REGIONS_MAX: usize = 4096;
 /// Snapshots a volume may have: each costs a lookup on reads of old data.
 pub const SNAPSHOTS_MAX: usize = 256;
 
+/// Operations of a volume of which its node remembers that they are done: a repetition is told from a new request unless
+/// so many others came in between. 8 bytes each in the volume's record.
+pub const OPERATIONS_KEPT: usize = 64;
+
 /// How long two processes may take to show each other that they belong to one cluster: two round trips.
 pub const PREAMBLE_DEADLINE: Duration = Duration::from_secs(5);
 

@@ -13,8 +13,8 @@ use crate::seat::{EXPORT_PREFIX, Seat, seat_key};
 use crate::session::SessionKey;
 use drover_base::planted::{Bug, is_planted};
 use drover_base::{Epoch, Generation, IoError, MigrationId, VolumeId};
-use drover_store::StoreError;
 use drover_store::meta::Batch;
+use drover_store::{StoreError, VolumeUsage};
 use drover_wire::admin::{Export, NodeReply, NodeRequest, Refusal, Role};
 use drover_wire::seat_record::{LegDirection, SeatRecord, encode_export};
 use drover_wire::writer_record::WriterRecord;
@@ -66,17 +66,24 @@ impl Node {
                 self.create_volume(volume, &name, size_bytes, epoch).await
             }
             Ask::DeleteVolume { volume, epoch } => self.delete_volume(volume, epoch).await,
-            Ask::CreateSnapshot { volume, name } => {
+            Ask::CreateSnapshot { volume, name, operation } => {
                 let (seat, _turn) = self.free_holder(volume).await?;
                 seat.whole().await.map_err(Refusal::Io)?;
-                seat.volume.snapshot(&name).await.map_err(refusal_of)?;
+                seat.volume.snapshot_once(&name, operation).await.map_err(refusal_of)?;
                 Ok(NodeReply::Done)
             }
-            Ask::RollbackSnapshot { volume, name } => {
+            Ask::RollbackSnapshot { volume, name, operation } => {
                 let (seat, _turn) = self.free_holder(volume).await?;
-                // What gateways keep is of the content that is given up.
-                seat.end_term(seat.volume.rollback(&name)).await.map_err(refusal_of)?;
+                if !seat.volume.has_done(operation) {
+                    // What gateways keep is of the content that is given up.
+                    seat.end_term(seat.volume.rollback_once(&name, operation)).await.map_err(refusal_of)?;
+                }
                 Ok(NodeReply::Done)
+            }
+            Ask::MeasureVolume { volume } => {
+                let seat = self.seat(volume).ok_or_else(|| not_here(volume))?;
+                let VolumeUsage { used_bytes, valid_bytes } = seat.volume.head_usage().await;
+                Ok(NodeReply::Measured { used_bytes, valid_bytes })
             }
             Ask::DeleteSnapshot { volume, name } => {
                 let (seat, _turn) = self.free_holder(volume).await?;
@@ -189,7 +196,7 @@ impl Node {
         batch.delete(seat_key(volume));
         self.context.meta.commit(batch).await.map_err(not_durable)?;
         self.forget_orphan(volume);
-        self.reservations.release(volume);
+        self.tiers.end_promise(volume);
         Ok(NodeReply::Done)
     }
 
@@ -301,6 +308,7 @@ pub(crate) fn request_name(request: &NodeRequest) -> &'static str {
         Ask::Status => "Status",
         Ask::CreateVolume { .. } => "CreateVolume",
         Ask::DeleteVolume { .. } => "DeleteVolume",
+        Ask::MeasureVolume { .. } => "MeasureVolume",
         Ask::CreateSnapshot { .. } => "CreateSnapshot",
         Ask::RollbackSnapshot { .. } => "RollbackSnapshot",
         Ask::DeleteSnapshot { .. } => "DeleteSnapshot",

@@ -33,6 +33,7 @@ use bytes::Bytes;
 use drover_base::limits::{HOLD_DEADLINE, REPLAY_LOG_BYTES_MAX};
 use drover_base::planted::{Bug, is_planted};
 use drover_base::{ByteRange, Epoch, InstanceId, IoError, NodeId, VolumeId, error::Remedy};
+use drover_store::Fence;
 use drover_wire::admin::{Grant, NodeAddress};
 use drover_wire::peer::{Answer, LogVerdict, Operation, Purpose};
 use drover_wire::writer_record::Writer;
@@ -133,9 +134,11 @@ impl<'a> Doubt<'a> {
         Self { gateway, mutation: Some(mutation) }
     }
 
-    /// What an answer leaves of it: an error after which nothing is asked again is known.
+    /// What an answer leaves of it: an error after which nothing is asked again is known, unless it is that of a client
+    /// that has stopped waiting.
     fn answered<T>(mut self, answer: Result<T, IoError>) -> Result<T, IoError> {
-        if answer.as_ref().err().is_none_or(|error| error.remedy() != Remedy::Retry) {
+        let is_unknown = |error: &IoError| error.remedy() == Remedy::Retry || *error == IoError::TimedOut;
+        if !answer.as_ref().err().is_some_and(is_unknown) {
             self.mutation = None;
         }
         answer
@@ -226,14 +229,18 @@ impl Gateway {
 
     /// Carries out a request at this node's own volume. Where another node may take over from it, what is acknowledged
     /// and not durable there is kept, as if it had been sent there.
-    pub async fn attempt_here(self: &Rc<Self>, seat: &Rc<Seat>, operation: &Operation) -> Result<Answer, IoError> {
-        let lease = seat.lease();
+    pub async fn attempt_here(
+        self: &Rc<Self>,
+        seat: &Rc<Seat>,
+        operation: &Operation,
+        fence: &dyn Fence,
+    ) -> Result<Answer, IoError> {
         match mutation(operation) {
             Some((mutation, durable)) => {
                 let _change = self.changing.begin(mutation.range()).await;
                 let _room = self.room(mutation.cost_bytes(), async || self.flush_here(seat).await).await?;
                 let doubt = Doubt::about(self, &mutation);
-                let answer = doubt.answered(seat.perform(&self.writer, Way::Kept, &*lease, operation.clone()).await)?;
+                let answer = doubt.answered(seat.perform(&self.writer, Way::Kept, fence, operation.clone()).await)?;
                 // The last that could have taken over may be gone by now.
                 if let Answer::Unflushed { term } = answer
                     && seat.may_be_superseded()
@@ -253,7 +260,7 @@ impl Gateway {
                 if let Operation::Read { range } = operation {
                     self.settled(*range).await;
                 }
-                seat.perform(&self.writer, Way::Kept, &*lease, operation.clone()).await
+                seat.perform(&self.writer, Way::Kept, fence, operation.clone()).await
             }
         }
     }

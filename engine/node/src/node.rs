@@ -19,7 +19,7 @@ use crate::peer_server;
 use crate::router::{Route, RoutedExport};
 use crate::seat::{EXPORT_PREFIX, SEAT_PREFIX, Seat};
 use crate::shards::{Common, Confirmed, Exports, Held, Shard, facts_of};
-use crate::space::{Reservations, SpaceWatch};
+use crate::space::SpaceWatch;
 use crate::writers::{Writers, writer_may_owe};
 use drover_base::text::show_bytes;
 use drover_base::world::Connection;
@@ -77,7 +77,6 @@ pub enum StartError {
 pub struct Node {
     pub(crate) context: Rc<Context>,
     pub(crate) tiers: Tiers,
-    pub(crate) reservations: Reservations,
     seats: RefCell<BTreeMap<VolumeId, Rc<Seat>>>,
     /// Records whose volumes are not here: their making or their deletion was cut off.
     orphans: RefCell<BTreeMap<VolumeId, SeatRecord>>,
@@ -105,7 +104,6 @@ impl Node {
         let node = Rc::new(Self {
             context,
             tiers: common.tiers,
-            reservations: common.reservations,
             seats: RefCell::default(),
             orphans: RefCell::default(),
             routes: RefCell::default(),
@@ -153,7 +151,8 @@ impl Node {
     fn take_seat(self: &Rc<Self>, volume: Rc<Volume>, record: SeatRecord, writers: WriterRecord) {
         let (reserved, has_leg) = (record.reserve_bytes, record.leg.is_some());
         if reserved > 0 {
-            self.reservations.restore(volume.id(), reserved, volume.usage().used_bytes);
+            let filled = volume.usage().used_bytes / EXTENT_BYTES;
+            self.tiers.restore_promise(volume.id(), reserved.div_ceil(EXTENT_BYTES), filled);
         }
         let seat = self.seat_volume(volume, record, writers);
         if has_leg {
@@ -287,14 +286,14 @@ impl Node {
         !self.tiers.usage().is_empty()
     }
 
-    pub(crate) fn refresh_reservations(&self) {
+    pub(crate) fn refresh_promises(&self) {
         for seat in self.seats() {
-            self.reservations.filled(seat.id(), seat.volume.usage().used_bytes);
+            self.tiers.promise_filled(seat.id(), seat.volume.usage().used_bytes / EXTENT_BYTES);
         }
     }
 
     pub fn status(&self) -> NodeStatus {
-        self.refresh_reservations();
+        self.refresh_promises();
         NodeStatus {
             node: self.context.address.node.clone(),
             instance: self.context.instance,
@@ -307,7 +306,7 @@ impl Node {
 
     /// What was promised is shown with the tier that new slots come from: the fastest with room.
     fn tier_status(&self) -> Vec<TierStatus> {
-        let mut reserved = self.reservations.open_bytes();
+        let mut reserved = self.tiers.promised() * EXTENT_BYTES;
         let status = |tier: drover_store::TierUsage| {
             let (total, taken) = (tier.slots_total * EXTENT_BYTES, (tier.slots_used + tier.slots_held) * EXTENT_BYTES);
             let here = reserved.min(total - taken);

@@ -17,6 +17,7 @@ use crate::migration::{Leaving, Outbound};
 use crate::node::Node;
 use crate::seat::{Confirmed, Seat, Stopped};
 use drover_base::planted::{Bug, is_planted};
+use drover_base::units::EXTENT_BYTES;
 use drover_base::{Epoch, Generation, MigrationId, VolumeId};
 use drover_store::StoreError;
 use drover_transfer::Start;
@@ -114,10 +115,10 @@ impl Node {
             return Err(Refusal::NoTiers);
         }
         let filled = self.context.store.volume(of.volume).map_or(0, |volume| volume.usage().used_bytes);
-        self.refresh_reservations();
-        self.reservations
-            .reserve(&self.tiers, of.volume, of.reserve_bytes, filled)
-            .map_err(|free| Refusal::NoSpace { needed: of.reserve_bytes, free })?;
+        self.refresh_promises();
+        self.tiers
+            .promise(of.volume, of.reserve_bytes.div_ceil(EXTENT_BYTES), filled / EXTENT_BYTES)
+            .map_err(|free| Refusal::NoSpace { needed: of.reserve_bytes, free: free * EXTENT_BYTES })?;
         let record = SeatRecord {
             epoch: of.epoch,
             revision: 0,
@@ -354,7 +355,7 @@ impl Node {
         if !drop_volume {
             let ended = end_here(&seat, record, migration).await?;
             self.forget_kept(&seat);
-            self.reservations.release(volume);
+            self.tiers.end_promise(volume);
             return Ok(ended);
         }
         if leg.is_none() {

@@ -5,7 +5,9 @@
 //!   else: run ──► attempt: own volume, or gateway ──► `Retry` ──► wait a little, or for a change ──► attempt …
 //! ```
 //! Invariants
-//! - A request is answered by an error only if its remedy is not to try again, or after `HOLD_DEADLINE`.
+//! - A request is answered by an error only if its remedy is not to try again, or after `HOLD_DEADLINE`; then at the
+//!   latest, also where it waits for a mirror and for the control plane. What the volume had begun to apply by then ends
+//!   under its locks; what it had not never comes after what its client writes later.
 //! - A write's data is kept until it is answered, unless nothing can fence it: an untimed lease without a leg. Where the
 //!   other side may take over, it is kept until it is durable there (`gateway`).
 //! - After a loss of what was acknowledged and not flushed here, the next flush of each connection fails. An export that
@@ -25,7 +27,7 @@ use drover_base::limits::HOLD_DEADLINE;
 use drover_base::planted::{Bug, is_planted};
 use drover_base::{ByteRange, Instant, IoError, LocalFuture, SessionId, VolumeId};
 use drover_disk::Buffer;
-use drover_store::ZeroMode;
+use drover_store::{Fence, ZeroMode};
 use drover_wire::admin::Grant;
 use drover_wire::peer::{Answer, Operation, Payload};
 use drover_wire::writer_record::Writer;
@@ -179,19 +181,81 @@ impl Route {
         }
         // After a flip that it waited for, another node may hold the volume.
         if let Some(seat) = held() {
-            if let Some(gateway) = self.gateway.get().filter(|gateway| gateway.owes_replay()) {
-                gateway.replay_here(&seat).await?;
-            }
-            let lease = seat.lease();
-            seat.settled(&self.writer, &*lease).await.map_err(|error| seat.told(error))?;
-            // Not cut short by the deadline: what was given up might still be applied, over what is written later.
-            let performed = match seat.may_be_superseded() && !is_planted(Bug::OwnWritesNotKept) {
-                true => self.gateway().attempt_here(&seat, operation).await,
-                false => seat.perform(&self.writer, Way::Local, &*lease, operation.clone()).await,
-            };
-            return performed.map_err(|error| seat.told(error));
+            return self.attempt_here(&seat, operation, deadline).await.map_err(|error| seat.told(error));
         }
         world.timeout_at(deadline, self.gateway().attempt(operation)).await.unwrap_or(Err(IoError::TimedOut))
+    }
+
+    /// At this node's own volume.
+    async fn attempt_here(&self, seat: &Rc<Seat>, operation: &Operation, deadline: Instant) -> Result<Answer, IoError> {
+        if let Some(gateway) = self.gateway.get().filter(|gateway| gateway.owes_replay()) {
+            let (gateway, seat) = (gateway.clone(), seat.clone());
+            let replay = Box::pin(async move { gateway.replay_here(&seat).await });
+            self.see_through(replay, deadline, || true).await?;
+        }
+        let patience = Rc::new(Patience::new(seat.lease()));
+        let (held, of, operation) = (seat.clone(), patience.clone(), operation.clone());
+        let keeper = (seat.may_be_superseded() && !is_planted(Bug::OwnWritesNotKept)).then(|| self.gateway().clone());
+        let writer = self.writer.clone();
+        let work = Box::pin(async move {
+            held.settled(&writer, &*of).await?;
+            match keeper {
+                Some(gateway) => gateway.attempt_here(&held, &operation, &*of).await,
+                None => held.perform(&writer, Way::Local, &*of, operation).await,
+            }
+        });
+        self.see_through(work, deadline, || patience.give_up()).await
+    }
+
+    /// Waits for `work` until the deadline. If it must then come to its end, it does so by itself: dropped halfway, it
+    /// would let go of what orders it before later requests.
+    async fn see_through<T: 'static>(
+        &self,
+        mut work: LocalFuture<'static, Result<T, IoError>>,
+        deadline: Instant,
+        must_end: impl FnOnce() -> bool,
+    ) -> Result<T, IoError> {
+        let world = &self.context.world;
+        match world.timeout_at(deadline, &mut work).await {
+            Ok(done) => done,
+            Err(_) => {
+                if must_end() {
+                    world.spawn(async move { drop(work.await) }).detach();
+                }
+                Err(IoError::TimedOut)
+            }
+        }
+    }
+}
+
+/// The fence of a request whose client waits only so long. Given up before it was applied, it never is: it might come
+/// after what its client writes later. Given up after that, it ends under its locks.
+struct Patience {
+    lease: Rc<LeaseGuard>,
+    has_passed: Cell<bool>,
+    is_given_up: Cell<bool>,
+}
+
+impl Patience {
+    fn new(lease: Rc<LeaseGuard>) -> Self {
+        Self { lease, has_passed: Cell::new(false), is_given_up: Cell::new(false) }
+    }
+
+    /// Whether the request was let through before.
+    fn give_up(&self) -> bool {
+        self.is_given_up.set(!is_planted(Bug::AppliedAfterGivenUp));
+        self.has_passed.get() || is_planted(Bug::AppliedAfterGivenUp)
+    }
+}
+
+impl Fence for Patience {
+    fn check(&self) -> Result<(), IoError> {
+        if self.is_given_up.get() {
+            return Err(IoError::TimedOut);
+        }
+        self.lease.check()?;
+        self.has_passed.set(true);
+        Ok(())
     }
 }
 
@@ -236,6 +300,19 @@ impl RoutedExport {
         Ok(still.then_some((seat, lease, pass)))
     }
 
+    /// Where the other side may have to take over, behind writes that wait for it: no longer than they do.
+    async fn read_here(&self, seat: &Seat, lease: &LeaseGuard, range: ByteRange) -> Result<Buffer, IoError> {
+        if !seat.keeps_copies() {
+            return seat.read(lease, range.offset, range.len).await;
+        }
+        let read = async {
+            self.route.settled(seat, range).await;
+            seat.read(lease, range.offset, range.len).await
+        };
+        let world = &self.route.context.world;
+        world.timeout(HOLD_DEADLINE, read).await.unwrap_or(Err(IoError::TimedOut))
+    }
+
     /// Carries out a request wherever the volume is.
     async fn run(&self, operation: Operation) -> Result<Answer, IoError> {
         let answer = self.route.run(operation).await?;
@@ -269,8 +346,7 @@ impl BlockExport for RoutedExport {
     fn read(self: Rc<Self>, offset: u64, len: u64) -> LocalFuture<'static, Result<Buffer, IoError>> {
         Box::pin(async move {
             if let Some((seat, lease)) = self.local()? {
-                self.route.settled(&seat, ByteRange { offset, len }).await;
-                let read = seat.read(&*lease, offset, len).await;
+                let read = self.read_here(&seat, &lease, ByteRange { offset, len }).await;
                 if is_final(&read) {
                     return read;
                 }

@@ -18,7 +18,6 @@ use crate::membership::{Membership, Office, Standing};
 use crate::nbd::{Catalog, ExportFacts, ExportName, Offer};
 use crate::node::{NodeSettings, merge_status};
 use crate::peer_server::{HELLO_DEADLINE, hello_of, volume_of};
-use crate::space::Reservations;
 use drover_base::world::Connection;
 use drover_base::{Epoch, Instant, LocalFuture, VolumeId, World};
 use drover_store::{Tiers, home_shard};
@@ -44,14 +43,13 @@ pub use local::LocalNode;
 #[derive(Clone)]
 pub struct Common {
     pub tiers: Tiers,
-    pub(crate) reservations: Reservations,
     pub(crate) exports: Exports,
     pub(crate) standing: Arc<Standing>,
 }
 
 impl Common {
     pub fn new(tiers: Tiers) -> Self {
-        Self { tiers, reservations: Reservations::default(), exports: Exports::default(), standing: Arc::default() }
+        Self { tiers, exports: Exports::default(), standing: Arc::default() }
     }
 
     /// Whether the node may serve.
@@ -226,6 +224,7 @@ fn concerns(request: &NodeRequest) -> Concerns {
         Ask::SetExport { .. } | Ask::RemoveExport { .. } => Concerns::First,
         Ask::CreateVolume { volume, .. }
         | Ask::DeleteVolume { volume, .. }
+        | Ask::MeasureVolume { volume }
         | Ask::CreateSnapshot { volume, .. }
         | Ask::RollbackSnapshot { volume, .. }
         | Ask::DeleteSnapshot { volume, .. }

@@ -122,18 +122,18 @@ impl Env {
 
     /// Takes `count` slots. Where there are too few, what this shard's volumes have given up is made free first, then what
     /// those of other shards have: a client that discards and writes again without a flush in between gets room.
-    pub async fn allocate(self: &Rc<Self>, count: usize) -> Result<Vec<SlotAddress>, IoError> {
+    pub async fn allocate(self: &Rc<Self>, volume: VolumeId, count: usize) -> Result<Vec<SlotAddress>, IoError> {
         if count == 0 {
             return Ok(Vec::new());
         }
-        let mut taken = self.allocate_free(count).await;
+        let mut taken = self.allocate_free(volume, count).await;
         if taken == Err(IoError::NoSpace) && self.settle_freed().await {
-            taken = self.allocate_free(count).await;
+            taken = self.allocate_free(volume, count).await;
         }
         if taken == Err(IoError::NoSpace) && self.attendance.has_others() {
             // A shard that is that busy gives back later.
             let _ = self.world.timeout(ROOM_PATIENCE, self.attendance.ask_others()).await;
-            taken = self.allocate_free(count).await;
+            taken = self.allocate_free(volume, count).await;
         }
         taken
     }
@@ -148,9 +148,9 @@ impl Env {
     }
 
     /// Takes `count` slots, after a discard where that is what keeps them.
-    async fn allocate_undisturbed(&self, count: usize) -> Result<Vec<SlotAddress>, NoRoom> {
+    async fn allocate_undisturbed(&self, volume: VolumeId, count: usize) -> Result<Vec<SlotAddress>, NoRoom> {
         loop {
-            match self.tiers.allocate(count) {
+            match self.tiers.allocate(volume, count) {
                 Err(room) if room.is_discarding => self.tiers.discards_end().await,
                 done => return done,
             }
@@ -158,15 +158,15 @@ impl Env {
     }
 
     /// Takes `count` slots, after a checkpoint where only that gives some back.
-    async fn allocate_free(self: &Rc<Self>, count: usize) -> Result<Vec<SlotAddress>, IoError> {
-        match self.allocate_undisturbed(count).await {
+    async fn allocate_free(self: &Rc<Self>, volume: VolumeId, count: usize) -> Result<Vec<SlotAddress>, IoError> {
+        match self.allocate_undisturbed(volume, count).await {
             Ok(slots) => return Ok(slots),
             Err(room) if room.is_held && self.checkpoint.is_some() => {}
             Err(_) => return Err(IoError::NoSpace),
         }
         let turn = self.tiers.begin_checkpoint().await;
         // Another's checkpoint may have given slots back while this one waited for its turn.
-        if let Ok(slots) = self.tiers.allocate(count) {
+        if let Ok(slots) = self.tiers.allocate(volume, count) {
             return Ok(slots);
         }
         // A task of its own: what is being stored cannot be stopped, and must have ended before the next begins.
@@ -175,7 +175,7 @@ impl Env {
             tracing::error!(%error, "no checkpoint can be written, so freed slots cannot be used");
             return Err(IoError::NoSpace);
         }
-        self.allocate_undisturbed(count).await.map_err(|_| IoError::NoSpace)
+        self.allocate_undisturbed(volume, count).await.map_err(|_| IoError::NoSpace)
     }
 
     /// Writes a checkpoint to the configured place.

@@ -119,7 +119,7 @@ mod tests {
     #[test]
     fn a_slot_waits_for_the_reads_that_resolved_to_it() {
         let tiers = Tiers::new(vec![TierSpec { name: "a".into(), class: TierClass::Nvme, slots: 8, discards: false }]);
-        let slots = tiers.allocate(2).unwrap();
+        let slots = tiers.allocate(drover_base::VolumeId(1), 2).unwrap();
         let inflight = Rc::new(Inflight::new(tiers.clone()));
         let used = || tiers.usage()[0].slots_used;
         let early = inflight.begin();

@@ -22,6 +22,7 @@ mod map;
 mod merge;
 pub mod meta;
 mod outcome;
+mod promises;
 mod record;
 mod recovery;
 mod room;

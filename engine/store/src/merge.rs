@@ -312,7 +312,7 @@ fn plan_extent(parent: Entry, child: Entry, is_bottom: bool) -> ExtentPlan {
 }
 
 /// Lets other tasks run.
-async fn yield_once() {
+pub(crate) async fn yield_once() {
     let mut has_yielded = false;
     std::future::poll_fn(|context| {
         if std::mem::replace(&mut has_yielded, true) {

@@ -23,8 +23,8 @@ use crate::{
     map::RegionEntries,
 };
 use drover_base::{
-    LayerId, RegionIndex, VolumeId,
-    limits::{NOTE_BYTES_MAX, SNAPSHOTS_MAX},
+    LayerId, OperationId, RegionIndex, VolumeId,
+    limits::{NOTE_BYTES_MAX, OPERATIONS_KEPT, SNAPSHOTS_MAX},
     units::EXTENTS_PER_REGION,
 };
 
@@ -58,6 +58,8 @@ pub struct VolumeRecord {
     pub head: LayerId,
     /// Ascending by name.
     pub snapshots: Vec<SnapshotRecord>,
+    /// Snapshots and rollbacks that are done, the last at the end: stored in the batch that does them.
+    pub operations: Vec<OperationId>,
 }
 
 /// A snapshot as stored: a name for a frozen layer.
@@ -219,7 +221,7 @@ fn push_name(payload: &mut Vec<u8>, name: &str) {
 
 impl VolumeRecord {
     pub fn encode(&self) -> Vec<u8> {
-        assert!(self.snapshots.len() <= SNAPSHOTS_MAX);
+        assert!(self.snapshots.len() <= SNAPSHOTS_MAX && self.operations.len() <= OPERATIONS_KEPT);
         let mut payload = Vec::new();
         payload.extend_from_slice(&self.head.0.to_le_bytes());
         push_name(&mut payload, &self.name);
@@ -228,6 +230,10 @@ impl VolumeRecord {
             push_name(&mut payload, &snapshot.name);
             payload.extend_from_slice(&snapshot.layer.0.to_le_bytes());
             payload.extend_from_slice(&snapshot.created_ms.to_le_bytes());
+        }
+        payload.extend_from_slice(&(self.operations.len() as u16).to_le_bytes());
+        for operation in &self.operations {
+            payload.extend_from_slice(&operation.0.to_le_bytes());
         }
         seal(&volume_key(self.id), &payload)
     }
@@ -246,8 +252,13 @@ impl VolumeRecord {
             let name = reader.name()?;
             snapshots.push(SnapshotRecord { name, layer: LayerId(reader.u64()?), created_ms: reader.u64()? });
         }
+        let count = usize::from(reader.u16()?);
+        if count > OPERATIONS_KEPT {
+            return Err(reader.corrupt());
+        }
+        let operations = (0..count).map(|_| reader.u64().map(OperationId)).collect::<Result<_, _>>()?;
         reader.end()?;
-        Ok(Self { id, name, head, snapshots })
+        Ok(Self { id, name, head, snapshots, operations })
     }
 }
 
@@ -343,6 +354,7 @@ mod tests {
             name: "web-1".into(),
             head: LayerId(3),
             snapshots: vec![snapshot("a", 1), snapshot("b", 2)],
+            operations: vec![OperationId(8), OperationId(5)],
         }
     }
 

@@ -11,8 +11,10 @@
 use crate::{
     discard::Undiscarded,
     entry::{DEVICES_MAX, SLOTS_MAX, SlotAddress},
+    promises::Promises,
     room::Room,
 };
+use drover_base::VolumeId;
 use drover_base::planted::{Bug, is_planted};
 use std::{
     future::poll_fn,
@@ -115,6 +117,7 @@ struct State {
     tiers: Vec<Tier>,
     /// Positions in `tiers`, fastest first.
     by_speed: Vec<usize>,
+    promises: Promises,
     meta_failures: u64,
     /// Whether freed slots are held until the next checkpoint.
     is_holding: bool,
@@ -153,6 +156,7 @@ impl Tiers {
         let state = State {
             tiers,
             by_speed,
+            promises: Promises::default(),
             meta_failures: 0,
             is_holding: false,
             awaits_checkpoint: false,
@@ -181,8 +185,37 @@ impl Tiers {
         self.state().tiers.iter().map(|tier| tier.spec.slots).collect()
     }
 
-    /// Takes `count` slots from the fastest tiers with room: all of them, or none.
-    pub fn allocate(&self, count: usize) -> Result<Vec<SlotAddress>, NoRoom> {
+    /// Promises slots to a volume that is being filled, `slots` in all of which it uses `filled`, or tells how many there
+    /// are for it: see [`Promises`].
+    pub fn promise(&self, volume: VolumeId, slots: u64, filled: u64) -> Result<(), u64> {
+        let state = &mut *self.state();
+        let usable = state.tiers.iter().filter(|tier| !tier.poisoned);
+        let free = usable.map(|tier| tier.spec.slots - tier.usage().slots_used - tier.held_count()).sum();
+        state.promises.make(volume, slots, filled, free)
+    }
+
+    /// A promise that was made before the node started.
+    pub fn restore_promise(&self, volume: VolumeId, slots: u64, filled: u64) {
+        self.state().promises.restore(volume, slots, filled);
+    }
+
+    /// How many slots a volume uses by now, for its promise if it has one.
+    pub fn promise_filled(&self, volume: VolumeId, slots: u64) {
+        self.state().promises.filled(volume, slots);
+    }
+
+    pub fn end_promise(&self, volume: VolumeId) {
+        self.state().promises.end(volume);
+    }
+
+    /// Slots that are promised and not yet filled.
+    pub fn promised(&self) -> u64 {
+        self.state().promises.open()
+    }
+
+    /// Takes `count` slots for the volume from the fastest tiers with room: all of them, or none. What is promised to
+    /// others is no room.
+    pub fn allocate(&self, volume: VolumeId, count: usize) -> Result<Vec<SlotAddress>, NoRoom> {
         let mut state = self.state();
         let state = &mut *state;
         if state.awaits_checkpoint {
@@ -190,10 +223,14 @@ impl Tiers {
         }
         let usable = || state.by_speed.iter().copied().filter(|&at| !state.tiers[at].poisoned);
         let free: u64 = usable().map(|at| state.tiers[at].free_count()).sum();
-        if free < count as u64 {
+        let wanted = match is_planted(Bug::PromisesIgnored) {
+            true => count as u64,
+            false => count as u64 + state.promises.kept_from(volume, count as u64),
+        };
+        if free < wanted {
             let is_held = usable().any(|at| state.tiers[at].held_count() > 0);
             let discarding: u64 = usable().map(|at| state.tiers[at].discarding).sum();
-            return Err(NoRoom { is_held, is_discarding: free + discarding >= count as u64 });
+            return Err(NoRoom { is_held, is_discarding: free + discarding >= wanted });
         }
         let order: Vec<usize> = usable().collect();
         let mut slots = Vec::with_capacity(count);
@@ -204,6 +241,7 @@ impl Tiers {
                 slots.push(SlotAddress { device: at as u8, slot });
             }
         }
+        state.promises.taken(volume, count as u64);
         Ok(slots)
     }
 
@@ -510,6 +548,8 @@ impl Drop for CheckpointTurn {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    const VOLUME: VolumeId = VolumeId(1);
     use futures::FutureExt;
 
     fn tier(name: &str, class: TierClass, slots: u64) -> TierSpec {
@@ -519,10 +559,10 @@ mod tests {
     #[test]
     fn the_fastest_tier_with_room_is_used_first() {
         let tiers = Tiers::new(vec![tier("slow", TierClass::Hdd, 70), tier("fast", TierClass::Nvme, 2)]);
-        let slots = tiers.allocate(3).unwrap();
+        let slots = tiers.allocate(VOLUME, 3).unwrap();
         assert_eq!(slots.iter().map(|at| at.device).collect::<Vec<_>>(), [1, 1, 0]);
-        assert_eq!(tiers.allocate(70), Err(NoRoom { is_held: false, is_discarding: false }));
-        assert_eq!(tiers.allocate(69).unwrap().len(), 69);
+        assert_eq!(tiers.allocate(VOLUME, 70), Err(NoRoom { is_held: false, is_discarding: false }));
+        assert_eq!(tiers.allocate(VOLUME, 69).unwrap().len(), 69);
         assert_eq!(tiers.usage()[0].level, SpaceLevel::Full);
         tiers.free(&slots);
         assert_eq!(tiers.usage()[1].level, SpaceLevel::Normal);
@@ -533,7 +573,7 @@ mod tests {
         let tiers = Tiers::new(vec![tier("a", TierClass::Ssd, 10)]);
         let mut levels = Vec::new();
         for _ in 0..10 {
-            tiers.allocate(1).unwrap();
+            tiers.allocate(VOLUME, 1).unwrap();
             levels.push(tiers.usage()[0].level);
         }
         assert_eq!(levels[6..], [SpaceLevel::Normal, SpaceLevel::At80, SpaceLevel::At90, SpaceLevel::Full]);
@@ -544,22 +584,26 @@ mod tests {
         let tiers = Tiers::new(vec![tier("a", TierClass::Ssd, 2)]);
         tiers.hold_until_checkpoint();
         assert_eq!(
-            tiers.allocate(1),
+            tiers.allocate(VOLUME, 1),
             Err(NoRoom { is_held: true, is_discarding: false }),
             "the stored checkpoint may name anything"
         );
         tiers.begin_checkpoint().now_or_never().unwrap().done();
-        let slots = tiers.allocate(2).unwrap();
+        let slots = tiers.allocate(VOLUME, 2).unwrap();
         tiers.free(&slots[..1]);
-        assert_eq!(tiers.allocate(1), Err(NoRoom { is_held: true, is_discarding: false }));
+        assert_eq!(tiers.allocate(VOLUME, 1), Err(NoRoom { is_held: true, is_discarding: false }));
         let turn = tiers.begin_checkpoint().now_or_never().unwrap();
         tiers.free(&slots[1..]);
         assert!(tiers.begin_checkpoint().now_or_never().is_none(), "one at a time");
         turn.done();
         assert_eq!(tiers.usage()[0].slots_held, 1);
-        assert_eq!(tiers.allocate(1).unwrap(), slots[..1]);
+        assert_eq!(tiers.allocate(VOLUME, 1).unwrap(), slots[..1]);
         drop(tiers.begin_checkpoint().now_or_never().unwrap());
-        assert_eq!(tiers.allocate(1), Err(NoRoom { is_held: true, is_discarding: false }), "that one was given up");
+        assert_eq!(
+            tiers.allocate(VOLUME, 1),
+            Err(NoRoom { is_held: true, is_discarding: false }),
+            "that one was given up"
+        );
     }
 
     #[test]
@@ -592,7 +636,7 @@ mod tests {
         let take = |tiers: Tiers| {
             std::thread::spawn(move || {
                 let mut mine = Vec::new();
-                while let Ok(slots) = tiers.allocate(3).or_else(|_| tiers.allocate(1)) {
+                while let Ok(slots) = tiers.allocate(VOLUME, 3).or_else(|_| tiers.allocate(VOLUME, 1)) {
                     mine.extend(slots);
                     if mine.len().is_multiple_of(7) {
                         tiers.free_unused(&[mine.pop().expect("some were taken")]);
@@ -604,7 +648,7 @@ mod tests {
         let threads: Vec<_> = (0..4).map(|_| take(tiers.clone())).collect();
         let mut all: Vec<_> = threads.into_iter().flat_map(|thread| thread.join().unwrap()).collect();
         // A thread that gave one back last may have ended before another did.
-        all.extend(std::iter::from_fn(|| tiers.allocate(1).ok()).flatten());
+        all.extend(std::iter::from_fn(|| tiers.allocate(VOLUME, 1).ok()).flatten());
         all.sort_unstable();
         all.dedup();
         assert_eq!(all.len() as u64, SLOTS);

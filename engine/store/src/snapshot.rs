@@ -3,6 +3,8 @@
 //! All three have one shape: nobody mutates; a flush of everything commits the changed records in its batch;
 //! the stack in memory changes when that batch is durable, in the flush itself, so that a caller that stops
 //! waiting cannot leave memory and metadata apart. On failure nothing changed (and the volume is poisoned).
+//! The batch also names the operation, so that whoever was not told that it is done can ask again: a rollback that
+//! happened twice would lose what was written in between.
 
 use crate::{
     NAME_BYTES_MAX, StoreError, Volume,
@@ -14,8 +16,9 @@ use crate::{
     stack::Snapshot,
 };
 use drover_base::{
+    OperationId,
     ids::is_name,
-    limits::SNAPSHOTS_MAX,
+    limits::{OPERATIONS_KEPT, SNAPSHOTS_MAX},
     planted::{Bug, is_planted},
 };
 use std::rc::Rc;
@@ -30,12 +33,26 @@ struct Still {
 impl Volume {
     /// Freezes the volume's content of now under a name.
     pub async fn snapshot(&self, name: &str) -> Result<(), StoreError> {
-        self.snapshot_with(name, || ()).await
+        self.take_snapshot(name, None, || ()).await
+    }
+
+    /// The same; asked again under the same id, it is done and changes nothing.
+    pub async fn snapshot_once(&self, name: &str, operation: OperationId) -> Result<(), StoreError> {
+        self.take_snapshot(name, Some(operation), || ()).await
     }
 
     /// The same, and runs `inside` while no client request is admitted: what it starts sees exactly what
     /// comes after the snapshot.
     pub async fn snapshot_with(&self, name: &str, inside: impl FnOnce()) -> Result<(), StoreError> {
+        self.take_snapshot(name, None, inside).await
+    }
+
+    async fn take_snapshot(
+        &self,
+        name: &str,
+        operation: Option<OperationId>,
+        inside: impl FnOnce(),
+    ) -> Result<(), StoreError> {
         if !is_name(name, NAME_BYTES_MAX) {
             return Err(StoreError::BadName { name: name.into() });
         }
@@ -47,6 +64,9 @@ impl Volume {
         } else {
             self.hold_still().await
         });
+        if operation.is_some_and(|operation| self.has_done(operation)) {
+            return Ok(());
+        }
         let mut record = self.stack.borrow().record();
         if record.snapshots.iter().any(|snapshot| snapshot.name == name) {
             return Err(StoreError::SnapshotExists { name: name.into() });
@@ -58,11 +78,14 @@ impl Volume {
         let head = Rc::new(Layer::new(self.env.new_layer_id(), Some(frozen.id), frozen.size_bytes));
         let created_ms = self.env.world.clock.wall_ms();
         record.head = head.id;
+        note_done(&mut record.operations, operation);
         record.snapshots.push(SnapshotRecord { name: name.into(), layer: frozen.id, created_ms });
         let changes = vec![self.put_layer(&head), put_volume(&record)];
         let (volume, name, held) = (self.me(), name.to_string(), still.clone());
+        let operations = record.operations;
         let then = Box::new(move || {
             let mut stack = volume.stack.borrow_mut();
+            stack.operations = operations;
             stack.snapshots.insert(name, Snapshot { layer: frozen.id, created_ms });
             stack.set_head(head);
             drop(held);
@@ -75,18 +98,37 @@ impl Volume {
 
     /// Brings the content back to that of the snapshot. What was written since is lost; newer snapshots stay.
     pub async fn rollback(&self, name: &str) -> Result<(), StoreError> {
+        self.go_back(name, None).await
+    }
+
+    /// The same; asked again under the same id, it is done and changes nothing.
+    pub async fn rollback_once(&self, name: &str, operation: OperationId) -> Result<(), StoreError> {
+        self.go_back(name, Some(operation)).await
+    }
+
+    /// Whether the operation is durably done.
+    pub fn has_done(&self, operation: OperationId) -> bool {
+        !is_planted(Bug::OperationForgotten) && self.stack.borrow().operations.contains(&operation)
+    }
+
+    async fn go_back(&self, name: &str, operation: Option<OperationId>) -> Result<(), StoreError> {
         self.health.check()?;
         let still = Rc::new(self.hold_still().await);
+        if operation.is_some_and(|operation| self.has_done(operation)) {
+            return Ok(());
+        }
         let frozen = self.snapshot_layer(name)?;
         let old = self.stack.borrow().head().clone();
         let head = Rc::new(Layer::new(self.env.new_layer_id(), Some(frozen.id), frozen.size_bytes));
         let mut record = self.stack.borrow().record();
         record.head = head.id;
+        note_done(&mut record.operations, operation);
         let mut changes = vec![self.put_layer(&head), put_volume(&record)];
         changes.extend(forget_layer(&old));
-        let (volume, held) = (self.me(), still.clone());
+        let (volume, held, operations) = (self.me(), still.clone(), record.operations);
         let then = Box::new(move || {
             let mut stack = volume.stack.borrow_mut();
+            stack.operations = operations;
             stack.set_head(head);
             stack.remove(old.id);
             drop(stack);
@@ -133,16 +175,23 @@ impl Volume {
     /// Waits until no client request and no other mutation runs, and keeps it so. Clients drain first: they
     /// need the mutations gate to finish. Then the turn, since a merge holds it while it waits for locks.
     async fn hold_still(&self) -> Still {
-        let clients = self.clients.close().await;
+        let clients = if is_planted(Bug::TrackingWithoutBarrier) { None } else { Some(self.clients.close().await) };
         let turn = self.tree.clone().lock_owned().await;
         let mutations = self.mutations.close().await;
-        Still { _turn: turn, _clients: Some(clients), _mutations: Some(mutations) }
+        Still { _turn: turn, _clients: clients, _mutations: Some(mutations) }
     }
 
     pub(crate) fn put_layer(&self, layer: &Layer) -> Change {
         let record = self.stack.borrow().layer_record(layer);
         Change::Put { key: record::layer_key(layer.id), value: record.encode() }
     }
+}
+
+/// Adds an operation to those that are done; the oldest of too many is forgotten.
+fn note_done(operations: &mut Vec<OperationId>, operation: Option<OperationId>) {
+    operations.extend(operation);
+    let excess = operations.len().saturating_sub(OPERATIONS_KEPT);
+    operations.drain(..excess);
 }
 
 pub(crate) fn put_volume(record: &VolumeRecord) -> Change {

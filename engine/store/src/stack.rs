@@ -10,7 +10,7 @@ use crate::{
     layer::Layer,
     record::{LayerRecord, SnapshotRecord, VolumeRecord},
 };
-use drover_base::{LayerId, VolumeId};
+use drover_base::{LayerId, OperationId, VolumeId};
 use std::{collections::BTreeMap, rc::Rc};
 
 /// A snapshot: a frozen layer's name.
@@ -24,6 +24,8 @@ pub struct Stack {
     pub volume: VolumeId,
     pub name: String,
     pub snapshots: BTreeMap<String, Snapshot>,
+    /// As recorded.
+    pub operations: Vec<OperationId>,
     layers: BTreeMap<LayerId, Rc<Layer>>,
     chain: Vec<Rc<Layer>>,
 }
@@ -35,6 +37,7 @@ impl Stack {
             volume,
             name: name.into(),
             snapshots: BTreeMap::new(),
+            operations: Vec::new(),
             layers: BTreeMap::from([(head.id, head.clone())]),
             chain: vec![head],
         }
@@ -51,8 +54,14 @@ impl Stack {
         let layers: BTreeMap<LayerId, Rc<Layer>> = layers.iter().map(open).collect();
         let snapshots = volume.snapshots.into_iter();
         let snapshots = snapshots.map(|s| (s.name, Snapshot { layer: s.layer, created_ms: s.created_ms }));
-        let mut stack =
-            Self { volume: volume.id, name: volume.name, snapshots: snapshots.collect(), layers, chain: Vec::new() };
+        let mut stack = Self {
+            volume: volume.id,
+            name: volume.name,
+            snapshots: snapshots.collect(),
+            operations: volume.operations,
+            layers,
+            chain: Vec::new(),
+        };
         stack.build_chain(volume.head);
         Ok(stack)
     }
@@ -123,6 +132,7 @@ impl Stack {
             name: self.name.clone(),
             head: self.head().id,
             snapshots: snapshots.map(record).collect(),
+            operations: self.operations.clone(),
         }
     }
 
@@ -187,6 +197,7 @@ mod tests {
             name: "v".into(),
             head: LayerId(head),
             snapshots: snapshots.iter().map(snapshot).collect(),
+            operations: Vec::new(),
         }
     }
 

@@ -5,7 +5,7 @@
 //! an older generation or epoch is refused and changes nothing.
 
 use crate::rpc::Reply;
-use drover_base::{Epoch, Generation, InstanceId, IoError, MigrationId, NodeId, VolumeId};
+use drover_base::{Epoch, Generation, InstanceId, IoError, MigrationId, NodeId, OperationId, VolumeId};
 use serde::{Deserialize, Serialize};
 
 /// Where a node is reached.
@@ -64,18 +64,25 @@ pub enum NodeRequest {
         size_bytes: u64,
         epoch: Epoch,
     },
+    /// What the volume's head shows, without snapshots: what a migration sends.
+    MeasureVolume {
+        volume: VolumeId,
+    },
     /// Refused with `Conflict` while a migration runs.
     DeleteVolume {
         volume: VolumeId,
         epoch: Epoch,
     },
+    /// Done once under an `operation`, however often it is asked: whoever was not answered asks again.
     CreateSnapshot {
         volume: VolumeId,
         name: String,
+        operation: OperationId,
     },
     RollbackSnapshot {
         volume: VolumeId,
         name: String,
+        operation: OperationId,
     },
     DeleteSnapshot {
         volume: VolumeId,
@@ -202,6 +209,11 @@ pub enum NodeReply {
         admitted_ms: u64,
     },
     Progress(Box<SendProgress>),
+    /// Of [`NodeRequest::MeasureVolume`]: extents with data × 64 KiB, blocks with data × 4 KiB.
+    Measured {
+        used_bytes: u64,
+        valid_bytes: u64,
+    },
     Refused(Refusal),
 }
 
@@ -331,7 +343,7 @@ pub enum SendPhase {
     /// Stopped admitting, drained, and the other side confirmed.
     Drained,
     Proving,
-    /// All digests were equal.
+    /// All digests were equal, and nothing is stored here that the other side has as a hole.
     Proven,
     /// Cannot go on; see `error`.
     Failed,

@@ -2,11 +2,11 @@
 
 use super::cluster::{Cluster, node};
 use super::fake_node::WRITE_BYTES;
-use crate::config::STATUS_EVERY;
+use crate::config::{LONG_WORK_DEADLINE, STATUS_EVERY};
 use crate::{Control, Once};
 use drover_types::{
-    ApiError, CreateExport, CreateSnapshot, CreateVolume, Cutover, ErrorCode, Merge, MigrationOptions, PlanRequest,
-    StartMigration, Volume, VolumeState,
+    ApiError, CreateExport, CreateSnapshot, CreateVolume, Cutover, ErrorCode, Health, Merge, MigrationOptions,
+    PlanRequest, StartMigration, Volume, VolumeState,
 };
 use drover_wire::admin::MergeStatus;
 use std::{rc::Rc, time::Duration};
@@ -217,6 +217,63 @@ fn going_back_and_reopening_are_refused_to_whoever_saw_an_earlier_version() {
         assert_eq!(reopen(stale).unwrap_err().code, ErrorCode::PreconditionFailed);
     }
     assert_eq!((cluster.kinds(), version()), (kinds, reopened), "nothing was done");
+}
+
+/// The node had gone back; the control plane gave up waiting for its answer, or died before it came. Asked again under
+/// the same key, it went back a second time, and what was written in between was lost.
+#[test]
+fn a_rollback_of_which_nobody_heard_happens_once() {
+    for dies in [false, true] {
+        let cluster = Cluster::new(8);
+        let take = |control: Rc<Control>| async move {
+            let request = CreateSnapshot { name: "s".into() };
+            control.create_snapshot("v", request, once("t", "s")).await.map(|_| ())
+        };
+        let back = |control: Rc<Control>| async move {
+            control.rollback_to_snapshot("v", "s", None, once("k", "s")).await.map(|_| ())
+        };
+        asked_unheard(&cluster, take, dies);
+        asked_unheard(&cluster, back, dies);
+        let disk = cluster.disk(&node("a"));
+        let rollbacks: u64 = disk.borrow().values().map(|seat| seat.rollbacks).sum();
+        assert_eq!(rollbacks, 1, "the control plane {}", if dies { "died" } else { "gave up" });
+    }
+}
+
+/// Asks for something whose answer comes too late, then asks again, twice.
+fn asked_unheard<F>(cluster: &Rc<Cluster>, command: impl Fn(Rc<Control>) -> F + Copy + 'static, dies: bool)
+where
+    F: Future<Output = Result<(), ApiError>> + 'static,
+{
+    cluster.set_habits("a", |habits| habits.snapshots_take = LONG_WORK_DEADLINE + Duration::from_secs(1));
+    if dies {
+        let this = cluster.clone();
+        cluster.sim.process("people").spawn(async move { drop(this.command(command).await) });
+        cluster.sim.run_for(Duration::from_secs(5));
+        cluster.restart_control();
+        cluster.wait("the node to register", |control| {
+            control.list_nodes().iter().all(|node| node.value.health == Health::Up)
+        });
+    } else {
+        assert_eq!(cluster.run(command).unwrap_err().code, ErrorCode::OutcomeUnknown);
+    }
+    cluster.set_habits("a", |habits| habits.snapshots_take = Duration::ZERO);
+    cluster.run(command).unwrap();
+    cluster.run(command).unwrap();
+}
+
+/// Where the volume is now nobody knows what was done where it was: a rollback that may be a repetition is refused.
+#[test]
+fn a_rollback_of_which_nobody_heard_is_not_begun_elsewhere() {
+    let cluster = Cluster::new(9);
+    let back = |once| cluster.run(|control| async move { control.rollback_to_snapshot("v", "s", None, once).await });
+    assert_eq!(back(once("k", "s")).unwrap_err().code, ErrorCode::SnapshotNotFound);
+    let id = cluster.start("b", MigrationOptions::default());
+    cluster.wait_clean(&id);
+    let request = CreateSnapshot { name: "s".into() };
+    cluster.run(|control| async move { control.create_snapshot("v", request, None).await }).unwrap();
+    assert_eq!(back(once("k", "s")).unwrap_err().code, ErrorCode::IdempotencyConflict);
+    back(once("l", "s")).unwrap();
 }
 
 /// What is reserved at the destination is what a plan says: it must not rest on a report from before the last writes.

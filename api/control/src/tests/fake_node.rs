@@ -5,7 +5,7 @@
 mod requests;
 
 use super::cluster::Cluster;
-use drover_base::{Epoch, Generation, InstanceId, Instant, IoError, MigrationId, NodeId, VolumeId, World};
+use drover_base::{Epoch, Generation, InstanceId, Instant, IoError, MigrationId, NodeId, OperationId, VolumeId, World};
 use drover_wire::admin::*;
 use drover_wire::preamble::{Channel, Preamble};
 use drover_wire::rpc::RpcClient;
@@ -33,6 +33,9 @@ pub struct Seat {
     /// Writes whose bytes rotted on the way here.
     pub damaged: BTreeSet<u64>,
     pub snapshots: Vec<String>,
+    /// What it did once: see [`OperationId`].
+    pub operations: BTreeSet<OperationId>,
+    pub rollbacks: u64,
 }
 
 pub type Disk = Rc<RefCell<BTreeMap<VolumeId, Seat>>>;
@@ -79,6 +82,10 @@ pub struct Habits {
     pub drain: Duration,
     /// A write that is lost on the way to this node without anyone noticing.
     pub rots: bool,
+    /// It stores more than the other side.
+    pub thickens: bool,
+    /// A snapshot or rollback takes so long.
+    pub snapshots_take: Duration,
     pub free_bytes: u64,
     /// What its volumes' deleted snapshots still hold.
     pub merge: Option<MergeStatus>,

@@ -1,6 +1,7 @@
 //! Migrations that go as planned, and those that people or gates stop.
 
 use super::cluster::Cluster;
+use crate::Control;
 use crate::config::GATE_DEADLINE;
 use drover_types::{
     Action, CommitPolicy, CreateSnapshot, Cutover, ErrorCode, MigrationOptions, Phase, PlanRequest, TuneMigration,
@@ -271,6 +272,22 @@ fn paused_and_tuned_while_it_runs() {
     cluster.check_end("b");
 }
 
+/// Each was applied to the options that it had read before the other was stored, and the later one undid the earlier.
+#[test]
+fn two_who_tune_at_once_both_have_their_way() {
+    let cluster = cluster();
+    let id = cluster.start("b", MigrationOptions { cutover: Cutover::Manual, ..options() });
+    let throttle = TuneMigration { throttle_bytes_per_s: Some(1 << 20), ..TuneMigration::default() };
+    let pause = TuneMigration { pause_ms_max: Some(77), ..TuneMigration::default() };
+    let both = |control: Rc<Control>| async move {
+        futures::join!(control.tune_migration(&id, &throttle, None), control.tune_migration(&id, &pause, None))
+    };
+    let (first, second) = cluster.run(both);
+    first.unwrap();
+    let options = second.unwrap().value.options;
+    assert_eq!((options.throttle_bytes_per_s, options.pause_ms_max), (Some(1 << 20), 77));
+}
+
 /// project-pegaprox#561: success was reported and the disk dropped. drbd#107: a corrupt destination.
 #[test]
 fn a_damaged_copy_is_never_committed() {
@@ -288,6 +305,24 @@ fn a_damaged_copy_is_never_committed() {
     cluster.wait_phase(&id, &[Phase::RolledBack]);
     cluster.wait_clean(&id);
     cluster.check_end("a");
+}
+
+/// Every byte is equal, but the destination stores what the source does not: thin has become thick.
+#[test]
+fn a_copy_that_is_thicker_is_not_committed() {
+    let cluster = cluster();
+    cluster.set_habits("b", |habits| habits.thickens = true);
+    let id = cluster.start("b", options());
+    cluster.wait("the proof to fail", |control| control.show_migration(&id).unwrap().value.error.is_some());
+    cluster.sim.run_for(Duration::from_secs(60));
+    let migration = cluster.migration(&id);
+    let proof = migration.receipt.proof.unwrap();
+    assert_eq!((migration.phase, proof.regions_different, proof.regions_thicker), (Phase::Settling, 0, 1));
+    cluster.set_habits("b", |habits| habits.thickens = false);
+    assert_eq!(act(&cluster, &id, Action::Commit), Ok(Phase::Settling));
+    cluster.wait_phase(&id, &[Phase::Committed]);
+    cluster.wait_clean(&id);
+    cluster.check_end("b");
 }
 
 #[test]

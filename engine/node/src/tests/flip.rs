@@ -136,7 +136,7 @@ async fn load(cluster: &Cluster, client: &Client, first: u64, stop: &Cell<bool>)
 }
 
 /// Three nodes with clients at each; the volume at `a` with some data.
-async fn prepared(cluster: &Cluster) -> [Client; 3] {
+pub async fn prepared(cluster: &Cluster) -> [Client; 3] {
     for name in ["a", "b", "g"] {
         cluster.start(name).await;
     }
@@ -402,7 +402,7 @@ pub fn requests_that_do_not_fit_are_refused() {
         let _clients = prepared(&cluster).await;
         mirror(&cluster).await;
         let delete = NodeRequest::DeleteVolume { volume: VOLUME, epoch: Epoch(1) };
-        let snapshot = NodeRequest::CreateSnapshot { volume: VOLUME, name: "s".into() };
+        let snapshot = super::snapshots::take(1);
         for request in [delete, snapshot] {
             let reply = cluster.request("a", request).await;
             assert!(matches!(reply, NodeReply::Refused(Refusal::Conflict { .. })), "{reply:?}");

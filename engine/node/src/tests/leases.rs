@@ -1,7 +1,9 @@
 //! Leases that are lost: a holder that is stopped for longer than its lease, a control plane that is away.
 
 use super::cluster::{VOLUME, each_seed, grant};
-use super::flip::{flip, mirror, until_phase};
+use super::flip::{flip, mirror, prepared, until_phase};
+use drover_base::IoError;
+use drover_base::limits::HOLD_DEADLINE;
 use drover_wire::admin::{NodeReply, SendPhase};
 use std::time::Duration;
 
@@ -165,5 +167,43 @@ fn a_timed_holder_waits_for_the_control_plane() {
         });
         assert_eq!(read, Ok(0));
         assert!(cluster.sim.now() - before >= Duration::from_secs(5));
+    });
+}
+
+/// Source and control plane both stayed away: what waited for the other side, and what waited behind it, waited for ever.
+/// Now clients get the error that a gateway's get. What was applied by then may be there; what was not never comes.
+#[test]
+pub fn nobody_waits_longer_for_the_other_side_than_a_gateway_would() {
+    each_seed(0..5, async |cluster| {
+        let [_, client, gateway] = prepared(&cluster).await;
+        mirror(&cluster).await;
+        flip(&cluster, "a", "b", 1, 1).await;
+        until_phase(&cluster, "b", SendPhase::Synced).await;
+        client.write(1, b'1').await.unwrap();
+        client.flush().await.unwrap();
+        cluster.kill("a");
+        cluster.kill_control();
+        let begun = cluster.sim.now();
+        let late = async {
+            cluster.sim.sleep(Duration::from_millis(500)).await;
+            futures::join!(client.read(1), client.flush(), gateway.write(3, b'3'))
+        };
+        let (written, (read, flushed, sent)) = futures::join!(client.write(1, b'2'), late);
+        let timed_out = Err(IoError::TimedOut);
+        assert_eq!(
+            (written, read, flushed, sent),
+            (timed_out.clone(), Err(IoError::TimedOut), timed_out.clone(), timed_out)
+        );
+        assert!(cluster.sim.now() - begun < HOLD_DEADLINE + Duration::from_secs(5));
+        assert_eq!(client.write(1, b'4').await, Err(IoError::TimedOut));
+        cluster.start_control();
+        client.write(2, b'5').await.unwrap();
+        client.flush().await.unwrap();
+        assert_eq!((client.read(1).await, client.read(2).await), (Ok(b'2'), Ok(b'5')));
+        cluster.start("a").await;
+        until_phase(&cluster, "b", SendPhase::Synced).await;
+        cluster.sim.sleep(Duration::from_secs(1)).await;
+        flip(&cluster, "b", "a", 2, 1).await;
+        assert_eq!((client.read(1).await, client.read(2).await), (Ok(b'2'), Ok(b'5')));
     });
 }

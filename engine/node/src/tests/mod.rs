@@ -12,4 +12,5 @@ mod planted;
 mod reopening;
 mod restored;
 mod shards;
+mod snapshots;
 mod writers;

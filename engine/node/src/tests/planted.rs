@@ -1,6 +1,6 @@
 //! Each bug of this crate's concern, planted, must fail a test here.
 
-use super::{flip, gateway, leases, making, reopening, restored, writers};
+use super::{flip, gateway, leases, making, reopening, restored, snapshots, writers};
 use drover_base::planted::{Bug, plant};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
@@ -64,6 +64,11 @@ fn an_unchecked_epoch_is_caught() {
 }
 
 #[test]
+fn what_is_applied_after_it_was_given_up_is_caught() {
+    caught(Bug::AppliedAfterGivenUp, leases::nobody_waits_longer_for_the_other_side_than_a_gateway_would);
+}
+
+#[test]
 fn an_unfenced_acknowledgement_is_caught() {
     caught(Bug::AckNotFenced, leases::what_only_the_old_holder_has_is_not_acknowledged);
 }
@@ -95,8 +100,18 @@ fn a_making_that_is_not_awaited_is_caught() {
 }
 
 #[test]
+fn a_promise_that_is_ignored_is_caught() {
+    caught(Bug::PromisesIgnored, making::what_is_promised_to_a_copy_is_not_for_others);
+}
+
+#[test]
 fn stale_requests_are_caught() {
     caught(Bug::StaleProgressAccepted, flip::requests_that_do_not_fit_are_refused);
+}
+
+#[test]
+fn a_forgotten_operation_is_caught() {
+    caught(Bug::OperationForgotten, snapshots::a_rollback_that_is_asked_again_is_done_once);
 }
 
 #[test]

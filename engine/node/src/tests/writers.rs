@@ -3,6 +3,7 @@
 
 use super::cluster::{Client, Cluster, VOLUME, each_seed};
 use super::flip;
+use super::snapshots::{go_back, take};
 use crate::writers::{REPLAY_MAX, WRITER_PATIENCE, Way};
 use drover_base::{Epoch, IoError, MigrationId, SessionId};
 use drover_wire::admin::NodeRequest;
@@ -282,10 +283,9 @@ fn a_rolled_back_volume_gets_no_replay() {
         let [_, g, _] = start(&cluster).await;
         become_the_writer(&cluster, &g).await;
         g.write(1, b'1').await.unwrap();
-        let name = || "s".to_owned();
-        cluster.ask("a", NodeRequest::CreateSnapshot { volume: VOLUME, name: name() }).await;
+        cluster.ask("a", take(1)).await;
         g.write(1, b'2').await.unwrap();
-        cluster.ask("a", NodeRequest::RollbackSnapshot { volume: VOLUME, name: name() }).await;
+        cluster.ask("a", go_back(2)).await;
         assert_eq!(g.read(1).await, Ok(b'1'));
         restart(&cluster).await;
         assert_eq!(g.read(1).await, Ok(b'1'));
@@ -501,10 +501,9 @@ pub fn a_snapshot_waits_for_the_replay() {
             cluster.sim.sleep(WRITER_PATIENCE / 2).await;
             cluster.sim.heal_all();
         };
-        let name = || "s".to_owned();
-        futures::join!(heal, cluster.ask("a", NodeRequest::CreateSnapshot { volume: VOLUME, name: name() }));
+        futures::join!(heal, cluster.ask("a", take(1)));
         g.write(1, b'2').await.unwrap();
-        cluster.ask("a", NodeRequest::RollbackSnapshot { volume: VOLUME, name: name() }).await;
+        cluster.ask("a", go_back(2)).await;
         assert_eq!((g.read(1).await, h.read(1).await), (Ok(b'1'), Ok(b'1')));
     });
 }

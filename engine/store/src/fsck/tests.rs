@@ -17,7 +17,7 @@ fn layer(id: u64, parent: Option<u64>) -> LayerRecord {
 fn sound() -> Batch {
     let mut batch = Batch::default();
     let snapshots = vec![SnapshotRecord { name: "s".into(), layer: LayerId(1), created_ms: 0 }];
-    let volume = VolumeRecord { id: ID, name: "web".into(), head: LayerId(2), snapshots };
+    let volume = VolumeRecord { id: ID, name: "web".into(), head: LayerId(2), snapshots, operations: Vec::new() };
     batch.put(record::volume_key(ID), volume.encode());
     put_layer(&mut batch, layer(1, None));
     put_layer(&mut batch, layer(2, Some(1)));

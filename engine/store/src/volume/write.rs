@@ -181,7 +181,7 @@ impl Volume {
     async fn plan_write(&self, range: ByteRange) -> Result<(Rc<Layer>, Plan), IoError> {
         let layer = self.stack.borrow().head().clone();
         let missing = range.by_extent().filter(|(extent, _)| layer.entry(*extent).slot_address().is_none()).count();
-        let slots = self.env.allocate(missing).await?;
+        let slots = self.env.allocate(self.id, missing).await?;
         let mut next = slots.iter().copied();
         let mut plan = Plan::default();
         for (extent, part) in range.by_extent() {

@@ -1,7 +1,7 @@
 //! What a fake node answers to the control plane.
 
 use super::{Disk, FakeNode, Habits, SENT_AT_ONCE, Seat, Sender, WRITE_BYTES, refused};
-use drover_base::{Epoch, Generation, MigrationId, VolumeId};
+use drover_base::{Epoch, Generation, MigrationId, OperationId, VolumeId};
 use drover_wire::admin::*;
 use std::{collections::BTreeSet, rc::Rc, time::Duration};
 
@@ -27,12 +27,24 @@ impl FakeNode {
                 self.exports.borrow_mut().remove(&name);
                 Ok(NodeReply::Done)
             }
-            NodeRequest::CreateSnapshot { volume, name } => self.snapshot(volume, name),
-            NodeRequest::RollbackSnapshot { volume, name } | NodeRequest::DeleteSnapshot { volume, name } => {
+            NodeRequest::CreateSnapshot { volume, name, operation } => {
+                let made = self.snapshot(volume, name, operation);
+                self.world.sleep(habits.snapshots_take).await;
+                made
+            }
+            NodeRequest::RollbackSnapshot { volume, name, operation } => {
+                let done = self.named(volume, name, |seat| {
+                    seat.rollbacks += u64::from(seat.operations.insert(operation));
+                });
+                self.world.sleep(habits.snapshots_take).await;
+                done
+            }
+            NodeRequest::DeleteSnapshot { volume, name } => self.named(volume, name, |_| ()),
+            NodeRequest::MeasureVolume { volume } => {
                 let disk = self.disk.borrow();
                 let seat = disk.get(&volume).ok_or(Refusal::NotFound { what: "volume".into() })?;
-                let there = seat.snapshots.contains(&name);
-                if there { Ok(NodeReply::Done) } else { Err(Refusal::NotFound { what: name }) }
+                let bytes = seat.content.len() as u64 * WRITE_BYTES;
+                Ok(NodeReply::Measured { used_bytes: bytes, valid_bytes: bytes })
             }
             NodeRequest::Reopen { .. } => Ok(NodeReply::Done),
             NodeRequest::CreateVolume { volume, size_bytes, epoch, .. } => {
@@ -65,13 +77,29 @@ impl FakeNode {
             content: BTreeSet::new(),
             damaged: BTreeSet::new(),
             snapshots: Vec::new(),
+            operations: BTreeSet::new(),
+            rollbacks: 0,
         });
         Ok(NodeReply::Done)
     }
 
-    fn snapshot(&self, volume: VolumeId, name: String) -> Result<NodeReply, Refusal> {
+    /// Does something with the seat if it has the snapshot.
+    fn named(&self, volume: VolumeId, name: String, act: impl FnOnce(&mut Seat)) -> Result<NodeReply, Refusal> {
         let mut disk = self.disk.borrow_mut();
         let seat = disk.get_mut(&volume).ok_or(Refusal::NotFound { what: "volume".into() })?;
+        if !seat.snapshots.contains(&name) {
+            return Err(Refusal::NotFound { what: name });
+        }
+        act(seat);
+        Ok(NodeReply::Done)
+    }
+
+    fn snapshot(&self, volume: VolumeId, name: String, operation: OperationId) -> Result<NodeReply, Refusal> {
+        let mut disk = self.disk.borrow_mut();
+        let seat = disk.get_mut(&volume).ok_or(Refusal::NotFound { what: "volume".into() })?;
+        if !seat.operations.insert(operation) {
+            return Ok(NodeReply::Done);
+        }
         if seat.snapshots.contains(&name) {
             return refused("there is one of this name");
         }
@@ -201,6 +229,8 @@ impl FakeNode {
                         content: BTreeSet::new(),
                         damaged: BTreeSet::new(),
                         snapshots: Vec::new(),
+                        operations: BTreeSet::new(),
+                        rollbacks: 0,
                     },
                 );
             }
@@ -331,8 +361,11 @@ impl FakeNode {
         let damaged = |disk: &Disk| disk.borrow().get(&volume).map(|seat| seat.damaged.clone());
         let (mine, theirs) = (damaged(&self.disk).unwrap_or_default(), other.and_then(|other| damaged(&other.disk)));
         self.with_sender(migration, None, |sender| {
-            let proof = sender.proving.then(|| proof(&mine, theirs.as_ref(), sender));
-            let proven = proof.as_ref().is_some_and(|proof| proof.regions_equal == proof.regions_total);
+            let regions_thicker = u64::from(self.cluster().habits(&self.name).thickens);
+            let proof = sender.proving.then(|| Proof { regions_thicker, ..proof(&mine, theirs.as_ref(), sender) });
+            let proven = proof
+                .as_ref()
+                .is_some_and(|proof| proof.regions_equal == proof.regions_total && proof.regions_thicker == 0);
             let phase = match () {
                 () if drained => SendPhase::Drained,
                 () if !sender.link_up => SendPhase::Connecting,
