@@ -75,6 +75,12 @@ impl Control {
                 text.sample("drover_volume_used_bytes", &[("volume", &volume.name)], used);
             }
         }
+        text.metric("drover_volume_valid_bytes", "gauge", "Blocks of the volume that hold data.");
+        for volume in &volumes {
+            if let Some(valid) = volume.valid_bytes {
+                text.sample("drover_volume_valid_bytes", &[("volume", &volume.name)], valid);
+            }
+        }
         text.metric("drover_volume_merge_left_bytes", "gauge", "What deleted snapshots still hold.");
         for volume in &volumes {
             let left = volume.merge.map_or(0, |merge| merge.bytes_left);

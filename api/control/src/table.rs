@@ -287,9 +287,21 @@ impl Changes {
         });
     }
 
-    /// A node tells of something under a name of its own.
-    pub fn reported(&mut self, node: &NodeId, kind: &str, volume: Option<VolumeId>, text: String) {
-        self.event(NewEvent { volume, ..NewEvent::info("node", text).node(node) });
+    /// A node tells of something under a name of its own, maybe in a migration of the volume.
+    pub fn reported(
+        &mut self,
+        node: &NodeId,
+        kind: &str,
+        volume: Option<VolumeId>,
+        migration: Option<MigrationId>,
+        text: String,
+    ) {
+        let severity = match kind {
+            "poisoned" | "writes_lost" => Severity::Error,
+            "tier_space" | "way_back_closed" | "copy_dropped" | "link_silent" | "reopened" => Severity::Warning,
+            _ => Severity::Info,
+        };
+        self.event(NewEvent { volume, migration, ..NewEvent::new(severity, "node", text).node(node) });
         if let Some(event) = self.events.last_mut() {
             event.kind = format!("node.{kind}");
         }

@@ -20,7 +20,7 @@ pub struct Event {
     /// Milliseconds since 1970 by the control plane's wall clock.
     pub at_ms: u64,
     pub severity: Severity,
-    /// `noun.verb`, such as `migration.mirroring` or `node.registered`.
+    /// Whose it is and what happened, such as `migration.mirroring` or `node.registered`.
     pub kind: String,
     pub text: String,
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -315,7 +315,7 @@ impl Gateway {
         self.losses.set(self.losses.get() + 1);
         let text =
             "the holder went on without what this gateway's clients were acknowledged: they have to connect again";
-        self.context.control.event("writes-lost", Some(self.volume), text);
+        self.context.control.event("writes_lost", Some(self.volume), text);
     }
 
     /// Breaks the connection; the next request connects again.

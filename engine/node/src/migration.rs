@@ -198,7 +198,7 @@ impl Outbound {
                     let silent = client.silent_since().map(|since| world.now().since(since));
                     if silent.is_some_and(|silence| silence >= SILENCE_MAX) {
                         self.context.control.event(
-                            "link-silent",
+                            "link_silent",
                             Some(self.volume),
                             format!("{} has not answered for {SILENCE_MAX:?}: the link is given up", self.other.node),
                         );
@@ -281,7 +281,7 @@ impl Outbound {
             let answer = control.record_way_back(self.volume, self.migration, self.epoch, false, change).await;
             match answer {
                 Ok(None) => {
-                    control.event("way-back-closed", Some(self.volume), format!("{} is away", self.other.node));
+                    control.event("way_back_closed", Some(self.volume), format!("{} is away", self.other.node));
                     return true;
                 }
                 Ok(Some(Refusal::Epoch { .. } | Refusal::Conflict { .. } | Refusal::NotFound { .. })) => {
@@ -312,7 +312,7 @@ impl Outbound {
             let change = control.next_way_back_change();
             let answer = control.record_way_back(self.volume, self.migration, self.epoch, true, change).await;
             if let Ok(None) = answer {
-                control.event("way-back-open", Some(self.volume), format!("{} is whole again", self.other.node));
+                control.event("way_back_open", Some(self.volume), format!("{} is whole again", self.other.node));
                 return;
             }
             backoff.wait(&self.context.world).await;

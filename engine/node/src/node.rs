@@ -371,7 +371,7 @@ async fn watch(node: Weak<Node>) {
 impl Told {
     fn tiers(&mut self, node: &Node) {
         for text in self.space.look(&node.tiers.usage()) {
-            node.context.control.event("tier-space", None, text);
+            node.context.control.event("tier_space", None, text);
         }
     }
 
@@ -400,7 +400,7 @@ impl Told {
         let freed = show_bytes(merged.freed_bytes.saturating_sub(told.freed_bytes));
         *told = merged;
         let text = format!("what deleted snapshots held is merged: {layers} of them are gone, {freed} came free");
-        node.context.control.event("snapshots-merged", Some(seat.id()), text);
+        node.context.control.event("snapshots_merged", Some(seat.id()), text);
     }
 }
 

@@ -153,7 +153,7 @@ impl Node {
         }
         let epoch = record.epoch;
         let text = format!("an old copy, fenced since epoch {epoch}, makes way for the volume as it is now");
-        self.context.control.event("copy-dropped", Some(seat.id()), text);
+        self.context.control.event("copy_dropped", Some(seat.id()), text);
         self.drop_seat(seat).await.map(|_| true)
     }
 

@@ -486,7 +486,7 @@ impl Seat {
         let before = writers.record.replace(next.clone());
         if gives_up && let Some(writer) = &before.writer {
             let text = format!("{} stayed away or came to no end: what it did not flush is lost", writer.node);
-            self.context.control.event("writes-lost", Some(self.id()), text);
+            self.context.control.event("writes_lost", Some(self.id()), text);
         }
         writers.is_known.set(false);
         self.volume.set_note(next.encode().into());

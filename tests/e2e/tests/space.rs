@@ -18,7 +18,7 @@ const ENOSPC: u32 = 28;
 /// What was told of the tier's space, in order.
 fn told(events: &Value) -> Vec<&str> {
     let items = events["items"].as_array().expect("a page of events");
-    let of_space = items.iter().filter(|event| event["kind"] == "node.tier-space");
+    let of_space = items.iter().filter(|event| event["kind"] == "node.tier_space");
     of_space.map(|event| event["text"].as_str().expect("a text")).collect()
 }
 

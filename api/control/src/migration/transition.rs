@@ -36,7 +36,7 @@ use drover_base::{InstanceId, NodeId};
 use drover_types::record::{
     Cleanup, CleanupTask, LeaseRecord, LegRecord, LinkRecord, MigrationRecord, Shown, SlowedRecord, Stage,
 };
-use drover_types::{ApiError, MigrationOptions, ProofResult};
+use drover_types::{ApiError, MigrationOptions, ProofResult, Severity};
 use drover_wire::admin::{Position, SendProgress};
 use std::time::Duration;
 
@@ -345,7 +345,9 @@ impl Draft<'_> {
             drover_types::Phase::RolledBack => "migration.rolled_back",
             drover_types::Phase::Failed => "migration.failed",
         };
-        self.tell(kind, text);
+        let severity = if stage == Stage::Failed { Severity::Error } else { Severity::Info };
+        let event = self.event(NewEvent::new(severity, kind, text));
+        self.changes.event(event);
     }
 
     fn start_tracking(&mut self) -> Result<(), Stale> {

@@ -4,7 +4,7 @@ use super::cluster::{Cluster, node};
 use super::fake_node::{SECRET, address};
 use drover_base::limits::MESSAGE_HEAD_BYTES_MAX;
 use drover_base::{Epoch, InstanceId, MigrationId, VolumeId};
-use drover_types::Health;
+use drover_types::{Health, Severity};
 use drover_wire::admin::{ControlReply, ControlRequest, NodeRegistration, NodeReply, NodeRequest, Refusal};
 use drover_wire::preamble::{Channel, Preamble};
 use drover_wire::rpc::{RpcClient, RpcError};
@@ -199,4 +199,23 @@ fn a_name_belongs_to_one_live_process() {
     assert!(matches!(ask(&cluster, elsewhere(9)), ControlReply::Refused(Refusal::Taken { .. })));
     cluster.sim.run_for(Duration::from_secs(15));
     assert!(matches!(ask(&cluster, elsewhere(9)), ControlReply::Registered { .. }));
+}
+
+/// Lost writes stood among the news of every day, and nobody could tell what they had to do with.
+#[test]
+fn what_nodes_tell_has_its_weight_and_its_migration() {
+    let cluster = Cluster::new(1);
+    let options = drover_types::MigrationOptions { commit: drover_types::CommitPolicy::Manual, ..Default::default() };
+    let id = cluster.start("b", options);
+    let volume = Some(cluster.volume.get());
+    for (kind, severity) in
+        [("writes_lost", Severity::Error), ("link_silent", Severity::Warning), ("snapshots_merged", Severity::Info)]
+    {
+        let text = "it happened".to_owned();
+        let told = ControlRequest::Event { node: node("a"), kind: kind.into(), volume, text };
+        assert_eq!(ask(&cluster, told), ControlReply::Done);
+        let events = cluster.look(|control| control.events(0, 10_000, None)).unwrap();
+        let event = events.iter().find(|event| event.kind == format!("node.{kind}")).expect("it was told");
+        assert_eq!((event.severity, event.migration.as_deref()), (severity, Some(id.as_str())));
+    }
 }

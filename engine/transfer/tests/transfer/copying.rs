@@ -37,8 +37,8 @@ fn a_drain_sends_what_is_left_from_any_phase() {
     run_each(0..15, drained_without_mirroring);
 }
 
-/// tp-qemu#4456: writes were missed while tracking started. Here they are under way at that moment, many of them to holes:
-/// one that was asked before tracking began and stored after is in no list of what to copy.
+/// Writes are under way when tracking begins, many of them to holes: one that was asked before and stored after is in no
+/// list of what to copy.
 pub async fn tracked_from_among_writes(sim: Sim) -> Result<(), String> {
     let is_frozen = sim.generator("frozen").below(2) == 0;
     let from = Side::new(&sim, "source").await;
@@ -57,6 +57,7 @@ pub async fn tracked_from_among_writes(sim: Sim) -> Result<(), String> {
     pair.drain_and_compare().await
 }
 
+/// tp-qemu#4456: writes were missed while tracking started: see above.
 #[test]
 fn what_is_written_while_tracking_begins_is_sent() {
     run_each(0..25, tracked_from_among_writes);

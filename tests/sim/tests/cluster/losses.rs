@@ -32,7 +32,7 @@ struct Told {
 impl Visit for Told {
     fn record_debug(&mut self, field: &Field, value: &dyn Debug) {
         match field.name() {
-            "kind" => self.is_loss = format!("{value:?}").contains("writes-lost"),
+            "kind" => self.is_loss = format!("{value:?}").contains("writes_lost"),
             "message" => self.text = format!("{value:?}"),
             _ => {}
         }

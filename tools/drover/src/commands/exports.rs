@@ -7,6 +7,7 @@ use crate::failure::{Exit, Failure};
 use crate::output::Output;
 use drover_node::nbd::{NbdAddress, NbdUri};
 use drover_types::{CreateExport, Export, Volume};
+use serde::Serialize;
 
 /// Every export of the volume.
 pub async fn of(client: &Client, volume: &Volume) -> Result<Vec<Export>, Failure> {
@@ -22,6 +23,14 @@ pub async fn create(client: &Client, volume: &Volume, node: &str, name: Option<&
 
 pub async fn remove(client: &Client, export: &Export) -> Result<(), Failure> {
     client.delete(&format!("/v1/exports/{}/{}", escape(&export.node), escape(&export.name))).await
+}
+
+/// An export, and what to paste so that a client uses it.
+#[derive(Serialize)]
+struct Printed {
+    #[serde(flatten)]
+    export: Export,
+    text: String,
 }
 
 pub async fn attach(client: &Client, output: Output, attach: &Attach) -> Result<(), Failure> {
@@ -50,7 +59,8 @@ pub async fn attach(client: &Client, output: Output, attach: &Attach) -> Result<
         }
     };
     let text = print(&export, attach.print)?;
-    output.show(&export, |_| text)
+    let printed = Printed { export, text };
+    output.show(&printed, |printed| printed.text.clone())
 }
 
 pub async fn detach(client: &Client, output: Output, volume: &str, node: Option<&str>) -> Result<(), Failure> {

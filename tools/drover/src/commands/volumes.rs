@@ -96,11 +96,12 @@ pub fn show_volumes(volumes: &[Volume]) -> String {
             volume.name.clone(),
             show_bytes(volume.size_bytes),
             or_dash(volume.used_bytes.map(show_bytes)),
+            or_dash(volume.valid_bytes.map(show_bytes)),
             volume.holder.clone(),
             show_state(volume),
         ]
     });
-    table(["VOLUME", "SIZE", "USED", "HOLDER", "STATE"], rows)
+    table(["VOLUME", "SIZE", "USED", "VALID", "HOLDER", "STATE"], rows)
 }
 
 fn show_state(volume: &Volume) -> String {

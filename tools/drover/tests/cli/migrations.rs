@@ -28,7 +28,7 @@ fn until_phase(up: &Up, id: &str, phase: &str) -> Value {
 }
 
 fn until_mirroring_waits(up: &Up, id: &str) {
-    let waits = |migration: &Value| migration["phase"] == "mirroring" && migration["waits_for"].is_string();
+    let waits = |migration: &Value| migration["phase"] == "mirroring" && migration["needs_you"] == true;
     let migration = up.until(&["migrate", "show", id], waits);
     assert!(has_action(&migration, "cutover"), "{migration:#}");
 }

@@ -43,7 +43,7 @@ fn snapshots_are_made_gone_back_to_and_deleted_and_a_volume_is_reopened() {
     assert_eq!(up.json(&["snapshot", "list", "disk"]), Value::Array(vec![]));
     assert!(held() == after_bytes);
     // What they held merges in the background, which is told when it is over.
-    let merged = |events: &[Value]| events.iter().any(|event| event["kind"] == "node.snapshots-merged");
+    let merged = |events: &[Value]| events.iter().any(|event| event["kind"] == "node.snapshots_merged");
     up.until(&["volume", "show", "disk"], |shown| shown["volume"]["merge"].is_null());
     up.until_lines(&["events", "--volume", "disk"], merged);
 
