@@ -1,6 +1,6 @@
 //! Other people's clients against real nodes: directly, through a gateway, and while the volume moves.
 
-use drover_e2e::{Cluster, Layout};
+use drover_e2e::{Cluster, Layout, node_name};
 use drover_interop::{Check, FioVerify};
 use serde_json::json;
 use std::time::Duration;
@@ -39,6 +39,21 @@ fn clients_on_the_holder_and_through_a_gateway() {
     let cluster = start(folder.path());
     check_all(&cluster.uri(0, "v"));
     check_all(&cluster.uri(1, "v"));
+}
+
+/// As clients on other machines attach; each connection goes to the thread of its volume's shard.
+#[test]
+fn clients_over_tcp() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let set = |settings: String| settings.replace("nbd_unix", "nbd_tcp = \"127.0.0.1:0\"\nnbd_unix");
+    let cluster = Cluster::start_set(&Layout::two_nodes(folder.path()), set);
+    cluster.create_volume("v", SIZE, 0);
+    for node in 0..2 {
+        let export = cluster.api.get(&format!("/v1/exports/{}/v", node_name(node)));
+        let uris = export["uris"].as_array().expect("addresses");
+        let tcp = uris.iter().filter_map(|uri| uri.as_str()).find(|uri| uri.starts_with("nbd://127.0.0.1:"));
+        check_all(tcp.unwrap_or_else(|| panic!("no TCP address: {export:#}")));
+    }
 }
 
 /// Each check runs in one migration's copying or mirroring at least; then the volume moves on under the last of them.

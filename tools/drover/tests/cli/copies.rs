@@ -72,3 +72,48 @@ fn images_are_copied_from_and_to_other_nbd_servers() {
     assert_eq!(exports, serde_json::json!([]), "what was made for a copy is gone after it");
     up.stop();
 }
+
+/// CVE-2024-32498: an image that was uploaded named another file as its backing, and gave the server's content away. Here a
+/// file is its bytes, whatever it looks like.
+#[test]
+fn an_imported_image_is_never_followed_to_another_file() {
+    let folder = tempfile::tempdir().unwrap();
+    let [secret, overlay, back] = ["secret", "overlay", "back"].map(|name| folder.path().join(name));
+    random_image(&secret, 1 << 20, 5);
+    let made = Command::new("qemu-img")
+        .args(["create", "-q", "-f", "qcow2", "-F", "raw", "-b"])
+        .args([&secret, &overlay])
+        .status()
+        .unwrap();
+    assert!(made.success());
+    std::fs::File::options().write(true).open(&overlay).unwrap().set_len(1 << 20).unwrap();
+    let bytes = std::fs::read(&overlay).unwrap();
+    assert!(bytes.starts_with(b"QFI"));
+    let up = Up::start(&folder.path().join("data"), 1);
+    up.json(&["import", overlay.to_str().unwrap(), "disk"]);
+    up.json(&["export", "disk", back.to_str().unwrap()]);
+    assert!(std::fs::read(&back).unwrap() == bytes);
+    up.stop();
+}
+
+/// Neither what people are shown nor the logs hold the token or the cluster's secret.
+#[test]
+fn secrets_are_told_nobody() {
+    let folder = tempfile::tempdir().unwrap();
+    let data = folder.path().join("data");
+    let up = Up::start(&data, 1);
+    let secrets = ["token", "secret"].map(|name| std::fs::read_to_string(data.join(name)).unwrap().trim().to_owned());
+    let mut shown = vec![up.text(&["volume", "create", "disk", "--size", "1MiB"])];
+    let commands = [&["status"][..], &["node", "show", "node-1"], &["events"], &["volume", "attach", "disk"]];
+    for command in commands {
+        shown.push(up.text(command));
+        shown.push(up.text(&[command, &["--output", "json"]].concat()));
+    }
+    up.stop();
+    for log in ["control.log", "node-1.log"] {
+        shown.push(std::fs::read_to_string(data.join(log)).unwrap());
+    }
+    for (text, secret) in shown.iter().flat_map(|text| secrets.iter().map(move |secret| (text, secret))) {
+        assert!(secret.len() >= 32 && !text.contains(secret.as_str()), "{text}");
+    }
+}

@@ -80,7 +80,11 @@ fn steer(up: &Up, id: &str) {
 /// Moves, seen and steered on the way, and goes back after the flip. Returns its id.
 fn there_and_back(up: &Up) -> String {
     let id = start(up, "node-2", &["--throttle", THROTTLE]);
-    let watch = up.begin(&["migrate", "watch", &id]);
+    let mut watch = up.begin(&["migrate", "watch", &id]);
+    let mut seen: Vec<Value> = Vec::new();
+    while seen.last().is_none_or(|migration| migration["phase"] != "copying") {
+        seen.push(watch.next().expect("it is watched to its end"));
+    }
     check_progress(up, &id);
     assert_eq!(up.json(&["migrate", "list"])[0]["id"], id.as_str());
     assert_eq!(up.fails(&["migrate", "commit", "mig-0000000000000001"]).0, 4);
@@ -104,13 +108,14 @@ fn there_and_back(up: &Up) -> String {
     assert_eq!(up.fails(&["migrate", "pause", &id]).0, 5, "it is over");
 
     // Who watched saw the phases in order, each once, and that the volume stayed. A short one may go by between two looks.
-    let (code, seen) = watch.end();
+    let (code, rest) = watch.end();
     assert_eq!(code, 1);
+    seen.extend(rest);
     let mut phases: Vec<&str> = seen.iter().map(|migration| migration["phase"].as_str().unwrap()).collect();
     assert_eq!(phases.pop(), Some("rolled_back"));
     let order = ["planned", "tracking", "copying", "converging", "mirroring", "flipping", "settling", "rolling_back"];
     let places: Vec<_> = phases.iter().map(|phase| order.iter().position(|known| known == phase).unwrap()).collect();
-    assert!(places.is_sorted_by(|a, b| a < b) && phases.contains(&"copying"), "{phases:?}");
+    assert!(places.is_sorted_by(|a, b| a < b), "{phases:?}");
     id
 }
 
