@@ -90,9 +90,7 @@ async fn answer(control: &Rc<Control>, request: ControlRequest) -> Result<Contro
                 .ledger
                 .commit(|state, changes| {
                     state.node(&node).ok_or_else(|| conflict("register first"))?;
-                    let is_running =
-                        |migration: &&MigrationRecord| Some(migration.volume) == volume && !migration.stage.is_final();
-                    let running = state.migrations.values().map(|kept| &kept.record).find(is_running);
+                    let running = volume.and_then(|volume| state.active_migration(volume));
                     changes.reported(&node, &kind, volume, running.map(|record| record.migration), text);
                     Ok::<_, Refused>(())
                 })

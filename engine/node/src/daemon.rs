@@ -148,15 +148,15 @@ async fn serve(config: NodeConfig) -> Result<(), DaemonError> {
         }
     });
     let mut office = common.office();
-    let admitted = tokio::select! {
+    let ended_early = tokio::select! {
         biased;
-        () = &mut stop => Err(None),
-        admitted = office.wait_for(|office| *office != Office::Awaited) => refused(admitted).map_or(Ok(()), |error| Err(Some(error))),
+        () = &mut stop => Some(Ok(())),
+        said = office.wait_for(|office| *office != Office::Awaited) => admitted(said).err().map(Err),
     };
-    if let Err(error) = admitted {
+    if let Some(ended) = ended_early {
         running.stop().await;
         meta.close();
-        return error.map_or(Ok(()), Err);
+        return ended;
     }
     let (closing, closed) = watch::channel(false);
     let clients = bound.serve(&world, &running, common.exports(), &closed);
@@ -167,7 +167,7 @@ async fn serve(config: NodeConfig) -> Result<(), DaemonError> {
     let ended = tokio::select! {
         biased;
         () = &mut stop => Ok(()),
-        taken = office.wait_for(|office| matches!(office, Office::Taken(_))) => refused(taken).map_or(Ok(()), Err),
+        said = office.wait_for(|office| matches!(office, Office::Taken(_))) => admitted(said),
     };
     tracing::info!(target: "node", "stopping");
     // Nobody listens any more only if no connection was ever there.
@@ -186,11 +186,11 @@ async fn serve(config: NodeConfig) -> Result<(), DaemonError> {
     ended
 }
 
-/// Why the node may not serve, if so.
-fn refused(office: Result<watch::Ref<'_, Office>, watch::error::RecvError>) -> Option<DaemonError> {
-    match &*office.ok()? {
-        Office::Taken(by) => Some(DaemonError::Taken { by: by.clone() }),
-        Office::Awaited | Office::Serves => None,
+/// Whether the node may serve. Who could say otherwise is gone only when the node is.
+fn admitted(said: Result<watch::Ref<'_, Office>, watch::error::RecvError>) -> Result<(), DaemonError> {
+    match said.as_deref() {
+        Ok(Office::Taken(by)) => Err(DaemonError::Taken { by: by.clone() }),
+        Ok(Office::Awaited | Office::Serves) | Err(_) => Ok(()),
     }
 }
 

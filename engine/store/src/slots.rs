@@ -548,9 +548,9 @@ impl Drop for CheckpointTurn {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use futures::FutureExt;
 
     const VOLUME: VolumeId = VolumeId(1);
-    use futures::FutureExt;
 
     fn tier(name: &str, class: TierClass, slots: u64) -> TierSpec {
         TierSpec { name: name.into(), class, slots, discards: false }

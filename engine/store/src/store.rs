@@ -248,12 +248,15 @@ impl Volume {
         let _mutations = self.mutations.close().await;
         self.health.check()?;
         // From here on no flush and no activation begins; those under way end before anything is deleted.
-        if !is_planted(Bug::FlushedWhileDeleted) {
+        let is_late = is_planted(Bug::FlushedWhileDeleted);
+        if !is_late {
             self.health.set_gone();
         }
         self.flushes_end().await;
         self.activations_end().await;
-        self.health.set_gone();
+        if is_late {
+            self.health.set_gone();
+        }
         let mut batch = Batch::default();
         batch.delete(record::volume_key(self.id));
         batch.delete_prefix(record::activity_prefix(self.id));
