@@ -145,15 +145,21 @@ async fn register(control: &Rc<Control>, node: NodeRegistration) -> Result<Contr
 }
 
 /// Two processes of one name would both serve what the name holds. One that starts again where it was is let in at once: two
-/// cannot listen there. Elsewhere the one before has to have fallen silent, also for this process.
+/// cannot listen there. Elsewhere the one before has to have fallen silent, also for this process; and only while it is
+/// heard of is the name certainly taken.
 fn check_name(control: &Control, state: &State, record: &NodeRecord) -> Result<(), Refusal> {
     let Some(known) = state.node(&record.node) else { return Ok(()) };
-    let is_another = known.instance != record.instance && known.admin != record.admin;
-    if is_another && control.nodes.health(&record.node) != Health::Down {
-        let NodeRecord { node, admin, instance, .. } = known.clone();
-        return Err(Refusal::Taken { node, admin, instance });
+    if known.instance == record.instance || known.admin == record.admin {
+        return Ok(());
     }
-    Ok(())
+    let NodeRecord { node, admin, instance, .. } = known.clone();
+    match control.nodes.health(&record.node) {
+        Health::Down => Ok(()),
+        Health::Up => Err(Refusal::Taken { node, admin, instance }),
+        Health::Unknown => {
+            Err(Refusal::Conflict { reason: format!("{node} was at {admin} before, and may yet be heard of there") })
+        }
+    }
 }
 
 /// Records the node where it is new or changed. A new start of a node voids what rested on the one before.

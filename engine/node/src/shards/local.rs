@@ -1,6 +1,7 @@
 //! A node all of whose shards run on one thread, each with its own store over the same devices: in simulations.
 
 use super::{Arrivals, Common, Shard, Shards};
+use crate::membership::Office;
 use crate::nbd::{BlockService, ExportName, Opened};
 use crate::node::{Node, NodeSettings, NodeStorage, StartError, merge_status};
 use drover_base::world::{Connection, Listener};
@@ -49,6 +50,11 @@ impl LocalNode {
             self.world.spawn(self.shards.clone().accept_peers(self.world.clone(), peers)).detach();
         }
         Ok(())
+    }
+
+    /// Whether it may serve. It does in any case: here no name is given twice.
+    pub fn office(&self) -> Office {
+        self.common.office().borrow().clone()
     }
 
     pub fn status(&self) -> NodeStatus {

@@ -38,6 +38,8 @@ pub struct Recorded {
     pub grants: BTreeMap<VolumeId, Grant>,
     /// Volumes whose leases it does not renew now.
     pub refuses_renewals: bool,
+    /// What it answers who registers, if it lets nobody in.
+    pub refusal: Option<Refusal>,
     /// (open, change) of each change of the way back.
     pub way_back: Vec<(bool, u64)>,
     /// How often it was asked who holds a volume.
@@ -251,9 +253,10 @@ impl Recorded {
                     let other = grant.leg.as_ref().map(|leg| &leg.other.node);
                     grant.holder.node == node.address.node || other == Some(&node.address.node)
                 };
-                match self.refuses_renewals {
-                    true => ControlReply::Refused(Refusal::Conflict { reason: "not now".into() }),
-                    false => {
+                match (&self.refusal, self.refuses_renewals) {
+                    (Some(refusal), _) => ControlReply::Refused(refusal.clone()),
+                    (None, true) => ControlReply::Refused(Refusal::Conflict { reason: "not now".into() }),
+                    (None, false) => {
                         ControlReply::Registered { grants: self.grants.values().filter(concerns).cloned().collect() }
                     }
                 }

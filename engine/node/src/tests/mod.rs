@@ -7,6 +7,7 @@ mod flip;
 mod gateway;
 mod leases;
 mod making;
+mod office;
 #[cfg(feature = "planted")]
 mod planted;
 mod reopening;
