@@ -35,6 +35,9 @@ pub enum IoError {
     /// This node was away for too long after the holder had restarted, and others went on.
     #[error("writes that were acknowledged are lost; what was read before may be wrong: connect again")]
     WritesLost,
+    /// Served again as soon as that node is reached; the rest of the volume is served all the while.
+    #[error("data of this range is still at the node that the volume moved away from, and that node is not reached")]
+    Remote,
 }
 
 /// What a caller can do about an [`IoError`].
@@ -56,7 +59,9 @@ impl IoError {
             Self::Fenced { .. } | Self::Moved { .. } | Self::NotHere | Self::Disconnected => Remedy::Retry,
             Self::OutOfRange { .. } | Self::TooLarge { .. } | Self::NotFast => Remedy::FixInput,
             Self::Poisoned => Remedy::Reopen,
-            Self::NoSpace | Self::Device | Self::Corrupt | Self::TimedOut | Self::WritesLost => Remedy::Report,
+            Self::NoSpace | Self::Device | Self::Corrupt | Self::TimedOut | Self::WritesLost | Self::Remote => {
+                Remedy::Report
+            }
         }
     }
 }

@@ -113,6 +113,14 @@ bugs! {
     ThicknessCounted,
     /// Tracking begins while writes are under way: those that asked before are missed.
     TrackingWithoutBarrier,
+    /// A flush does not store which blocks are remote.
+    RemoteForgotten,
+    /// A remote block reads as zeros.
+    RemoteReadAsZero,
+    /// What was brought is stored whatever was written meanwhile.
+    FillOverNewer,
+    /// What was brought is mirrored like a client's write.
+    FillMirrored,
     /// A comparison reads its own content after the extent's lock was let go: a write may cross it.
     DigestCrossed,
 }

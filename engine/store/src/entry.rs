@@ -107,6 +107,14 @@ impl Entry {
         }
     }
 
+    /// The entry that says nothing of these blocks. A slot stays one, whatever is left in it.
+    pub fn without(self, blocks: BlockMask) -> Self {
+        match self.place() {
+            Place::Absent { hidden } => Self::absent(hidden.without(blocks)),
+            Place::Slot { at, valid } => Self::slot(at, valid.without(blocks)),
+        }
+    }
+
     /// Blocks that this layer makes read as zero.
     pub fn hidden(self) -> BlockMask {
         match self.place() {

@@ -23,6 +23,9 @@ pub enum StoreError {
     BadSize { size_bytes: u64 },
     #[error("the volume has {most} snapshots, the most it may have", most = drover_base::limits::SNAPSHOTS_MAX)]
     TooManySnapshots,
+    /// Wait until all of it is here.
+    #[error("{bytes} bytes of the volume are still at the node that it moved away from")]
+    Remote { bytes: u64 },
     /// Retry after reopening.
     #[error("the volume is poisoned by a failed sync or metadata; reopen it")]
     Poisoned,

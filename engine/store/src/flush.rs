@@ -10,6 +10,7 @@
 //! Invariants
 //! - Flushes of a volume run one at a time: a batch with older values never lands on newer ones.
 //! - A request that arrives while a flush runs is served by one whose cut is taken later.
+//! - A batch that holds a region holds its remote blocks with its entries: one of the two tells of each block.
 //! - A batch that holds a region holds the changed entries of *all* layers for it, so a slot that moved from
 //!   one layer to another is named by exactly one of them at every crash.
 //! - A changed note is committed by the first flush of everything that is cut after the change: it is durable only
@@ -82,7 +83,7 @@ struct Cut {
 }
 
 impl Flusher {
-    /// The layer's entry in this region changed.
+    /// An entry of the layer in this region changed, or which of its blocks are remote.
     pub fn changed(&self, region: RegionIndex, layer: LayerId) {
         let mut dirty = self.dirty.borrow_mut();
         let layers = &mut dirty.entry(region).or_default().layers;
@@ -255,8 +256,9 @@ impl Volume {
             // A layer that is gone took its stored map with it.
             for layer in layers.iter().filter_map(|id| stack.layer(*id)) {
                 let key = record::map_key(layer.id, *region);
-                let map = layer.map();
-                changes.push(match map.region(*region).and_then(|e| record::encode_region(layer.id, *region, e)) {
+                let (map, remote) = (layer.map(), layer.remote());
+                let remote = remote.region(*region).filter(|_| !is_planted(Bug::RemoteForgotten));
+                changes.push(match record::encode_region(layer.id, *region, map.region(*region), remote) {
                     Some(value) => Change::Put { key, value },
                     None => Change::Delete { key },
                 });

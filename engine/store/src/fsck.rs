@@ -2,21 +2,22 @@
 //!
 //! Checked: keys and checksums of all records; that layers form a tree under their volume, with the head as a
 //! leaf and snapshots on frozen layers; sizes; that entries are of known kinds and inside their devices; that
-//! no slot is named twice; that active regions and the volumes of notes exist.
+//! no slot is named twice; that only a head has remote blocks, inside the volume; that active regions and the volumes of notes exist.
 
 use crate::{
     StoreError,
     checkpoint::{self, CheckpointPlace},
     entry::SlotAddress,
     meta::{Batch, Meta, MetaError},
-    record::{self, LayerRecord, VolumeRecord},
+    record::{self, LayerRecord, RegionRecord, VolumeRecord},
     recovery,
     stack::check_tree,
 };
 use drover_base::{
-    LayerId, VolumeId,
+    BlockMask, LayerId, RegionIndex, VolumeId,
+    block_set::RegionMasks,
     limits::VOLUME_BYTES_MAX,
-    units::{BLOCK_BYTES, region_count},
+    units::{BLOCK_BYTES, EXTENT_BYTES, region_count},
 };
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -39,6 +40,8 @@ pub struct Report {
     pub slots_used: Vec<u64>,
     /// Blocks whose data is stored.
     pub valid_blocks: u64,
+    /// Blocks whose data is still at another node.
+    pub remote_blocks: u64,
     /// In the order they were found.
     pub problems: Vec<Problem>,
 }
@@ -156,8 +159,8 @@ impl Check<'_> {
         if region.0 >= region_count(layer.size_bytes) {
             self.problem(record::show(key), format!("region {} is past the end of {id}", region.0));
         }
-        let entries = match record::decode_region(key, value) {
-            Ok(entries) => entries,
+        let RegionRecord { entries, remote } = match record::decode_region(key, value) {
+            Ok(record) => record,
             Err(error) => return self.problem(record::show(key), error),
         };
         self.report.regions += 1;
@@ -165,6 +168,24 @@ impl Check<'_> {
             self.report.valid_blocks += u64::from(entry.valid().count());
             if let Some(slot) = entry.slot_address() {
                 self.slot(slot, id, region.extent(at).0);
+            }
+        }
+        if let Some(masks) = remote {
+            self.remote(id, region, &masks);
+        }
+    }
+
+    fn remote(&mut self, id: LayerId, region: RegionIndex, masks: &RegionMasks) {
+        let layer = &self.layers[&id];
+        let (size, is_head) = (layer.size_bytes, self.volumes.get(&layer.volume).is_some_and(|v| v.head == id));
+        if !is_head {
+            self.problem(id, format!("region {} has remote blocks, and it is no head", region.0));
+        }
+        for (at, mask) in masks.iter().enumerate() {
+            let blocks = size.saturating_sub(region.extent(at).offset()).min(EXTENT_BYTES) / BLOCK_BYTES;
+            self.report.remote_blocks += u64::from(mask.count_ones());
+            if !BlockMask::span(0, blocks as u32).contains(BlockMask(*mask)) {
+                self.problem(id, format!("extent {} has remote blocks past its end", region.extent(at).0));
             }
         }
     }

@@ -1,10 +1,18 @@
-//! A layer: a sparse map over those below it.
+//! A layer: a sparse map over those below it, and the set of its blocks that are remote.
+//!
+//! Invariants
+//! - A block is remote, or known by its entry (valid or hidden), or neither; never both.
+//! - Only the head of a volume has remote blocks: no layer is put on one that has.
 
 use crate::{
     entry::{Entry, SlotAddress},
-    map::{Map, RegionEntries},
+    map::{Map, NOTHING},
+    record::RegionRecord,
 };
-use drover_base::{BlockMask, ExtentIndex, LayerId, RegionIndex};
+use drover_base::{
+    BlockMask, BlockSet, ExtentIndex, LayerId, RegionIndex,
+    planted::{Bug, is_planted},
+};
 use std::cell::{Cell, Ref, RefCell};
 
 /// A layer of a volume, open in memory. Only the volume's home shard touches it.
@@ -16,6 +24,8 @@ pub struct Layer {
     /// No snapshot names it any more: it goes as soon as no more than one layer stands on it.
     pub deleting: Cell<bool>,
     map: RefCell<Map>,
+    /// Blocks whose data is at another node.
+    remote: RefCell<BlockSet>,
     slots: Cell<u64>,
     valid_blocks: Cell<u64>,
 }
@@ -28,6 +38,7 @@ impl Layer {
             size_bytes,
             deleting: Cell::new(false),
             map: RefCell::default(),
+            remote: RefCell::default(),
             slots: Cell::new(0),
             valid_blocks: Cell::new(0),
         }
@@ -44,11 +55,35 @@ impl Layer {
         before
     }
 
-    pub fn load(&self, region: RegionIndex, entries: RegionEntries) {
-        for entry in entries {
+    pub fn load(&self, region: RegionIndex, record: RegionRecord) {
+        for entry in record.entries {
             self.count(Entry::NOTHING, entry);
         }
-        self.map.borrow_mut().load(region, entries);
+        if record.entries != NOTHING {
+            self.map.borrow_mut().load(region, record.entries);
+        }
+        for (at, mask) in record.remote.iter().flatten().enumerate() {
+            self.remote.borrow_mut().mark(region.extent(at), BlockMask(*mask));
+        }
+    }
+
+    /// The extent's blocks whose data is at another node.
+    pub fn remote_mask(&self, extent: ExtentIndex) -> BlockMask {
+        self.remote.borrow().get(extent)
+    }
+
+    /// These blocks are at another node only; the caller has taken them out of the entry.
+    pub fn mark_remote(&self, extent: ExtentIndex, mask: BlockMask) {
+        self.remote.borrow_mut().mark(extent, mask);
+    }
+
+    /// What the entry says of these blocks counts again. Whether one of them was remote.
+    pub fn clear_remote(&self, extent: ExtentIndex, mask: BlockMask) -> bool {
+        !self.remote.borrow_mut().remove(extent, mask).is_empty()
+    }
+
+    pub fn remote(&self) -> Ref<'_, BlockSet> {
+        self.remote.borrow()
     }
 
     /// Gives the memory of a region without entries back.
@@ -87,6 +122,8 @@ impl Layer {
 pub enum Source {
     Zero,
     Slot(SlotAddress),
+    /// At another node.
+    Remote,
 }
 
 /// Looks `want` up from the top of `chain` down and reports each group of blocks with where it is. Every
@@ -99,6 +136,14 @@ pub fn resolve<'a>(
 ) {
     let mut rest = want;
     for layer in chain {
+        let remote = layer.remote_mask(extent).and(rest);
+        if !remote.is_empty() {
+            found(remote, if is_planted(Bug::RemoteReadAsZero) { Source::Zero } else { Source::Remote });
+            rest = rest.without(remote);
+            if rest.is_empty() {
+                return;
+            }
+        }
         let entry = layer.entry(extent);
         let (here, source) = match entry.slot_address() {
             Some(at) => (entry.valid().and(rest), Source::Slot(at)),
@@ -140,6 +185,22 @@ mod tests {
         });
         let at = |slot| Source::Slot(SlotAddress { device: 0, slot });
         assert_eq!(seen, [(0x0001, at(9)), (0x000e, Source::Zero), (0x00f0, at(7)), (0x0100, Source::Zero)]);
+    }
+
+    #[test]
+    fn a_lookup_ends_at_remote_blocks() {
+        let extent = ExtentIndex(3);
+        let bottom = Layer::new(LayerId(1), None, 0);
+        let top = Layer::new(LayerId(2), Some(LayerId(1)), 0);
+        bottom.set(extent, slot(7, 0x00ff));
+        top.set(extent, slot(9, 0x0001));
+        top.mark_remote(extent, BlockMask(0x0106));
+        let mut seen = Vec::new();
+        resolve([&top, &bottom].into_iter(), extent, BlockMask(0x010f), |mask, source| seen.push((mask.0, source)));
+        let at = |slot| Source::Slot(SlotAddress { device: 0, slot });
+        assert_eq!(seen, [(0x0106, Source::Remote), (0x0001, at(9)), (0x0008, at(7))]);
+        assert!(top.clear_remote(extent, BlockMask(2)) && !top.clear_remote(extent, BlockMask(2)));
+        assert_eq!(top.remote_mask(extent), BlockMask(0x0104));
     }
 
     #[test]

@@ -8,7 +8,7 @@ use drover_base::{ExtentIndex, RegionIndex, units::EXTENTS_PER_REGION};
 /// The entries of one region, by position within it.
 pub type RegionEntries = [Entry; EXTENTS_PER_REGION as usize];
 
-const NOTHING: RegionEntries = [Entry::NOTHING; EXTENTS_PER_REGION as usize];
+pub const NOTHING: RegionEntries = [Entry::NOTHING; EXTENTS_PER_REGION as usize];
 
 /// Entries by extent. Extents never set are [`Entry::NOTHING`].
 #[derive(Default)]

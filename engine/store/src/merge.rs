@@ -224,7 +224,9 @@ impl Volume {
 
     async fn merge_extent(&self, parent: &Layer, child: &Layer, extent: ExtentIndex) -> Result<(), IoError> {
         let is_bottom = parent.parent.get().is_none();
-        let plan = plan_extent(parent.entry(extent), child.entry(extent), is_bottom);
+        // Remote blocks of the child shadow the parent's, as its data does.
+        let below = parent.entry(extent).without(child.remote_mask(extent));
+        let plan = plan_extent(below, child.entry(extent), is_bottom);
         let running = self.inflight.begin();
         if let Some((at, blocks)) = plan.zero {
             for (first, count) in blocks.runs() {

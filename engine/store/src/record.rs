@@ -4,7 +4,7 @@
 //! key                                value, between a version byte and a CRC-32C
 //! v volume:u64be                     head:u64 name snapshots:u16 × (name layer:u64 created_ms:u64)
 //! l layer:u64be                      volume:u64 parent:u64 size_bytes:u64 flags:u8
-//! m layer:u64be region:u64be         64 × entry:u64
+//! m layer:u64be region:u64be         64 × entry:u64; of version 2 then 64 × remote:u16, a bit per block
 //! a volume:u64be region:u64be        nothing: the region is active
 //! o volume:u64be                     the volume's note, as the node gave it
 //! c "probe"                          nothing: written to learn whether commits work again
@@ -13,6 +13,9 @@
 //! name     | len:u8 | bytes |
 //! flags    1 has a parent, 2 deleting
 //! ```
+//! A region's remote blocks stand in its map's value, so that a block is remote or has its place, at every crash; a region
+//! without any has a value of version 1. A version that does not know them refuses version 2 rather than read zeros.
+//!
 //! Numbers in keys are big-endian, so that a scan yields regions in order. The checksum covers the key, so
 //! that a value under another's key is found. The version comes first, so that it is read before anything
 //! that depends on it. Keys that begin with `n` belong to the node.
@@ -20,10 +23,11 @@
 use crate::{
     StoreError,
     entry::{BadEntry, Entry},
-    map::RegionEntries,
+    map::{NOTHING, RegionEntries},
 };
 use drover_base::{
-    LayerId, OperationId, RegionIndex, VolumeId,
+    BlockMask, LayerId, OperationId, RegionIndex, VolumeId,
+    block_set::RegionMasks,
     limits::{NOTE_BYTES_MAX, OPERATIONS_KEPT, SNAPSHOTS_MAX},
     units::EXTENTS_PER_REGION,
 };
@@ -45,6 +49,8 @@ pub const NOTES: &[u8] = b"o";
 enum Version {
     /// The first.
     First = 1,
+    /// A map's region with the masks of its remote blocks behind the entries.
+    WithRemote = 2,
 }
 
 const HAS_PARENT: u8 = 1;
@@ -155,8 +161,12 @@ pub fn show(key: &[u8]) -> String {
 }
 
 fn seal(key: &[u8], payload: &[u8]) -> Vec<u8> {
+    seal_as(Version::First, key, payload)
+}
+
+fn seal_as(version: Version, key: &[u8], payload: &[u8]) -> Vec<u8> {
     let mut value = Vec::with_capacity(payload.len() + 5);
-    value.push(Version::First as u8);
+    value.push(version as u8);
     value.extend_from_slice(payload);
     let sum = crc32c::crc32c_append(crc32c::crc32c(key), &value);
     value.extend_from_slice(&sum.to_le_bytes());
@@ -164,15 +174,24 @@ fn seal(key: &[u8], payload: &[u8]) -> Vec<u8> {
 }
 
 fn unseal<'a>(key: &[u8], value: &'a [u8]) -> Result<Reader<'a>, StoreError> {
+    match unseal_any(key, value)? {
+        (Version::First, reader) => Ok(reader),
+        (version, _) => Err(StoreError::Newer { what: format!("{} has version {}", show(key), version as u8) }),
+    }
+}
+
+fn unseal_any<'a>(key: &[u8], value: &'a [u8]) -> Result<(Version, Reader<'a>), StoreError> {
     let corrupt = || StoreError::Corrupt { what: format!("the checksum of {}", show(key)) };
     let (body, sum) = value.split_last_chunk::<4>().ok_or_else(corrupt)?;
     if crc32c::crc32c_append(crc32c::crc32c(key), body) != u32::from_le_bytes(*sum) {
         return Err(corrupt());
     }
-    match body.split_first() {
-        Some((version, payload)) if *version == Version::First as u8 => Ok(Reader { what: show(key), rest: payload }),
-        Some((version, _)) => Err(StoreError::Newer { what: format!("{} has version {version}", show(key)) }),
-        None => Err(corrupt()),
+    let (version, rest) = body.split_first().ok_or_else(corrupt)?;
+    let reader = Reader { what: show(key), rest };
+    match *version {
+        1 => Ok((Version::First, reader)),
+        2 => Ok((Version::WithRemote, reader)),
+        version => Err(StoreError::Newer { what: format!("{} has version {version}", show(key)) }),
     }
 }
 
@@ -289,18 +308,43 @@ impl LayerRecord {
     }
 }
 
-/// A region of a layer's map. `None`: all its entries say nothing, so the key is deleted.
-pub fn encode_region(layer: LayerId, region: RegionIndex, entries: &RegionEntries) -> Option<Vec<u8>> {
-    if entries.iter().all(|entry| *entry == Entry::NOTHING) {
-        return None;
-    }
-    let payload: Vec<u8> = entries.iter().flat_map(|entry| entry.raw().to_le_bytes()).collect();
-    Some(seal(&map_key(layer, region), &payload))
+/// A region of a layer as stored.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RegionRecord {
+    pub entries: RegionEntries,
+    /// Blocks whose data is at another node; none of them is valid or hidden.
+    pub remote: Option<RegionMasks>,
 }
 
-pub fn decode_region(key: &[u8], value: &[u8]) -> Result<RegionEntries, StoreError> {
-    let mut reader = unseal(key, value)?;
-    let mut entries = [Entry::NOTHING; EXTENTS_PER_REGION as usize];
+/// A region of a layer's map. `None`: nothing is said of any of its blocks, so the key is deleted.
+pub fn encode_region(
+    layer: LayerId,
+    region: RegionIndex,
+    entries: Option<&RegionEntries>,
+    remote: Option<&RegionMasks>,
+) -> Option<Vec<u8>> {
+    let entries = entries.filter(|entries| entries.iter().any(|entry| *entry != Entry::NOTHING));
+    if entries.is_none() && remote.is_none() {
+        return None;
+    }
+    let entries = entries.unwrap_or(&NOTHING);
+    let mut payload: Vec<u8> = entries.iter().flat_map(|entry| entry.raw().to_le_bytes()).collect();
+    let Some(remote) = remote else { return Some(seal(&map_key(layer, region), &payload)) };
+    for (entry, mask) in entries.iter().zip(remote) {
+        assert!(!is_known(*entry, *mask), "a remote block of {layer}, {region:?} has its place here");
+    }
+    payload.extend(remote.iter().flat_map(|mask| mask.to_le_bytes()));
+    Some(seal_as(Version::WithRemote, &map_key(layer, region), &payload))
+}
+
+/// Whether the entry says something of a block of `mask`.
+fn is_known(entry: Entry, mask: u16) -> bool {
+    entry.valid().with(entry.hidden()).intersects(BlockMask(mask))
+}
+
+pub fn decode_region(key: &[u8], value: &[u8]) -> Result<RegionRecord, StoreError> {
+    let (version, mut reader) = unseal_any(key, value)?;
+    let mut entries = NOTHING;
     for entry in &mut entries {
         *entry = Entry::decode(reader.u64()?).map_err(|bad| {
             let what = format!("{}: {bad}", show(key));
@@ -310,8 +354,18 @@ pub fn decode_region(key: &[u8], value: &[u8]) -> Result<RegionEntries, StoreErr
             }
         })?;
     }
+    let mut remote = None;
+    if version == Version::WithRemote {
+        let masks = remote.insert([0; EXTENTS_PER_REGION as usize]);
+        for (mask, entry) in masks.iter_mut().zip(&entries) {
+            *mask = reader.u16()?;
+            if is_known(*entry, *mask) {
+                return Err(StoreError::Corrupt { what: format!("{}: a remote block has its place here", show(key)) });
+            }
+        }
+    }
     reader.end()?;
-    Ok(entries)
+    Ok(RegionRecord { entries, remote })
 }
 
 pub fn encode_activity(volume: VolumeId, region: RegionIndex) -> Vec<u8> {
@@ -390,12 +444,37 @@ mod tests {
 
     #[test]
     fn a_region_of_nothing_has_no_value() {
-        let mut entries = [Entry::NOTHING; 64];
+        let mut entries = NOTHING;
         let (layer, region) = (LayerId(1), RegionIndex(2));
-        assert_eq!(encode_region(layer, region, &entries), None);
+        assert_eq!(encode_region(layer, region, Some(&entries), None), None);
+        assert_eq!(encode_region(layer, region, None, None), None);
         entries[63] = Entry::slot(SlotAddress { device: 1, slot: 77 }, BlockMask(3));
-        let value = encode_region(layer, region, &entries).unwrap();
-        assert_eq!(decode_region(&map_key(layer, region), &value), Ok(entries));
+        let value = encode_region(layer, region, Some(&entries), None).unwrap();
+        assert_eq!(decode_region(&map_key(layer, region), &value), Ok(RegionRecord { entries, remote: None }));
+    }
+
+    #[test]
+    fn remote_blocks_are_stored_with_their_region_and_refused_by_the_version_before() {
+        let (layer, region) = (LayerId(1), RegionIndex(2));
+        let key = map_key(layer, region);
+        let mut masks = [0; 64];
+        masks[63] = 0xfffc;
+        let value = encode_region(layer, region, None, Some(&masks)).unwrap();
+        let record = RegionRecord { entries: NOTHING, remote: Some(masks) };
+        assert_eq!(decode_region(&key, &value), Ok(record));
+        assert!(matches!(unseal(&key, &value), Err(StoreError::Newer { .. })), "as the first version reads it");
+        let mut entries = NOTHING;
+        entries[63] = Entry::slot(SlotAddress { device: 1, slot: 77 }, BlockMask(3));
+        let value = encode_region(layer, region, Some(&entries), Some(&masks)).unwrap();
+        assert_eq!(decode_region(&key, &value), Ok(RegionRecord { entries, remote: Some(masks) }));
+        for (entry, is_sound) in [(3, true), (4, false)] {
+            let mut payload = vec![0; 640];
+            payload[511] = 0x40;
+            payload[504] = entry;
+            payload[638..].copy_from_slice(&masks[63].to_le_bytes());
+            let value = seal_as(Version::WithRemote, &key, &payload);
+            assert_eq!(decode_region(&key, &value).is_ok(), is_sound, "valid blocks {entry:#x}");
+        }
     }
 
     #[test]

@@ -7,9 +7,8 @@ use crate::{
     StoreError,
     entry::SlotAddress,
     env::Env,
-    map::RegionEntries,
     meta::Meta,
-    record::{self, LayerRecord, VolumeRecord},
+    record::{self, LayerRecord, RegionRecord, VolumeRecord},
     slots::Tiers,
     stack::Stack,
 };
@@ -52,7 +51,7 @@ pub async fn layer_map(
     meta: &dyn Meta,
     layer: &LayerRecord,
     slots: &[u64],
-) -> Result<Vec<(RegionIndex, RegionEntries)>, StoreError> {
+) -> Result<Vec<(RegionIndex, RegionRecord)>, StoreError> {
     let regions = region_count(layer.size_bytes);
     let mut map = Vec::new();
     for (key, value) in meta.scan(&record::map_prefix(layer.id)).await? {
@@ -61,13 +60,13 @@ pub async fn layer_map(
         if region.0 >= regions {
             return Err(corrupt(format!("region {} of {regions}", region.0)));
         }
-        let entries = record::decode_region(&key, &value)?;
-        for at in entries.iter().filter_map(|entry| entry.slot_address()) {
+        let record = record::decode_region(&key, &value)?;
+        for at in record.entries.iter().filter_map(|entry| entry.slot_address()) {
             if slots.get(usize::from(at.device)).is_none_or(|count| at.slot >= *count) {
                 return Err(corrupt(format!("slot {} of device {} does not exist", at.slot, at.device)));
             }
         }
-        map.push((region, entries));
+        map.push((region, record));
     }
     Ok(map)
 }
@@ -85,9 +84,12 @@ pub async fn load_volume(
     let mut slots = Vec::new();
     for record in layers {
         let layer = stack.layer(record.id).expect("the stack has each of its layers").clone();
-        for (region, entries) in layer_map(meta, record, &device_slots).await? {
-            slots.extend(entries.iter().filter_map(|entry| entry.slot_address()));
-            layer.load(region, entries);
+        for (region, stored) in layer_map(meta, record, &device_slots).await? {
+            slots.extend(stored.entries.iter().filter_map(|entry| entry.slot_address()));
+            layer.load(region, stored);
+        }
+        if layer.id != stack.head().id && !layer.remote().is_empty() {
+            return Err(StoreError::Corrupt { what: format!("{}: remote blocks in {}, under the head", id, layer.id) });
         }
     }
     slots.sort_unstable();
@@ -145,8 +147,8 @@ pub async fn store_again(env: &Env, stack: &Stack, regions: &[RegionIndex]) -> R
 pub async fn scan_slots(meta: &dyn Meta, tiers: &Tiers) -> Result<(), StoreError> {
     let device_slots = tiers.slots();
     for layer in layer_records(meta).await?.values().flatten() {
-        for (_, entries) in layer_map(meta, layer, &device_slots).await? {
-            for at in entries.iter().filter_map(|entry| entry.slot_address()) {
+        for (_, record) in layer_map(meta, layer, &device_slots).await? {
+            for at in record.entries.iter().filter_map(|entry| entry.slot_address()) {
                 tiers.mark(at).map_err(|bad| StoreError::Corrupt { what: bad.to_string() })?;
             }
         }

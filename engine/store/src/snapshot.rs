@@ -3,6 +3,7 @@
 //! All three have one shape: nobody mutates; a flush of everything commits the changed records in its batch;
 //! the stack in memory changes when that batch is durable, in the flush itself, so that a caller that stops
 //! waiting cannot leave memory and metadata apart. On failure nothing changed (and the volume is poisoned).
+//! A volume with remote blocks is neither frozen nor brought back: they belong to the head.
 //! The batch also names the operation, so that whoever was not told that it is done can ask again: a rollback that
 //! happened twice would lose what was written in between.
 
@@ -67,6 +68,7 @@ impl Volume {
         if operation.is_some_and(|operation| self.has_done(operation)) {
             return Ok(());
         }
+        self.check_nothing_remote()?;
         let mut record = self.stack.borrow().record();
         if record.snapshots.iter().any(|snapshot| snapshot.name == name) {
             return Err(StoreError::SnapshotExists { name: name.into() });
@@ -117,6 +119,7 @@ impl Volume {
         if operation.is_some_and(|operation| self.has_done(operation)) {
             return Ok(());
         }
+        self.check_nothing_remote()?;
         let frozen = self.snapshot_layer(name)?;
         let old = self.stack.borrow().head().clone();
         let head = Rc::new(Layer::new(self.env.new_layer_id(), Some(frozen.id), frozen.size_bytes));
@@ -164,6 +167,13 @@ impl Volume {
         self.make_durable(Scope::All, Some(Structural { changes, then })).await?;
         self.start_merging();
         Ok(())
+    }
+
+    fn check_nothing_remote(&self) -> Result<(), StoreError> {
+        match self.remote_bytes() {
+            0 => Ok(()),
+            bytes => Err(StoreError::Remote { bytes }),
+        }
     }
 
     fn snapshot_layer(&self, name: &str) -> Result<Rc<Layer>, StoreError> {

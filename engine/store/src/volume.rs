@@ -4,7 +4,8 @@
 //! ```text
 //! clients gate → extent locks → mutations gate → activity log → slots → fence → tap → device → map → fence
 //! ```
-//! Reads pass the clients gate and the fences only. Flushes pass the fences only.
+//! Reads pass the clients gate and the fences only. Flushes pass the fences only. Where a request needs remote blocks it
+//! leaves the gate, has them brought, and begins again.
 //!
 //! Invariants
 //! - The map in memory names only what completed writes stored: entries change on completion.
@@ -14,12 +15,14 @@
 
 mod digest;
 mod read;
+mod remote;
 mod status;
 mod write;
 mod zero;
 
 pub use digest::{ExtentContent, ExtentDigests, zero_block_digest};
 pub(crate) use read::Run;
+pub use remote::Origin;
 pub use status::{BlockStatus, SnapshotInfo, VolumeUsage};
 pub use zero::ZeroMode;
 
@@ -69,6 +72,7 @@ pub struct Volume {
     pub(crate) activity: Rc<Activity>,
     pub(crate) merger: Merger,
     tap: RefCell<Option<Rc<dyn Tap>>>,
+    origin: RefCell<Option<Rc<dyn Origin>>>,
     note: RefCell<Bytes>,
 }
 
@@ -104,6 +108,7 @@ impl Volume {
             activity,
             merger: Merger::default(),
             tap: RefCell::default(),
+            origin: RefCell::default(),
             note: RefCell::new(note),
         })
     }

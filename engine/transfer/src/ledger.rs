@@ -14,10 +14,9 @@
 //! - A flush makes clean what was acknowledged before the flush was put on the stream, and nothing else.
 //! - `initial` only shrinks: progress does not go back.
 
-use crate::dirty::DirtySet;
 use drover_base::planted::{Bug, is_planted};
 use drover_base::units::BLOCK_BYTES;
-use drover_base::{BlockMask, ByteRange, ExtentIndex, RegionIndex};
+use drover_base::{BlockMask, BlockSet, ByteRange, ExtentIndex, RegionIndex};
 use std::collections::{BTreeMap, VecDeque};
 
 /// A block-aligned range on its way. Must be given back to [`Ledger::arrived`].
@@ -38,27 +37,27 @@ pub struct Taken {
 
 #[derive(Debug, Default)]
 pub struct Ledger {
-    pending: DirtySet,
+    pending: BlockSet,
     /// Blocks in flight, by region; a block counts as often as it is in flight.
     in_flight: BTreeMap<RegionIndex, u64>,
     in_flight_blocks: u64,
     /// Acknowledged since the last flush was put on the stream.
-    acknowledged: DirtySet,
+    acknowledged: BlockSet,
     /// Acknowledged before a flush that has not succeeded yet, oldest flush first.
-    covered: VecDeque<(u64, DirtySet)>,
+    covered: VecDeque<(u64, BlockSet)>,
     flushes: u64,
     /// Grows with each instance of the other side.
     lap: u64,
     /// Blocks that the other side may hold data of; `None`: any. A block outside of it reads as zero there.
-    reached: Option<DirtySet>,
-    initial: DirtySet,
+    reached: Option<BlockSet>,
+    initial: BlockSet,
     initial_blocks: u64,
 }
 
 impl Ledger {
     /// A ledger for another side that is known to be empty.
     pub fn for_empty() -> Self {
-        Self { reached: Some(DirtySet::default()), ..Self::default() }
+        Self { reached: Some(BlockSet::default()), ..Self::default() }
     }
 
     /// Before the first send: these blocks are part of the work.
@@ -70,7 +69,7 @@ impl Ledger {
         }
     }
 
-    pub fn pending(&self) -> &DirtySet {
+    pub fn pending(&self) -> &BlockSet {
         &self.pending
     }
 

@@ -4,7 +4,6 @@
 //! an extent's place in stream order under its lock, so each extent has one history, the same at both sides.
 
 mod compress;
-mod dirty;
 mod ledger;
 mod link;
 mod pace;

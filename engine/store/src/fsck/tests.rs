@@ -36,7 +36,17 @@ fn put_slots(batch: &mut Batch, layer: u64, region: u64, slots: &[(u8, u64)]) {
         *entry = Entry::slot(SlotAddress { device: *device, slot: *slot }, BlockMask(0xff));
     }
     let (layer, region) = (LayerId(layer), RegionIndex(region));
-    batch.put(record::map_key(layer, region), record::encode_region(layer, region, &entries).unwrap());
+    batch.put(record::map_key(layer, region), record::encode_region(layer, region, Some(&entries), None).unwrap());
+}
+
+/// All blocks of one extent are remote, and nothing else is said of the region.
+fn put_remote(batch: &mut Batch, layer: u64, region: u64, extent: usize) -> Vec<u8> {
+    let mut masks = [0; 64];
+    masks[extent] = u16::MAX;
+    let (layer, region) = (LayerId(layer), RegionIndex(region));
+    let value = record::encode_region(layer, region, None, Some(&masks)).unwrap();
+    batch.put(record::map_key(layer, region), value.clone());
+    value
 }
 
 fn report(change: impl FnOnce(&mut Batch)) -> Report {
@@ -63,6 +73,15 @@ fn sound_metadata_has_no_problems() {
     assert_eq!(report.problems, []);
     assert_eq!((report.volumes, report.layers, report.regions, report.valid_blocks), (1, 2, 1, 16));
     assert_eq!(report.slots_used, [1, 1]);
+}
+
+#[test]
+fn remote_blocks_of_a_head_are_sound_and_counted() {
+    let report = report(|batch| {
+        put_remote(batch, 2, 1, 63);
+    });
+    assert_eq!(report.problems, []);
+    assert_eq!((report.regions, report.valid_blocks, report.remote_blocks), (2, 16, 16));
 }
 
 /// The note was left behind: a copy of the volume that came later would have begun with it.
@@ -98,5 +117,20 @@ fn every_kind_of_problem_is_told() {
     });
     finds("checksum", |batch| batch.put(record::volume_key(ID), vec![1; 40]));
     finds("checksum", |batch| batch.put(record::map_key(LayerId(2), RegionIndex(0)), vec![1; 517]));
+    finds("is no head", |batch| drop(put_remote(batch, 1, 0, 0)));
+    finds("extent 127 has remote blocks past its end", |batch| {
+        put_layer(batch, LayerRecord { size_bytes: (8 << 20) - 4096, ..layer(2, Some(1)) });
+        put_remote(batch, 2, 1, 63);
+    });
+    finds("has its place", |batch| {
+        let key = record::map_key(LayerId(2), RegionIndex(0));
+        let mut value = put_remote(batch, 2, 0, 0);
+        value.truncate(value.len() - 4);
+        value[8] = 0x40;
+        value[1] = 1;
+        let sum = crc32c::crc32c_append(crc32c::crc32c(&key), &value);
+        value.extend_from_slice(&sum.to_le_bytes());
+        batch.put(key, value);
+    });
     finds("the head", |batch| batch.delete(record::layer_key(LayerId(2))));
 }

@@ -64,7 +64,8 @@ impl ExtentContent {
 }
 
 impl Volume {
-    /// Reads the extent, under a guard that covers what exists of it. `OutOfRange` for one past the volume's end.
+    /// Reads the extent, under a guard that covers what exists of it. `OutOfRange` for one past the volume's end,
+    /// `Remote` for one with remote blocks.
     pub async fn extent_content_locked(
         &self,
         guard: &LockGuard,

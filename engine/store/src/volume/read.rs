@@ -42,17 +42,25 @@ impl Volume {
     pub async fn read(&self, fence: &dyn Fence, offset: u64, len: u64) -> Result<Buffer, IoError> {
         let range = self.request_range(offset, len)?;
         self.health.check()?;
-        let _inside = self.clients.enter().await;
-        self.may_apply(fence)?;
         let aligned = range.block_aligned();
-        let mut buffer = self.read_blocks(aligned).await?;
+        let (mut buffer, _inside) = loop {
+            let inside = self.clients.enter().await;
+            self.may_apply(fence)?;
+            match self.read_blocks(aligned).await {
+                // Not inside the gate: who quiesces does not wait for another node.
+                Err(IoError::Remote) => drop(inside),
+                result => break (result?, inside),
+            }
+            self.bring(aligned).await?;
+        };
         self.may_answer(fence)?;
         buffer.advance((offset - aligned.offset) as usize);
         buffer.truncate(len as usize);
         Ok(buffer)
     }
 
-    /// The same, block-aligned, inside the guard's extents, admitted always.
+    /// The same, block-aligned, inside the guard's extents, admitted always. Remote blocks are not brought:
+    /// [`IoError::Remote`].
     pub async fn read_locked(&self, guard: &LockGuard, range: ByteRange) -> Result<Buffer, IoError> {
         self.assert_locked(guard, range);
         assert!(range.is_block_aligned());
@@ -61,10 +69,10 @@ impl Volume {
         self.read_blocks(range).await
     }
 
-    /// Reads a block-aligned range inside the volume.
+    /// Reads a block-aligned range inside the volume. [`IoError::Remote`] where any block of it is.
     pub(crate) async fn read_blocks(&self, range: ByteRange) -> Result<Buffer, IoError> {
         let running = self.inflight.begin();
-        let runs = self.resolve_range(range);
+        let runs = self.resolve_range(range)?;
         // Held until the devices have answered: the slots are not reused before.
         let _running = Some(running).filter(|_| !is_planted(Bug::SlotReusedUnderRead));
         let buffer = Buffer::for_read(range.len as usize);
@@ -96,7 +104,7 @@ impl Volume {
     }
 
     /// Where the blocks of an aligned range are, in order. Takes no time: nothing moves meanwhile.
-    pub(crate) fn resolve_range(&self, range: ByteRange) -> Vec<Run> {
+    fn resolve_range(&self, range: ByteRange) -> Result<Vec<Run>, IoError> {
         let stack = self.stack.borrow();
         let mut runs = Vec::with_capacity(1);
         for (extent, part) in range.by_extent() {
@@ -106,10 +114,10 @@ impl Volume {
                 Some(at) if entry.valid().contains(part.block_mask()) => {
                     push_run(&mut runs, Run { at: Some((at.device, at.block_offset(first))), len: part.len });
                 }
-                _ => resolve_blocks(stack.chain(), extent, part.block_mask(), &mut runs),
+                _ => resolve_blocks(stack.chain(), extent, part.block_mask(), &mut runs)?,
             }
         }
-        runs
+        Ok(runs)
     }
 }
 
@@ -119,7 +127,7 @@ fn resolve_blocks<'a>(
     extent: ExtentIndex,
     want: BlockMask,
     runs: &mut Vec<Run>,
-) {
+) -> Result<(), IoError> {
     let mut sources = [Source::Zero; BLOCKS_PER_EXTENT as usize];
     resolve(chain, extent, want, |mask, source| {
         for (first, count) in mask.runs() {
@@ -131,10 +139,12 @@ fn resolve_blocks<'a>(
             let at = match sources[block as usize] {
                 Source::Zero => None,
                 Source::Slot(at) => Some((at.device, at.block_offset(block))),
+                Source::Remote => return Err(IoError::Remote),
             };
             push_run(runs, Run { at, len: BLOCK_BYTES });
         }
     }
+    Ok(())
 }
 
 #[cfg(test)]

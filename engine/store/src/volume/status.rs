@@ -2,7 +2,7 @@
 
 use crate::{
     Volume,
-    layer::{Source, resolve},
+    layer::{Layer, Source, resolve},
     merge::yield_once,
 };
 use drover_base::{
@@ -71,11 +71,12 @@ impl Volume {
     }
 
     /// What the head shows, of whatever layer it is: extents with data × 64 KiB, and blocks with data × 4 KiB. That is
-    /// what a copy of the volume takes. It looks at every entry where there are snapshots, other tasks in between.
+    /// what a copy of the volume takes. It looks at every entry where there are snapshots or remote blocks, other tasks in
+    /// between.
     pub async fn head_usage(&self) -> VolumeUsage {
+        let head = self.stack.borrow().head().clone();
         let is_one_layer = self.stack.borrow().below().next().is_none();
-        if is_one_layer {
-            let head = self.stack.borrow().head().clone();
+        if is_one_layer && head.remote().is_empty() {
             return VolumeUsage {
                 used_bytes: head.slots() * EXTENT_BYTES,
                 valid_bytes: head.valid_blocks() * BLOCK_BYTES,
@@ -153,10 +154,11 @@ impl Volume {
     }
 
     fn is_region_mapped(&self, region: RegionIndex) -> bool {
-        self.stack.borrow().chain().any(|layer| layer.map().region(region).is_some())
+        let is_mapped = |layer: &Layer| layer.map().region(region).is_some() || layer.remote().has_region(region);
+        self.stack.borrow().chain().any(is_mapped)
     }
 
-    /// Which blocks of the extent hold data, in whichever layer; the others read as zero.
+    /// Which blocks of the extent hold data, in whichever layer or at another node; the others read as zero.
     pub fn data_mask(&self, extent: ExtentIndex) -> BlockMask {
         let stack = self.stack.borrow();
         let mut data = BlockMask::EMPTY;

@@ -57,6 +57,8 @@ pub(super) struct Plan {
     pub zeros: Vec<Run>,
     /// Entries of the head, once all is written.
     pub entries: Vec<(ExtentIndex, Entry)>,
+    /// Blocks of the head that are remote no more, once all is written.
+    pub local: Vec<(ExtentIndex, BlockMask)>,
     /// Slots that these entries give up.
     pub released: Vec<(ExtentIndex, SlotAddress)>,
     new_slots: Option<NewSlots>,
@@ -88,7 +90,7 @@ impl Volume {
         let range = self.request_range(offset, data.len() as u64)?;
         self.health.check()?;
         if !range.is_empty() {
-            let held = self.hold(range).await;
+            let held = self.hold_with_edges(range).await?;
             if range.block_aligned().len <= REQUEST_BYTES_MAX {
                 self.apply_write(fence, &held, range, data, self.tap()).await?;
             } else {
@@ -186,6 +188,7 @@ impl Volume {
         let mut plan = Plan::default();
         for (extent, part) in range.by_extent() {
             let mask = part.block_mask();
+            plan.note_local(&layer, extent, mask);
             let entry = layer.entry(extent);
             let at = match entry.place() {
                 Place::Slot { at, valid } => {
@@ -246,7 +249,19 @@ impl Volume {
 impl Plan {
     /// Whether carrying it out would change nothing.
     pub(super) fn is_empty(&self) -> bool {
-        self.data.is_empty() && self.zeros.is_empty() && self.entries.is_empty() && self.released.is_empty()
+        self.data.is_empty()
+            && self.zeros.is_empty()
+            && self.entries.is_empty()
+            && self.local.is_empty()
+            && self.released.is_empty()
+    }
+
+    /// The plan gives the blocks their place in the layer: those that were remote are not any more.
+    pub(super) fn note_local(&mut self, layer: &Layer, extent: ExtentIndex, mask: BlockMask) {
+        let local = layer.remote_mask(extent).and(mask);
+        if !local.is_empty() {
+            self.local.push((extent, local));
+        }
     }
 
     /// The entry of an extent that gets its slot now. What was hidden there must read as zero on.
@@ -323,6 +338,11 @@ impl Volume {
     fn install(&self, layer: &Layer, plan: &mut Plan) {
         for (extent, entry) in plan.entries.drain(..) {
             self.change_entry(layer, extent, entry);
+        }
+        for (extent, mask) in plan.local.drain(..) {
+            if layer.clear_remote(extent, mask) {
+                self.flusher.changed(extent.region(), layer.id);
+            }
         }
         for (extent, slot) in plan.released.drain(..) {
             self.release(extent, slot);

@@ -52,7 +52,8 @@ impl Volume {
         let range = self.range(offset, len)?;
         self.health.check()?;
         for part in parts(range) {
-            let held = self.hold(part).await;
+            // A fast zero has no edges: it is refused with any.
+            let held = if zero.fast_only { self.hold(part).await } else { self.hold_with_edges(part).await? };
             self.apply_zeroes(fence, &held, part, zero, self.tap()).await?;
         }
         if fua {
@@ -155,6 +156,7 @@ impl Volume {
 
     fn plan_unmap(&self, plan: &mut Plan, layer: &Layer, extent: ExtentIndex, mask: BlockMask) {
         let shadowed = self.data_below(extent, mask);
+        plan.note_local(layer, extent, mask);
         let entry = layer.entry(extent);
         let after = match entry.place() {
             Place::Absent { hidden } => Entry::absent(hidden.without(mask).with(shadowed)),

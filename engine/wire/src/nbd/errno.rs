@@ -48,7 +48,7 @@ impl Errno {
             // The router retries these; one that arrives here ran out of time.
             IoError::Fenced { .. } | IoError::Moved { .. } | IoError::NotHere | IoError::Disconnected => Self::Io,
             IoError::Poisoned | IoError::Device | IoError::Corrupt => Self::Io,
-            IoError::TimedOut | IoError::WritesLost => Self::Io,
+            IoError::TimedOut | IoError::WritesLost | IoError::Remote => Self::Io,
         }
     }
 }

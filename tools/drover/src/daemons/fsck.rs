@@ -19,6 +19,8 @@ struct Shown {
     /// By device number.
     used_bytes: Vec<u64>,
     valid_bytes: u64,
+    /// Still at another node.
+    remote_bytes: u64,
     problems: Vec<Found>,
     #[serde(skip_serializing_if = "Option::is_none")]
     moved_to: Option<String>,
@@ -67,6 +69,7 @@ fn shown(checked: Checked, restored: bool) -> Shown {
         regions: report.regions,
         used_bytes: report.slots_used.iter().map(|slots| slots * EXTENT_BYTES).collect(),
         valid_bytes: report.valid_blocks * BLOCK_BYTES,
+        remote_bytes: report.remote_blocks * BLOCK_BYTES,
         problems,
         moved_to: moved_to.map(|path| path.display().to_string()),
     }
@@ -96,5 +99,8 @@ fn show(shown: &Shown) -> String {
         show_bytes(used),
         show_bytes(shown.valid_bytes),
     ));
+    if shown.remote_bytes > 0 {
+        text.push_str(&format!(", {} still at another node", show_bytes(shown.remote_bytes)));
+    }
     text
 }

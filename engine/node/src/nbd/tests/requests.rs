@@ -147,6 +147,7 @@ fn errors_have_the_numbers_of_the_protocol() {
             (IoError::Device, Errno::Io),
             (IoError::Corrupt, Errno::Io),
             (IoError::TimedOut, Errno::Io),
+            (IoError::Remote, Errno::Io),
             (IoError::Fenced { epoch }, Errno::Io),
         ] {
             export.set_fault(Some(fault.clone()));

@@ -6,20 +6,21 @@
 //!
 //! A set costs some 150 bytes for each region that it touches: 38 MiB a TiB when full.
 
-use drover_base::units::{BLOCK_BYTES, EXTENTS_PER_REGION};
-use drover_base::{BlockMask, ByteRange, ExtentIndex, RegionIndex};
+use crate::units::{BLOCK_BYTES, EXTENTS_PER_REGION};
+use crate::{BlockMask, ByteRange, ExtentIndex, RegionIndex};
 use std::collections::{BTreeMap, btree_map::Entry};
 
-type Masks = [u16; EXTENTS_PER_REGION as usize];
+/// The masks of a region's extents, by position within it.
+pub type RegionMasks = [u16; EXTENTS_PER_REGION as usize];
 
 /// A set of blocks, by extent and region.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct DirtySet {
-    regions: BTreeMap<RegionIndex, Box<Masks>>,
+pub struct BlockSet {
+    regions: BTreeMap<RegionIndex, Box<RegionMasks>>,
     blocks: u64,
 }
 
-impl DirtySet {
+impl BlockSet {
     pub fn bytes(&self) -> u64 {
         self.blocks * BLOCK_BYTES
     }
@@ -86,6 +87,16 @@ impl DirtySet {
         self.regions.keys().copied()
     }
 
+    /// The region's masks; `None`: it has no block in the set.
+    pub fn region(&self, region: RegionIndex) -> Option<&RegionMasks> {
+        self.regions.get(&region).map(|masks| &**masks)
+    }
+
+    /// The first region at or after `from` with blocks in the set.
+    pub fn next_region(&self, from: RegionIndex) -> Option<RegionIndex> {
+        self.regions.range(from..).next().map(|(region, _)| *region)
+    }
+
     /// The first extent of `region`, from `from` (0..=64) on, that has blocks in the set.
     pub fn next_in_region(&self, region: RegionIndex, from: usize) -> Option<ExtentIndex> {
         let masks = self.regions.get(&region)?;
@@ -93,7 +104,7 @@ impl DirtySet {
     }
 
     /// Marks everything that is in `other`.
-    pub fn absorb(&mut self, other: DirtySet) {
+    pub fn absorb(&mut self, other: BlockSet) {
         if self.is_empty() {
             *self = other;
             return;
@@ -118,7 +129,7 @@ impl DirtySet {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use drover_base::units::EXTENT_BYTES;
+    use crate::units::EXTENT_BYTES;
     use std::collections::BTreeSet;
 
     /// Splitmix64: enough chance for a test.
@@ -132,7 +143,7 @@ mod tests {
         range.offset / BLOCK_BYTES..range.end().div_ceil(BLOCK_BYTES)
     }
 
-    fn all_blocks(set: &DirtySet) -> BTreeSet<u64> {
+    fn all_blocks(set: &BlockSet) -> BTreeSet<u64> {
         let mut found = BTreeSet::new();
         for region in set.regions() {
             let mut from = 0;
@@ -150,7 +161,7 @@ mod tests {
     fn behaves_as_a_set_of_blocks() {
         let mut state = 1;
         let (mut set, mut other, mut plain, mut plain_other) =
-            (DirtySet::default(), DirtySet::default(), BTreeSet::new(), BTreeSet::new());
+            (BlockSet::default(), BlockSet::default(), BTreeSet::new(), BTreeSet::new());
         for _ in 0..3_000 {
             let offset = next(&mut state) % (3 * 64 * EXTENT_BYTES);
             let range = ByteRange { offset, len: 1 + next(&mut state) % (3 * EXTENT_BYTES) };
@@ -184,7 +195,7 @@ mod tests {
 
     #[test]
     fn taking_empties_the_extent_and_its_region() {
-        let mut set = DirtySet::default();
+        let mut set = BlockSet::default();
         set.mark(ExtentIndex(70), BlockMask(0b101));
         assert_eq!(set.take(ExtentIndex(70)), BlockMask(0b101));
         assert_eq!(set.take(ExtentIndex(70)), BlockMask::EMPTY);
