@@ -10,8 +10,8 @@ use crate::nodes::Nodes;
 use crate::table::{Changes, NewEvent};
 use drover_base::{MigrationId, NodeId, VolumeId, World};
 use drover_meta::{MetaError, MetaStore};
+use drover_types::ApiError;
 use drover_types::record::MigrationRecord;
-use drover_types::{ApiError, VolumeState};
 use std::{
     cell::RefCell,
     collections::{BTreeMap, BTreeSet},
@@ -28,7 +28,7 @@ pub struct Control {
     pub(crate) renewals: Renewals,
     pub(crate) lived: Rc<Lived>,
     pub(crate) under_way: UnderWay,
-    /// Volumes that a task is creating or deleting.
+    /// Volumes that a task is creating, deleting or making larger.
     pub(crate) volume_tasks: RefCell<BTreeSet<VolumeId>>,
     executors: RefCell<BTreeMap<MigrationId, Rc<Executor>>>,
 }
@@ -131,7 +131,7 @@ impl Control {
             let migrations = state.migrations.values().map(|kept| &kept.record);
             let unfinished = migrations.filter(|record| !record.stage.is_final() || !record.cleanup.is_empty());
             let volumes = state.volumes.values().map(|kept| &kept.record);
-            let unsettled = volumes.filter(|record| record.state != VolumeState::Ready).map(|record| record.volume);
+            let unsettled = volumes.filter(|record| record.is_unsettled()).map(|record| record.volume);
             (unfinished.cloned().collect::<Vec<_>>(), unsettled.collect::<Vec<_>>())
         };
         for record in migrations {

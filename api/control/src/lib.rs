@@ -22,6 +22,7 @@ mod migrations;
 mod nodes;
 mod planner;
 mod queries;
+mod resize;
 mod rpc;
 mod snapshots;
 mod table;

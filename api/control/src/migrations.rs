@@ -60,7 +60,10 @@ impl Control {
     async fn measure_head(&self, volume: VolumeId, source: Option<(NodeId, String)>) -> Option<Head> {
         let (node, admin) = source?;
         match self.nodes.call(&node, &admin, &NodeRequest::MeasureVolume { volume }, RPC_DEADLINE).await {
-            Ok(NodeReply::Measured { used_bytes, valid_bytes }) => Some(Head { used_bytes, valid_bytes }),
+            Ok(NodeReply::Measured { used_bytes, valid_bytes, size_bytes }) => {
+                self.learn_size(volume, &node, size_bytes).await.ok()?;
+                Some(Head { used_bytes, valid_bytes })
+            }
             other => {
                 tracing::info!(?other, "a plan rests on what all layers of the volume take");
                 self.nodes.volume(&node, volume).map(|(status, ..)| Head::at_most(&status))

@@ -8,7 +8,7 @@ use crate::table::NewEvent;
 use crate::volumes::{call_error, check_name, find_idle};
 use drover_base::{NodeId, VolumeId};
 use drover_types::{ApiError, CreateSnapshot, ErrorCode, Snapshot, Volume};
-use drover_wire::admin::{NodeRequest, Refusal, SnapshotStatus, VolumeStatus};
+use drover_wire::admin::{NodeReply, NodeRequest, Refusal, SnapshotStatus, VolumeStatus};
 
 /// Names of the snapshots that migrations freeze begin so.
 const RESERVED: &str = "drover-";
@@ -86,10 +86,13 @@ impl Control {
         self.check_volume_version(volume, expected)?;
         let (id, node, admin) = self.idle_holder(volume)?;
         let asked = NodeRequest::RollbackSnapshot { volume: id, name: name.into(), operation };
-        self.change(&node, &admin, &asked, name).await?;
+        let done = self.change(&node, &admin, &asked, name).await?;
         let text = format!("{volume} went back to snapshot {name}");
         let told = NewEvent::info("snapshot.rolled_back", text).node(&node).volume(id);
         self.tell_changed(&holding, id, name, told).await?;
+        if let NodeReply::Size { size_bytes } = done {
+            self.learn_size(id, &node, size_bytes).await?;
+        }
         self.show_volume(volume)
     }
 
@@ -98,10 +101,10 @@ impl Control {
         self.holder_of(volume)
     }
 
-    async fn change(&self, node: &NodeId, admin: &str, asked: &NodeRequest, name: &str) -> Result<(), ApiError> {
+    async fn change(&self, node: &NodeId, admin: &str, asked: &NodeRequest, name: &str) -> Result<NodeReply, ApiError> {
         let answer = self.nodes.call(node, admin, asked, LONG_WORK_DEADLINE).await;
         let error = match answer {
-            Ok(_) => return Ok(()),
+            Ok(done) => return Ok(done),
             Err(error) => error,
         };
         let refused = call_error(node, &error);

@@ -1,4 +1,4 @@
-//! Making and deleting volumes: recorded first, then done at the node until it answers, also after a restart.
+//! Making and deleting volumes, and making them larger (`resize`): recorded first, then done at the node until it answers, also after a restart.
 
 use crate::Control;
 use crate::config::{BACKOFF_MAX, BACKOFF_MIN, LONG_WORK_DEADLINE, WORK_DEADLINE};
@@ -32,7 +32,15 @@ pub(crate) fn check_name(field: &str, name: &str) -> Result<(), ApiError> {
     Err(ApiError::invalid(field, message))
 }
 
-/// The volume, if it can be changed now: neither in a migration nor being made or deleted.
+pub(crate) fn check_size(size_bytes: u64) -> Result<(), ApiError> {
+    if size_bytes > 0 && size_bytes <= VOLUME_BYTES_MAX && size_bytes.is_multiple_of(BLOCK_BYTES) {
+        return Ok(());
+    }
+    let message = format!("a size is a multiple of {BLOCK_BYTES} from {BLOCK_BYTES} to {VOLUME_BYTES_MAX}");
+    Err(ApiError::invalid("size_bytes", message))
+}
+
+/// The volume, if it can be changed now: neither in a migration nor being made, deleted or made larger.
 pub(crate) fn find_idle<'a>(state: &'a State, name: &str) -> Result<&'a VolumeRecord, ApiError> {
     let record = find_volume(state, name)?;
     if let Some(migration) = state.active_migration(record.volume) {
@@ -41,10 +49,12 @@ pub(crate) fn find_idle<'a>(state: &'a State, name: &str) -> Result<&'a VolumeRe
             .cause(format!("{} is {}", migration.migration, migration.phase()))
             .hint("wait for its end, or cancel it"));
     }
+    let busy = |what: &str| Err(ApiError::new(ErrorCode::VolumeBusy, format!("{} is being {what}", record.name)));
     match record.state {
+        VolumeState::Ready if record.resize_to.is_some() => busy("made larger"),
         VolumeState::Ready => Ok(record),
-        VolumeState::Creating => Err(ApiError::new(ErrorCode::VolumeBusy, format!("{} is being created", record.name))),
-        VolumeState::Deleting => Err(ApiError::new(ErrorCode::VolumeBusy, format!("{} is being deleted", record.name))),
+        VolumeState::Creating => busy("created"),
+        VolumeState::Deleting => busy("deleted"),
     }
 }
 
@@ -63,7 +73,7 @@ pub(crate) fn call_error(node: &NodeId, error: &CallError) -> ApiError {
 }
 
 /// What became of the work on a volume.
-type Settled = Result<(), ApiError>;
+pub(crate) type Settled = Result<(), ApiError>;
 
 impl Control {
     pub async fn create_volume(
@@ -73,10 +83,7 @@ impl Control {
     ) -> Result<Tagged<Volume>, ApiError> {
         check_name("name", &request.name)?;
         let size_bytes = request.size_bytes;
-        if size_bytes == 0 || size_bytes > VOLUME_BYTES_MAX || !size_bytes.is_multiple_of(BLOCK_BYTES) {
-            let message = format!("a size is a multiple of {BLOCK_BYTES} from {BLOCK_BYTES} to {VOLUME_BYTES_MAX}");
-            return Err(ApiError::invalid("size_bytes", message));
-        }
+        check_size(size_bytes)?;
         let holding = match self.attempt(once)? {
             Attempt::First(holding) => holding,
             Attempt::Repeated(made) => return self.show_volume(&made),
@@ -92,7 +99,8 @@ impl Control {
                     );
                 }
                 let (name, created_ms) = (request.name.clone(), changes.wall_ms());
-                changes.put(VolumeRecord { volume, name, size_bytes, state: VolumeState::Creating, created_ms });
+                let state_now = VolumeState::Creating;
+                changes.put(VolumeRecord { volume, name, size_bytes, state: state_now, created_ms, resize_to: None });
                 changes.put(LeaseRecord {
                     volume,
                     epoch: Epoch(1),
@@ -201,7 +209,7 @@ impl Control {
         Ok((record.volume, holder.node.clone(), holder.admin.clone()))
     }
 
-    async fn wait_settled(self: &Rc<Self>, volume: VolumeId, what: &str) -> Settled {
+    pub(crate) async fn wait_settled(self: &Rc<Self>, volume: VolumeId, what: &str) -> Settled {
         let unknown = || {
             ApiError::new(ErrorCode::OutcomeUnknown, format!("{what}; its node has not answered yet"))
                 .hint("it goes on by itself; ask for the volume later")
@@ -213,7 +221,7 @@ impl Control {
         }
     }
 
-    /// Works on a volume that is being made or deleted until it is not. `None`: someone does so already.
+    /// Works on a volume that is being made, deleted or made larger until it is not. `None`: someone does so already.
     pub(crate) fn settle_volume(self: &Rc<Self>, volume: VolumeId) -> Option<oneshot::Receiver<Settled>> {
         if !self.volume_tasks.borrow_mut().insert(volume) {
             return None;
@@ -247,6 +255,12 @@ impl Control {
                 (VolumeState::Creating, Err(CallError::Refused(refusal))) => {
                     self.not_created(&record, &lease, &refusal).await
                 }
+                (VolumeState::Ready, Ok(NodeReply::Size { size_bytes })) => {
+                    self.resized(&record, &lease, size_bytes).await
+                }
+                (VolumeState::Ready, Err(CallError::Refused(refusal))) => {
+                    self.not_resized(&record, &lease, &refusal).await
+                }
                 (VolumeState::Deleting, Err(CallError::Refused(refusal @ Refusal::Conflict { .. }))) => {
                     self.not_deleted(&record, &lease, &refusal).await
                 }
@@ -266,7 +280,7 @@ impl Control {
 
     fn unsettled(&self, volume: VolumeId) -> Option<(VolumeRecord, LeaseRecord, Option<String>)> {
         let state = self.ledger.state();
-        let record = state.volume(volume).filter(|record| record.state != VolumeState::Ready)?;
+        let record = state.volume(volume).filter(|record| record.is_unsettled())?;
         let lease = state.lease(volume)?;
         let admin = state.node(&lease.holder).map(|node| node.admin.clone());
         Some((record.clone(), lease.clone(), admin))
@@ -327,7 +341,11 @@ fn request(record: &VolumeRecord, lease: &LeaseRecord) -> (NodeRequest, Duration
     let (volume, epoch) = (record.volume, lease.epoch);
     match record.state {
         VolumeState::Deleting => (NodeRequest::DeleteVolume { volume, epoch }, LONG_WORK_DEADLINE),
-        VolumeState::Creating | VolumeState::Ready => {
+        VolumeState::Ready => {
+            let size_bytes = record.resize_to.unwrap_or(record.size_bytes);
+            (NodeRequest::ResizeVolume { volume, size_bytes, epoch }, LONG_WORK_DEADLINE)
+        }
+        VolumeState::Creating => {
             let (name, size_bytes) = (record.name.clone(), record.size_bytes);
             (NodeRequest::CreateVolume { volume, name, size_bytes, epoch }, WORK_DEADLINE)
         }

@@ -22,5 +22,6 @@ pub use migration::{
 pub use node::{Health, Node, Tier};
 pub use page::Page;
 pub use volume::{
-    CreateExport, CreateSnapshot, CreateVolume, Export, Merge, Snapshot, Volume, VolumeRole, VolumeState, WorkloadUsage,
+    ChangeVolume, CreateExport, CreateSnapshot, CreateVolume, Export, Merge, Snapshot, Volume, VolumeRole, VolumeState,
+    WorkloadUsage,
 };

@@ -43,6 +43,16 @@ pub struct VolumeRecord {
     pub size_bytes: u64,
     pub state: VolumeState,
     pub created_ms: u64,
+    /// It is to become that large; its holder is asked until it answers.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub resize_to: Option<u64>,
+}
+
+impl VolumeRecord {
+    /// Its node has yet to do what is recorded.
+    pub fn is_unsettled(&self) -> bool {
+        self.state != VolumeState::Ready || self.resize_to.is_some()
+    }
 }
 
 /// Who may apply a volume's writes. (epoch, revision) grows with every change.

@@ -78,6 +78,16 @@ pub struct CreateVolume {
     pub node: String,
 }
 
+/// What is to be another of a volume; what is absent stays.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ChangeVolume {
+    /// Larger than now; a multiple of 4,096, at most 64 TiB.
+    #[schema(minimum = 4096, maximum = 70_368_744_177_664_u64, multiple_of = 4096)]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub size_bytes: Option<u64>,
+}
+
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Snapshot {
     pub volume: String,

@@ -31,9 +31,10 @@ pub(crate) fn refusal_of(error: StoreError) -> Refusal {
         StoreError::NoSnapshot { name } => Refusal::NotFound { what: format!("snapshot {name:?}") },
         StoreError::VolumeExists { .. } | StoreError::SnapshotExists { .. } => Refusal::Conflict { reason },
         StoreError::TooManySnapshots => Refusal::Conflict { reason },
-        StoreError::OtherShard { .. } | StoreError::BadName { .. } | StoreError::BadSize { .. } => {
-            Refusal::Invalid { reason }
-        }
+        StoreError::OtherShard { .. }
+        | StoreError::BadName { .. }
+        | StoreError::BadSize { .. }
+        | StoreError::Shrinks { .. } => Refusal::Invalid { reason },
         StoreError::Poisoned => Refusal::Io(IoError::Poisoned),
         StoreError::Io(error) => Refusal::Io(error),
         _ => Refusal::Failed { reason },
@@ -65,6 +66,7 @@ impl Node {
             Ask::CreateVolume { volume, name, size_bytes, epoch } => {
                 self.create_volume(volume, &name, size_bytes, epoch).await
             }
+            Ask::ResizeVolume { volume, size_bytes, epoch } => self.resize_volume(volume, size_bytes, epoch).await,
             Ask::DeleteVolume { volume, epoch } => self.delete_volume(volume, epoch).await,
             Ask::CreateSnapshot { volume, name, operation } => {
                 let (seat, _turn) = self.free_holder(volume).await?;
@@ -78,12 +80,12 @@ impl Node {
                     // What gateways keep is of the content that is given up.
                     seat.end_term(seat.volume.rollback_once(&name, operation)).await.map_err(refusal_of)?;
                 }
-                Ok(NodeReply::Done)
+                Ok(NodeReply::Size { size_bytes: seat.volume.size_bytes() })
             }
             Ask::MeasureVolume { volume } => {
                 let seat = self.seat(volume).ok_or_else(|| not_here(volume))?;
                 let VolumeUsage { used_bytes, valid_bytes } = seat.volume.head_usage().await;
-                Ok(NodeReply::Measured { used_bytes, valid_bytes })
+                Ok(NodeReply::Measured { used_bytes, valid_bytes, size_bytes: seat.volume.size_bytes() })
             }
             Ask::DeleteSnapshot { volume, name } => {
                 let (seat, _turn) = self.free_holder(volume).await?;
@@ -128,6 +130,14 @@ impl Node {
         self.write_record(volume, &record).await?;
         self.seat_volume(made, record, WriterRecord::default());
         Ok(NodeReply::Done)
+    }
+
+    async fn resize_volume(self: &Rc<Self>, volume: VolumeId, size_bytes: u64, epoch: Epoch) -> Outcome {
+        let (seat, _turn) = self.free_holder(volume).await?;
+        check_epoch(epoch, seat.record_view().epoch)?;
+        seat.volume.grow(size_bytes).await.map_err(refusal_of)?;
+        seat.grew();
+        Ok(NodeReply::Size { size_bytes })
     }
 
     /// The volume's seat and the turn to change it. While others had theirs, the seat may have gone, or another have
@@ -307,6 +317,7 @@ pub(crate) fn request_name(request: &NodeRequest) -> &'static str {
     match request {
         Ask::Status => "Status",
         Ask::CreateVolume { .. } => "CreateVolume",
+        Ask::ResizeVolume { .. } => "ResizeVolume",
         Ask::DeleteVolume { .. } => "DeleteVolume",
         Ask::MeasureVolume { .. } => "MeasureVolume",
         Ask::CreateSnapshot { .. } => "CreateSnapshot",

@@ -156,6 +156,11 @@ impl Seat {
         })
     }
 
+    /// The volume has become larger: what is new is counted, too.
+    pub fn grew(&self) {
+        self.heat.borrow_mut().grow(self.volume.size_bytes());
+    }
+
     pub fn id(&self) -> VolumeId {
         self.volume.id()
     }

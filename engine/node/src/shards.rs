@@ -223,6 +223,7 @@ fn concerns(request: &NodeRequest) -> Concerns {
         Ask::Status => Concerns::All,
         Ask::SetExport { .. } | Ask::RemoveExport { .. } => Concerns::First,
         Ask::CreateVolume { volume, .. }
+        | Ask::ResizeVolume { volume, .. }
         | Ask::DeleteVolume { volume, .. }
         | Ask::MeasureVolume { volume }
         | Ask::CreateSnapshot { volume, .. }

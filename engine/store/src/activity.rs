@@ -98,6 +98,16 @@ impl Activity {
         Some(Writing { activity: self.clone(), regions })
     }
 
+    /// Regions that are past the end of a volume of so many.
+    pub fn past(&self, regions: u64) -> Vec<RegionIndex> {
+        self.active.borrow().range(RegionIndex(regions)..).map(|(region, _)| *region).collect()
+    }
+
+    /// The volume has so many regions from now on; nobody writes past them.
+    pub fn truncate(&self, regions: u64) {
+        drop(self.active.borrow_mut().split_off(&RegionIndex(regions)));
+    }
+
     /// Takes regions out that may leave, the longest idle first.
     fn retire(&self, count: usize) -> Vec<RegionIndex> {
         let pin = self.pin.borrow().clone();

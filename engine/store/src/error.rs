@@ -21,6 +21,8 @@ pub enum StoreError {
     #[error("{size_bytes} is not a volume's size: a multiple of 4096, above 0, at most {most}",
         most = drover_base::limits::VOLUME_BYTES_MAX)]
     BadSize { size_bytes: u64 },
+    #[error("the volume has {has_bytes} bytes, {size_bytes} are fewer: it can only grow")]
+    Shrinks { size_bytes: u64, has_bytes: u64 },
     #[error("the volume has {most} snapshots, the most it may have", most = drover_base::limits::SNAPSHOTS_MAX)]
     TooManySnapshots,
     /// Wait until all of it is here.

@@ -20,7 +20,8 @@ pub struct Layer {
     pub id: LayerId,
     /// What is looked up where this layer says nothing; below the bottom layer everything is zero.
     pub parent: Cell<Option<LayerId>>,
-    pub size_bytes: u64,
+    /// Of the volume while this is its head, of the snapshot once it is frozen. It only grows.
+    pub size_bytes: Cell<u64>,
     /// No snapshot names it any more: it goes as soon as no more than one layer stands on it.
     pub deleting: Cell<bool>,
     map: RefCell<Map>,
@@ -35,7 +36,7 @@ impl Layer {
         Self {
             id,
             parent: Cell::new(parent),
-            size_bytes,
+            size_bytes: Cell::new(size_bytes),
             deleting: Cell::new(false),
             map: RefCell::default(),
             remote: RefCell::default(),

@@ -96,7 +96,7 @@ pub async fn load_volume(
     if let Some(pair) = slots.windows(2).find(|pair| pair[0] == pair[1]) {
         return Err(StoreError::Corrupt { what: format!("{id} names {:?} twice", pair[0]) });
     }
-    let regions = region_count(stack.head().size_bytes);
+    let regions = region_count(stack.head().size_bytes.get());
     let mut active = Vec::new();
     for (key, value) in meta.scan(&record::activity_prefix(id)).await? {
         let (_, region) = record::decode_activity(&key, &value)?;

@@ -1,6 +1,6 @@
-//! Changes of the stack: snapshot, rollback, deletion of a snapshot.
+//! Changes of the stack: snapshot, rollback, deletion of a snapshot, a larger size.
 //!
-//! All three have one shape: nobody mutates; a flush of everything commits the changed records in its batch;
+//! All have one shape: nobody mutates; a flush of everything commits the changed records in its batch;
 //! the stack in memory changes when that batch is durable, in the flush itself, so that a caller that stops
 //! waiting cannot leave memory and metadata apart. On failure nothing changed (and the volume is poisoned).
 //! A volume with remote blocks is neither frozen nor brought back: they belong to the head.
@@ -19,8 +19,9 @@ use crate::{
 use drover_base::{
     OperationId,
     ids::is_name,
-    limits::{OPERATIONS_KEPT, SNAPSHOTS_MAX},
+    limits::{OPERATIONS_KEPT, SNAPSHOTS_MAX, VOLUME_BYTES_MAX},
     planted::{Bug, is_planted},
+    units::{BLOCK_BYTES, region_count},
 };
 use std::rc::Rc;
 
@@ -77,7 +78,7 @@ impl Volume {
             return Err(StoreError::TooManySnapshots);
         }
         let frozen = self.stack.borrow().head().clone();
-        let head = Rc::new(Layer::new(self.env.new_layer_id(), Some(frozen.id), frozen.size_bytes));
+        let head = Rc::new(Layer::new(self.env.new_layer_id(), Some(frozen.id), frozen.size_bytes.get()));
         let created_ms = self.env.world.clock.wall_ms();
         record.head = head.id;
         note_done(&mut record.operations, operation);
@@ -98,7 +99,7 @@ impl Volume {
         Ok(())
     }
 
-    /// Brings the content back to that of the snapshot. What was written since is lost; newer snapshots stay.
+    /// Brings the content and the size back to those of the snapshot. What was written since is lost; newer snapshots stay.
     pub async fn rollback(&self, name: &str) -> Result<(), StoreError> {
         self.go_back(name, None).await
     }
@@ -122,12 +123,17 @@ impl Volume {
         self.check_nothing_remote()?;
         let frozen = self.snapshot_layer(name)?;
         let old = self.stack.borrow().head().clone();
-        let head = Rc::new(Layer::new(self.env.new_layer_id(), Some(frozen.id), frozen.size_bytes));
+        let head = Rc::new(Layer::new(self.env.new_layer_id(), Some(frozen.id), frozen.size_bytes.get()));
         let mut record = self.stack.borrow().record();
         record.head = head.id;
         note_done(&mut record.operations, operation);
         let mut changes = vec![self.put_layer(&head), put_volume(&record)];
         changes.extend(forget_layer(&old));
+        // The snapshot may be smaller. An activation whose write was given up may still be on its way.
+        self.activations_end().await;
+        let regions = region_count(frozen.size_bytes.get());
+        let past = self.activity.past(regions).into_iter();
+        changes.extend(past.map(|region| Change::Delete { key: record::activity_key(self.id, region) }));
         let (volume, held, operations) = (self.me(), still.clone(), record.operations);
         let then = Box::new(move || {
             let mut stack = volume.stack.borrow_mut();
@@ -135,6 +141,7 @@ impl Volume {
             stack.set_head(head);
             stack.remove(old.id);
             drop(stack);
+            volume.activity.truncate(regions);
             volume.inflight.retire(old.slot_addresses());
             drop(held);
         });
@@ -176,6 +183,31 @@ impl Volume {
         }
     }
 
+    /// Makes the volume larger; what is new reads as zero. Snapshots keep the size they have. Nothing to do if it is
+    /// that large already; smaller it never becomes, but by a rollback.
+    pub async fn grow(&self, size_bytes: u64) -> Result<(), StoreError> {
+        check_size(size_bytes)?;
+        self.health.check()?;
+        let turn = self.tree.clone().lock_owned().await;
+        let head = self.stack.borrow().head().clone();
+        if size_bytes == head.size_bytes.get() {
+            return Ok(());
+        }
+        if size_bytes < head.size_bytes.get() {
+            return Err(StoreError::Shrinks { size_bytes, has_bytes: head.size_bytes.get() });
+        }
+        let mut record = self.stack.borrow().layer_record(&head);
+        record.size_bytes = size_bytes;
+        let changes = vec![Change::Put { key: record::layer_key(head.id), value: record.encode() }];
+        // Before it is durable nobody may write there: after a crash the map would go past the end.
+        let then = Box::new(move || {
+            head.size_bytes.set(size_bytes);
+            drop(turn);
+        });
+        self.make_durable(Scope::All, Some(Structural { changes, then })).await?;
+        Ok(())
+    }
+
     fn snapshot_layer(&self, name: &str) -> Result<Rc<Layer>, StoreError> {
         let stack = self.stack.borrow();
         let snapshot = stack.snapshots.get(name).ok_or_else(|| StoreError::NoSnapshot { name: name.into() })?;
@@ -197,6 +229,14 @@ impl Volume {
     }
 }
 
+/// Refuses what is no size of a volume.
+pub(crate) fn check_size(size_bytes: u64) -> Result<(), StoreError> {
+    if size_bytes == 0 || !size_bytes.is_multiple_of(BLOCK_BYTES) || size_bytes > VOLUME_BYTES_MAX {
+        return Err(StoreError::BadSize { size_bytes });
+    }
+    Ok(())
+}
+
 /// Adds an operation to those that are done; the oldest of too many is forgotten.
 fn note_done(operations: &mut Vec<OperationId>, operation: Option<OperationId>) {
     operations.extend(operation);
@@ -212,3 +252,6 @@ pub(crate) fn put_volume(record: &VolumeRecord) -> Change {
 pub(crate) fn forget_layer(layer: &Layer) -> [Change; 2] {
     [Change::Delete { key: record::layer_key(layer.id) }, Change::DeletePrefix { prefix: record::map_prefix(layer.id) }]
 }
+
+#[cfg(test)]
+mod tests;

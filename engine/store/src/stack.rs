@@ -141,7 +141,7 @@ impl Stack {
             id: layer.id,
             volume: self.volume,
             parent: layer.parent.get(),
-            size_bytes: layer.size_bytes,
+            size_bytes: layer.size_bytes.get(),
             deleting: layer.deleting.get(),
         }
     }

@@ -10,16 +10,16 @@ use crate::{
     meta::{Batch, Change, Meta},
     record, recovery,
     slots::Tiers,
-    snapshot::{forget_layer, put_volume},
+    snapshot::{check_size, forget_layer, put_volume},
     stack::Stack,
 };
 use bytes::Bytes;
 use drover_base::{
     LayerId, VolumeId, World,
     ids::is_name,
-    limits::{ACTIVE_REGIONS_MAX, VOLUME_BYTES_MAX},
+    limits::ACTIVE_REGIONS_MAX,
     planted::{Bug, is_planted},
-    units::{BLOCK_BYTES, EXTENT_BYTES},
+    units::EXTENT_BYTES,
 };
 use drover_disk::Device;
 use std::{collections::BTreeSet, rc::Rc, sync::Arc};
@@ -119,9 +119,7 @@ impl Store {
         if !is_name(name, NAME_BYTES_MAX) {
             return Err(StoreError::BadName { name: name.into() });
         }
-        if size_bytes == 0 || !size_bytes.is_multiple_of(BLOCK_BYTES) || size_bytes > VOLUME_BYTES_MAX {
-            return Err(StoreError::BadSize { size_bytes });
-        }
+        check_size(size_bytes)?;
         if !self.is_home_of(id) {
             return Err(StoreError::OtherShard { volume: id });
         }

@@ -126,7 +126,7 @@ impl Volume {
     }
 
     pub fn size_bytes(&self) -> u64 {
-        self.stack.borrow().head().size_bytes
+        self.stack.borrow().head().size_bytes.get()
     }
 
     /// Whether every I/O fails until the volume is reopened.

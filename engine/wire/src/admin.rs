@@ -68,6 +68,12 @@ pub enum NodeRequest {
     MeasureVolume {
         volume: VolumeId,
     },
+    /// Makes the volume larger; nothing to do if it is. Answers `Size`.
+    ResizeVolume {
+        volume: VolumeId,
+        size_bytes: u64,
+        epoch: Epoch,
+    },
     /// Refused with `Conflict` while a migration runs.
     DeleteVolume {
         volume: VolumeId,
@@ -79,6 +85,7 @@ pub enum NodeRequest {
         name: String,
         operation: OperationId,
     },
+    /// The same. Answers `Size`: the volume is as large again as it was.
     RollbackSnapshot {
         volume: VolumeId,
         name: String,
@@ -209,10 +216,15 @@ pub enum NodeReply {
         admitted_ms: u64,
     },
     Progress(Box<SendProgress>),
-    /// Of [`NodeRequest::MeasureVolume`]: extents with data × 64 KiB, blocks with data × 4 KiB.
+    /// Of [`NodeRequest::MeasureVolume`]: extents with data × 64 KiB, blocks with data × 4 KiB, and the volume's size.
     Measured {
         used_bytes: u64,
         valid_bytes: u64,
+        size_bytes: u64,
+    },
+    /// How large the volume is now.
+    Size {
+        size_bytes: u64,
     },
     Refused(Refusal),
 }

@@ -5,7 +5,7 @@ use crate::{
     content::{Content, pattern},
     ensure,
     model::{Model, Named, blocks},
-    node::{Chance, Images, Node, Observer, Parts, Setup, VOLUME, VOLUME_BYTES},
+    node::{Chance, Images, Node, Observer, Parts, Setup, VOLUME, VOLUME_BYTES_AT_FIRST},
     plan::{Fault, Op, Planner, Round},
 };
 use drover_base::{
@@ -107,13 +107,17 @@ async fn run(sim: Sim, setup: Setup, camera: Rc<Camera>, mut planner: Planner, r
         move |what| camera.look(what)
     });
     let node = camera.parts.open(&setup, observer).await.map_err(unexpected)?;
-    let volume = node.store.create_volume(VOLUME, "v", VOLUME_BYTES).await.map_err(unexpected)?;
+    let volume = match node.store.volume(VOLUME) {
+        Some(volume) => volume,
+        None => node.store.create_volume(VOLUME, "v", VOLUME_BYTES_AT_FIRST).await.map_err(unexpected)?,
+    };
+    camera.model.borrow_mut().sizes = [volume.size_bytes()].into();
     camera.is_on.set(true);
     let (failed, is_faulty) = (RefCell::default(), Cell::new(false));
     let life = Rc::new(Life { sim, node, volume, camera: camera.clone(), failed, is_faulty });
     for number in 0..rounds {
         let names: Vec<String> = life.model(|model| model.snapshots.keys().cloned().collect());
-        let round = planner.round(&names);
+        let round = planner.round(&names, life.volume.size_bytes());
         let played = life.clone().play(round.clone()).await;
         if !played.map_err(|finding| Finding(format!("round {number}: {finding}\n{round:#?}")))? {
             camera.look("at the end");
@@ -197,6 +201,7 @@ impl Life {
         for (block, content) in contents {
             self.model(|model| model.reopened(block, &content))?;
         }
+        self.model(|model| model.opened_with(self.volume.size_bytes()))?;
         let names = self.volume.snapshots().into_iter().map(|snapshot| snapshot.name).collect();
         self.model(|model| model.resolve_names(&names))?;
         Ok(true)
@@ -272,6 +277,13 @@ impl Life {
                 }
                 Ok(())
             }
+            Op::Grow { size_bytes } => {
+                self.model(|model| model.begin_grow(size_bytes));
+                if self.excused(volume.grow(size_bytes).await)? {
+                    self.model(|model| model.sizes = [size_bytes].into());
+                }
+                Ok(())
+            }
             Op::Fault(fault) => {
                 self.arm(fault);
                 Ok(())
@@ -297,11 +309,7 @@ impl Life {
     }
 
     async fn snapshot(&self, name: String) -> Result<(), Finding> {
-        let moment = self.model(|model| {
-            let moment = model.moment();
-            model.snapshots.insert(name.clone(), Named::Coming(moment.clone()));
-            moment
-        });
+        let moment = self.model(|model| model.begin_snapshot(&name));
         if !self.excused(self.volume.snapshot(&name).await)? {
             return Ok(());
         }
@@ -317,6 +325,7 @@ impl Life {
         let frozen = self.model(|model| {
             let frozen = model.frozen(&model.snapshots[name]);
             model.begin_rollback(&frozen);
+            model.sizes.extend(model.snapshot_sizes[name].clone());
             frozen
         });
         if !self.excused(self.volume.rollback(name).await)? {
@@ -331,6 +340,8 @@ impl Life {
             ensure!(allowed.contains(content), "block {block} of snapshot {name} is {content:?}, not {allowed:?}");
             self.model(|model| model.end_rollback(*block, content));
         }
+        let size = self.volume.size_bytes();
+        self.model(|model| model.went_back_to(name, size))?;
         // Now it is known, and must stay so.
         let exact = contents.into_iter().map(|(block, content)| (block, [content].into())).collect();
         self.model(|model| model.snapshots.insert(name.into(), Named::There(exact)));
@@ -369,6 +380,9 @@ impl Life {
         let moment = self.model(|model| model.moment());
         for (block, content) in self.contents().await? {
             self.model(|model| model.check_read(&moment, block, 0, content.bytes()))?;
+            if block * BLOCK_BYTES >= self.volume.size_bytes() {
+                continue;
+            }
             let status = self.volume.block_status(block * BLOCK_BYTES, BLOCK_BYTES, 1);
             let is_told_zero = matches!(status.as_deref(), Ok([(BLOCK_BYTES, status)]) if status.zero);
             ensure!(!is_told_zero || content == Content::zero(), "block {block} is told zero, holds {content:?}");
@@ -413,9 +427,11 @@ impl Life {
     }
 }
 
-/// The contents of ascending `blocks`, those that follow each other read together.
+/// The contents of ascending `blocks`, those that follow each other read together; past the volume's end are zeros.
 pub async fn read_all(volume: &Volume, blocks: &[u64]) -> Result<BTreeMap<u64, Content>, Finding> {
-    let mut contents = BTreeMap::new();
+    let end = volume.size_bytes() / BLOCK_BYTES;
+    let (blocks, past) = blocks.split_at(blocks.partition_point(|block| *block < end));
+    let mut contents: BTreeMap<u64, Content> = past.iter().map(|block| (*block, Content::zero())).collect();
     for run in blocks.chunk_by(|a, b| a + 1 == *b) {
         let len = run.len() as u64 * BLOCK_BYTES;
         let data = volume.read(&Unfenced, run[0] * BLOCK_BYTES, len).await;

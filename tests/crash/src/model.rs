@@ -83,6 +83,10 @@ pub enum Named {
 pub struct Model {
     blocks: BTreeMap<u64, History>,
     pub snapshots: BTreeMap<String, Named>,
+    /// How large the volume may be; one, but while it changes.
+    pub sizes: BTreeSet<u64>,
+    /// The same of snapshots, by name.
+    pub snapshot_sizes: BTreeMap<String, BTreeSet<u64>>,
     /// A rollback is in flight: it changes regions at once, whole, without making them active.
     pub is_rolling_back: bool,
 }
@@ -139,6 +143,22 @@ impl Model {
         history.versions.push_back(now.clone());
         history.in_flight = 0;
         Ok(())
+    }
+
+    /// A snapshot of this name is begun.
+    pub fn begin_snapshot(&mut self, name: &str) -> Moment {
+        let moment = self.moment();
+        self.snapshots.insert(name.into(), Named::Coming(moment.clone()));
+        self.snapshot_sizes.insert(name.into(), self.sizes.clone());
+        moment
+    }
+
+    /// The volume is to become that large; a snapshot that is being made may still get the former size.
+    pub fn begin_grow(&mut self, size_bytes: u64) {
+        self.sizes.insert(size_bytes);
+        for (name, _) in self.snapshots.iter().filter(|(_, named)| matches!(named, Named::Coming(_))) {
+            self.snapshot_sizes.entry(name.clone()).or_default().insert(size_bytes);
+        }
     }
 
     /// Now, for a flush or a read that begins.
@@ -236,6 +256,22 @@ impl Model {
     pub fn reopened(&mut self, block: u64, now: &Content) -> Result<(), Finding> {
         self.check_survivor(block, now)?;
         self.end_rollback(block, now);
+        Ok(())
+    }
+
+    /// The volume was opened, and is that large.
+    pub fn opened_with(&mut self, size_bytes: u64) -> Result<(), Finding> {
+        ensure!(self.sizes.contains(&size_bytes), "the volume has {size_bytes} bytes, not one of {:?}", self.sizes);
+        self.sizes = [size_bytes].into();
+        Ok(())
+    }
+
+    /// The volume went back to the snapshot, and is that large.
+    pub fn went_back_to(&mut self, name: &str, size_bytes: u64) -> Result<(), Finding> {
+        let sizes = &self.snapshot_sizes[name];
+        ensure!(sizes.contains(&size_bytes), "snapshot {name} has {size_bytes} bytes, not one of {sizes:?}");
+        self.snapshot_sizes.insert(name.into(), [size_bytes].into());
+        self.sizes = [size_bytes].into();
         Ok(())
     }
 

@@ -16,7 +16,10 @@ use drover_store::{
 use std::{cell::RefCell, rc::Rc, time::Duration};
 
 pub const VOLUME: VolumeId = VolumeId(7);
+/// As large as a volume becomes.
 pub const VOLUME_BYTES: u64 = 16 << 20;
+/// As large as one is made that grows: it ends within an extent.
+pub const VOLUME_BYTES_AT_FIRST: u64 = (6 << 20) + 5 * 4096;
 
 /// What is free is discarded while it is still wanted.
 pub const EAGER: DiscardPace =

@@ -36,6 +36,9 @@ pub enum Op {
     DeleteSnapshot {
         name: String,
     },
+    Grow {
+        size_bytes: u64,
+    },
     /// From now on something fails.
     Fault(Fault),
 }
@@ -81,6 +84,7 @@ pub struct Mixture {
     pub rollback: u64,
     pub flush: u64,
     pub unaligned: u64,
+    pub grow: u64,
     pub snapshots_most: usize,
     pub fault: u64,
 }
@@ -101,6 +105,7 @@ impl Mixture {
             rollback: random.between(0, 12),
             flush: random.between(10, 80),
             unaligned: random.between(0, 40),
+            grow: random.between(0, 15),
             snapshots_most: random.between(1, 4) as usize,
             // In one run of three; in the others every error is a finding.
             fault: *random.pick(&[0, 0, 20]),
@@ -114,21 +119,24 @@ pub struct Planner {
     pub mixture: Mixture,
     serial: u64,
     snapshots_named: u64,
+    /// Of the volume when the round begins.
+    size_bytes: u64,
 }
 
 impl Planner {
     /// Numbers of writes and names of snapshots go on from `life`, so that none is used twice in a run.
     pub fn new(mut random: Generator, life: u64) -> Self {
         let mixture = Mixture::draw(&mut random);
-        Self { random, mixture, serial: life << 16, snapshots_named: life << 16 }
+        Self { random, mixture, serial: life << 16, snapshots_named: life << 16, size_bytes: VOLUME_BYTES }
     }
 
     fn percent(&mut self, chance: u64) -> bool {
         self.random.below(100) < chance
     }
 
-    /// The next round, given the snapshots that exist.
-    pub fn round(&mut self, snapshots: &[String]) -> Round {
+    /// The next round, given the snapshots that exist and how large the volume is.
+    pub fn round(&mut self, snapshots: &[String], size_bytes: u64) -> Round {
+        self.size_bytes = size_bytes;
         if !snapshots.is_empty() && self.percent(self.mixture.rollback) {
             return Round::Rollback { name: self.random.pick(snapshots).clone() };
         }
@@ -150,6 +158,10 @@ impl Planner {
         }
         if self.percent(self.mixture.snapshot) {
             ops.push(self.snapshot(snapshots));
+        }
+        if size_bytes < VOLUME_BYTES && self.percent(self.mixture.grow) {
+            let blocks = self.random.between(1, (VOLUME_BYTES - size_bytes) / BLOCK_BYTES);
+            ops.push(Op::Grow { size_bytes: size_bytes + blocks * BLOCK_BYTES });
         }
         if self.percent(self.mixture.fault) {
             ops.push(Op::Fault(self.fault()));
@@ -199,7 +211,7 @@ impl Planner {
 
     /// A range in one of the mixture's extents, or beginning there.
     fn range(&mut self) -> ByteRange {
-        let extent = *self.random.pick(&self.mixture.extents.clone());
+        let extent = *self.random.pick(&self.mixture.extents.clone()) % (self.size_bytes / EXTENT_BYTES);
         let block = self.random.below(16);
         let start = extent * EXTENT_BYTES + block * BLOCK_BYTES;
         let range = match self.random.below(10) {
@@ -208,7 +220,7 @@ impl Planner {
             2..5 => ByteRange { offset: start, len: BLOCK_BYTES },
             _ => ByteRange { offset: start, len: self.random.between(1, 16 - block) * BLOCK_BYTES },
         };
-        let range = ByteRange { len: range.len.min(VOLUME_BYTES - range.offset), ..range };
+        let range = ByteRange { len: range.len.min(self.size_bytes - range.offset), ..range };
         if !self.percent(self.mixture.unaligned) {
             return range;
         }

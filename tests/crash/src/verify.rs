@@ -37,11 +37,12 @@ async fn open_and_check(parts: Parts, setup: &Setup, point: &CrashPoint, fixed: 
     ensure!(node.slots_used() == stored, "maps name {stored:?} slots, {:?} are used", node.slots_used());
     let volume = node.store.volume(VOLUME).ok_or_else(|| Finding("the volume is gone".into()))?;
     let mut model = point.model.clone();
+    model.opened_with(volume.size_bytes())?;
     let contents = read_all(&volume, &model.touched()).await?;
     check_contents(&volume, &model, &contents)?;
     volume.merges_done().await;
     ensure!(read_all(&volume, &model.touched()).await? == contents, "a merge changed the content");
-    let snapshots = check_snapshots(&volume, &model, fixed).await?;
+    let snapshots = check_snapshots(&volume, &mut model, fixed).await?;
     check_ending(&node, &volume, &model).await?;
     model.recovered(&contents);
     model.snapshots = snapshots;
@@ -74,7 +75,7 @@ fn check_contents(volume: &Volume, model: &Model, contents: &BTreeMap<u64, Conte
 /// Snapshots are those that were made and hold, each time one looks, exactly the same.
 async fn check_snapshots(
     volume: &Volume,
-    model: &Model,
+    model: &mut Model,
     fixed: &mut Fixed,
 ) -> Result<BTreeMap<String, Named>, Finding> {
     let names: Vec<String> = volume.snapshots().into_iter().map(|snapshot| snapshot.name).collect();
@@ -88,6 +89,7 @@ async fn check_snapshots(
         let named = named.ok_or_else(|| Finding(format!("snapshot {name} is there again")))?;
         let frozen = model.frozen(named);
         volume.rollback(&name).await.map_err(unexpected)?;
+        model.went_back_to(&name, volume.size_bytes())?;
         let contents = read_all(volume, &model.touched()).await?;
         for (block, content) in &contents {
             let allowed = frozen.get(block).cloned().unwrap_or_else(|| [Content::zero()].into());

@@ -66,6 +66,12 @@ impl Heat {
         Self { began: now, regions, pages, pages_used: 0, streams: Streams::default() }
     }
 
+    /// The volume has become larger; what is new is cold.
+    pub fn grow(&mut self, size_bytes: u64) {
+        self.regions = self.regions.max(region_count(size_bytes));
+        self.pages.resize_with(self.regions.div_ceil(PAGE_REGIONS) as usize, || None);
+    }
+
     /// A client read `range`.
     pub fn read(&mut self, range: ByteRange, now: Instant) {
         let weight = if self.streams.is_scan(range) { SCAN_WEIGHT } else { 1.0 };

@@ -98,3 +98,13 @@ fn ranges_past_the_end_and_clocks_that_go_back_do_no_harm() {
     about(heat.region(RegionIndex(1), at(0)).written_blocks, 1024.0);
     assert_eq!(heat.region(RegionIndex(9), at(10)), RegionHeat::default());
 }
+
+#[test]
+fn a_volume_that_grows_is_counted_to_its_new_end() {
+    let mut heat = heat(64 * MIB);
+    heat.write(range(0, MIB), at(0));
+    heat.grow(4096 * MIB);
+    heat.write(range(4095 * MIB, MIB), at(0));
+    about(heat.region(RegionIndex(0), at(0)).written_blocks, 256.0);
+    about(heat.region(RegionIndex::containing(4095 * MIB), at(0)).written_blocks, 256.0);
+}

@@ -127,6 +127,13 @@ pub enum Volume {
         /// Name or id
         volume: String,
     },
+    /// Make a volume larger; clients see it when they connect again
+    Resize {
+        volume: String,
+        /// Its new size, such as 200GiB
+        #[arg(value_parser = drover_base::text::parse_bytes)]
+        size: u64,
+    },
     /// Remove a volume and its data
     Delete {
         volume: String,

@@ -44,6 +44,7 @@ fn record() -> MigrationRecord {
         size_bytes: 1 << 30,
         state: VolumeState::Ready,
         created_ms: 0,
+        resize_to: None,
     };
     let mut record = crate::migrations::blank(MIGRATION, &volume, node("a"), node("b"));
     record.options.retention_ms = 1000;

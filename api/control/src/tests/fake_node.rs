@@ -32,7 +32,8 @@ pub struct Seat {
     pub content: BTreeSet<u64>,
     /// Writes whose bytes rotted on the way here.
     pub damaged: BTreeSet<u64>,
-    pub snapshots: Vec<String>,
+    /// Each with the size that the volume had.
+    pub snapshots: BTreeMap<String, u64>,
     /// What it did once: see [`OperationId`].
     pub operations: BTreeSet<OperationId>,
     pub rollbacks: u64,

@@ -8,4 +8,5 @@ mod migrations;
 mod nodes;
 #[cfg(feature = "planted")]
 mod planted;
+mod sizes;
 mod slowing;

@@ -6,11 +6,11 @@ use crate::extract::{Asked, Body, Expected, Named, Nothing};
 use crate::page::{PageQuery, Paged};
 use axum::{extract::State, http::StatusCode};
 use drover_control::ControlHandle;
-use drover_types::{ApiError, CreateVolume, Page, Volume};
+use drover_types::{ApiError, ChangeVolume, CreateVolume, Page, Volume};
 use utoipa_axum::{router::OpenApiRouter, routes};
 
 pub fn routes() -> OpenApiRouter<ControlHandle> {
-    OpenApiRouter::new().routes(routes!(list, create)).routes(routes!(show, delete)).routes(routes!(reopen))
+    OpenApiRouter::new().routes(routes!(list, create)).routes(routes!(show, change, delete)).routes(routes!(reopen))
 }
 
 #[utoipa::path(get, path = "/v1/volumes", tag = "volumes", params(PageQuery),
@@ -33,6 +33,22 @@ async fn create(State(control): State<ControlHandle>, body: Body<CreateVolume>) 
     responses((status = 200, body = Volume), (status = 404, body = ApiError)))]
 async fn show(State(control): State<ControlHandle>, Named(volume): Named<String>) -> Answer<Versioned<Volume>> {
     Ok(shown(ask(&control, move |control| control.show_volume(&volume)).await?))
+}
+
+/// Makes a volume larger. Clients that are attached see it when they connect again; snapshots keep their size, and a
+/// rollback brings it back. Refused while the volume is in a migration.
+#[utoipa::path(patch, path = "/v1/volumes/{volume}", tag = "volumes", params(("volume" = String, Path, description = "id or name")),
+    request_body = ChangeVolume, responses((status = 200, body = Volume), (status = 404, body = ApiError),
+        (status = 409, body = ApiError), (status = 412, body = ApiError)))]
+async fn change(
+    State(control): State<ControlHandle>,
+    Named(volume): Named<String>,
+    Expected(expected): Expected,
+    body: Body<ChangeVolume>,
+) -> Answer<Versioned<Volume>> {
+    let change =
+        control.run(move |control| Box::pin(async move { control.change_volume(&volume, body.value, expected).await }));
+    Ok(shown(change.await?))
 }
 
 /// Deletes a volume and all its snapshots. Refused while it is in a migration or exported.

@@ -1,8 +1,8 @@
 //! Snapshots and rollbacks as the control plane asks for them, and what of them a migration would send.
 
-use super::cluster::{VOLUME, each_seed};
-use drover_base::OperationId;
+use super::cluster::{SIZE, VOLUME, each_seed};
 use drover_base::units::{BLOCK_BYTES, EXTENT_BYTES};
+use drover_base::{Epoch, IoError, OperationId};
 use drover_wire::admin::{NodeReply, NodeRequest, Refusal};
 
 pub fn take(operation: u64) -> NodeRequest {
@@ -58,7 +58,37 @@ fn what_a_migration_sends_is_measured_without_snapshots() {
             cluster.ask("a", NodeRequest::CreateSnapshot { volume: VOLUME, name, operation }).await;
         }
         let measured = cluster.ask("a", NodeRequest::MeasureVolume { volume: VOLUME }).await;
-        let head = NodeReply::Measured { used_bytes: 2 * EXTENT_BYTES, valid_bytes: 3 * BLOCK_BYTES };
+        let (used_bytes, valid_bytes) = (2 * EXTENT_BYTES, 3 * BLOCK_BYTES);
+        let head = NodeReply::Measured { used_bytes, valid_bytes, size_bytes: SIZE };
         assert_eq!(measured, head);
+    });
+}
+
+/// Whoever is attached goes on; requests past the end fail until the volume is larger, and again when it went back.
+#[test]
+fn a_volume_is_made_larger_and_goes_back() {
+    each_seed(0..3, async |cluster| {
+        cluster.start("a").await;
+        cluster.create("a").await;
+        let client = cluster.attach("a").await;
+        cluster.ask("a", take(1)).await;
+        let grow = |size_bytes, epoch| NodeRequest::ResizeVolume { volume: VOLUME, size_bytes, epoch: Epoch(epoch) };
+        let (past, larger) = (SIZE / BLOCK_BYTES, SIZE + 2 * EXTENT_BYTES);
+        assert!(matches!(client.write(past, b'1').await, Err(IoError::OutOfRange { .. })));
+        let stale = cluster.request("a", grow(larger, 2)).await;
+        assert!(matches!(stale, NodeReply::Refused(Refusal::Epoch { .. })), "{stale:?}");
+        let smaller = cluster.request("a", grow(SIZE - BLOCK_BYTES, 1)).await;
+        assert!(matches!(smaller, NodeReply::Refused(Refusal::Invalid { .. })), "{smaller:?}");
+        for _ in 0..2 {
+            assert_eq!(cluster.ask("a", grow(larger, 1)).await, NodeReply::Size { size_bytes: larger });
+        }
+        client.write(past, b'2').await.unwrap();
+        client.flush().await.unwrap();
+        cluster.kill("a");
+        cluster.start("a").await;
+        let client = cluster.attach("a").await;
+        assert_eq!(client.read(past).await, Ok(b'2'));
+        assert_eq!(cluster.ask("a", go_back(3)).await, NodeReply::Size { size_bytes: SIZE });
+        assert!(matches!(client.read(past).await, Err(IoError::OutOfRange { .. })));
     });
 }

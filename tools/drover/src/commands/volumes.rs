@@ -6,7 +6,7 @@ use crate::client::{Client, escape};
 use crate::failure::{Exit, Failure};
 use crate::output::{Output, or_dash, table};
 use drover_base::text::show_bytes;
-use drover_types::{CreateVolume, Export, Merge, Volume, VolumeState};
+use drover_types::{ChangeVolume, CreateVolume, Export, Merge, Volume, VolumeState};
 use std::time::Duration;
 
 /// How long a new volume may take to be ready before the command leaves it to go on by itself.
@@ -26,6 +26,12 @@ pub async fn run(client: &Client, output: Output, command: Command) -> Result<()
             let exports = exports::of(client, &volume).await?;
             let shown = serde_json::json!({ "volume": volume, "exports": exports });
             output.show(&shown, |_| show_volume(&volume, &exports))
+        }
+        Command::Resize { volume, size } => {
+            check_size(size)?;
+            let change = ChangeVolume { size_bytes: Some(size) };
+            let volume: Volume = client.patch(&path(&volume), &change).await?;
+            output.show(&volume, |volume| format!("volume {} has {}", volume.name, show_bytes(volume.size_bytes)))
         }
         Command::Delete { volume, yes } => {
             let found = get(client, &volume).await?;
@@ -69,9 +75,7 @@ pub async fn create(client: &Client, name: &str, size_bytes: u64, node: Option<S
         return Err(Failure::usage(format!("{name:?} is not a name"))
             .hint("1 to 63 of a-z 0-9 - . that begin and end with a letter or digit"));
     }
-    if size_bytes == 0 || !size_bytes.is_multiple_of(4096) {
-        return Err(Failure::usage(format!("{size_bytes} bytes are no size of a volume")).hint("a multiple of 4096"));
-    }
+    check_size(size_bytes)?;
     let node = match node {
         Some(node) => node,
         None => nodes::roomiest(client).await?,
@@ -88,6 +92,13 @@ pub async fn create(client: &Client, name: &str, size_bytes: u64, node: Option<S
         volume = get(client, &volume.id).await?;
     }
     Ok(volume)
+}
+
+fn check_size(size_bytes: u64) -> Result<(), Failure> {
+    if size_bytes == 0 || !size_bytes.is_multiple_of(4096) {
+        return Err(Failure::usage(format!("{size_bytes} bytes are no size of a volume")).hint("a multiple of 4096"));
+    }
+    Ok(())
 }
 
 pub fn show_volumes(volumes: &[Volume]) -> String {

@@ -47,6 +47,20 @@ fn snapshots_are_made_gone_back_to_and_deleted_and_a_volume_is_reopened() {
     up.until(&["volume", "show", "disk"], |shown| shown["volume"]["merge"].is_null());
     up.until_lines(&["events", "--volume", "disk"], merged);
 
+    // The size belongs to what is frozen, too.
+    up.json(&["snapshot", "create", "disk", "small"]);
+    let larger = 2 * BYTES as u64 + 4096;
+    assert_eq!(up.json(&["volume", "resize", "disk", &larger.to_string()])["size_bytes"], larger);
+    assert_eq!(up.fails(&["volume", "resize", "disk", "1MiB"]).0, 2, "it can only grow");
+    assert_eq!(up.fails(&["volume", "resize", "disk", "5000"]).0, 2);
+    let mut grown = after_bytes.clone();
+    grown.resize(larger as usize, 0);
+    assert!(held() == grown);
+    up.json(&["snapshot", "rollback", "disk", "small", "--yes"]);
+    assert_eq!(up.json(&["volume", "show", "disk"])["volume"]["size_bytes"], BYTES as u64);
+    assert!(held() == after_bytes);
+    up.json(&["snapshot", "delete", "disk", "small"]);
+
     // A volume that is sound goes through the same recovery, and keeps what was flushed.
     let reopened = up.json(&["volume", "reopen", "disk"]);
     assert_eq!((&reopened["name"], &reopened["poisoned"]), (&"disk".into(), &false.into()));
@@ -55,6 +69,6 @@ fn snapshots_are_made_gone_back_to_and_deleted_and_a_volume_is_reopened() {
     let kinds: Vec<&str> = events.iter().map(|event| event["kind"].as_str().unwrap()).collect();
     let count = |kind: &str| kinds.iter().filter(|known| **known == kind).count();
     let of = ["snapshot.created", "snapshot.rolled_back", "snapshot.deleted", "volume.reopened"].map(count);
-    assert_eq!(of, [2, 2, 2, 1], "{kinds:?}");
+    assert_eq!(of, [3, 3, 3, 1], "{kinds:?}");
     up.stop();
 }

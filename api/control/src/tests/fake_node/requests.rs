@@ -3,7 +3,11 @@
 use super::{Disk, FakeNode, Habits, SENT_AT_ONCE, Seat, Sender, WRITE_BYTES, refused};
 use drover_base::{Epoch, Generation, MigrationId, OperationId, VolumeId};
 use drover_wire::admin::*;
-use std::{collections::BTreeSet, rc::Rc, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    rc::Rc,
+    time::Duration,
+};
 
 impl FakeNode {
     pub async fn answer(self: Rc<Self>, request: NodeRequest) -> Result<NodeReply, Refusal> {
@@ -32,10 +36,13 @@ impl FakeNode {
                 self.world.sleep(habits.snapshots_take).await;
                 made
             }
+            NodeRequest::ResizeVolume { volume, size_bytes, .. } => {
+                let done = self.resize(volume, size_bytes);
+                self.world.sleep(habits.snapshots_take).await;
+                done
+            }
             NodeRequest::RollbackSnapshot { volume, name, operation } => {
-                let done = self.named(volume, name, |seat| {
-                    seat.rollbacks += u64::from(seat.operations.insert(operation));
-                });
+                let done = self.go_back(volume, &name, operation);
                 self.world.sleep(habits.snapshots_take).await;
                 done
             }
@@ -44,7 +51,7 @@ impl FakeNode {
                 let disk = self.disk.borrow();
                 let seat = disk.get(&volume).ok_or(Refusal::NotFound { what: "volume".into() })?;
                 let bytes = seat.content.len() as u64 * WRITE_BYTES;
-                Ok(NodeReply::Measured { used_bytes: bytes, valid_bytes: bytes })
+                Ok(NodeReply::Measured { used_bytes: bytes, valid_bytes: bytes, size_bytes: seat.size_bytes })
             }
             NodeRequest::Reopen { .. } => Ok(NodeReply::Done),
             NodeRequest::CreateVolume { volume, size_bytes, epoch, .. } => {
@@ -76,18 +83,38 @@ impl FakeNode {
             size_bytes,
             content: BTreeSet::new(),
             damaged: BTreeSet::new(),
-            snapshots: Vec::new(),
+            snapshots: BTreeMap::new(),
             operations: BTreeSet::new(),
             rollbacks: 0,
         });
         Ok(NodeReply::Done)
     }
 
+    fn resize(&self, volume: VolumeId, size_bytes: u64) -> Result<NodeReply, Refusal> {
+        let mut disk = self.disk.borrow_mut();
+        let seat = disk.get_mut(&volume).ok_or(Refusal::NotFound { what: "volume".into() })?;
+        if size_bytes < seat.size_bytes {
+            return Err(Refusal::Invalid { reason: "it can only grow".into() });
+        }
+        seat.size_bytes = size_bytes;
+        Ok(NodeReply::Size { size_bytes })
+    }
+
+    fn go_back(&self, volume: VolumeId, name: &str, operation: OperationId) -> Result<NodeReply, Refusal> {
+        self.named(volume, name.into(), |seat| {
+            if seat.operations.insert(operation) {
+                seat.rollbacks += 1;
+                seat.size_bytes = seat.snapshots[name];
+            }
+        })?;
+        Ok(NodeReply::Size { size_bytes: self.disk.borrow()[&volume].size_bytes })
+    }
+
     /// Does something with the seat if it has the snapshot.
     fn named(&self, volume: VolumeId, name: String, act: impl FnOnce(&mut Seat)) -> Result<NodeReply, Refusal> {
         let mut disk = self.disk.borrow_mut();
         let seat = disk.get_mut(&volume).ok_or(Refusal::NotFound { what: "volume".into() })?;
-        if !seat.snapshots.contains(&name) {
+        if !seat.snapshots.contains_key(&name) {
             return Err(Refusal::NotFound { what: name });
         }
         act(seat);
@@ -100,10 +127,10 @@ impl FakeNode {
         if !seat.operations.insert(operation) {
             return Ok(NodeReply::Done);
         }
-        if seat.snapshots.contains(&name) {
+        if seat.snapshots.contains_key(&name) {
             return refused("there is one of this name");
         }
-        seat.snapshots.push(name);
+        seat.snapshots.insert(name, seat.size_bytes);
         Ok(NodeReply::Done)
     }
 
@@ -228,7 +255,7 @@ impl FakeNode {
                         size_bytes,
                         content: BTreeSet::new(),
                         damaged: BTreeSet::new(),
-                        snapshots: Vec::new(),
+                        snapshots: BTreeMap::new(),
                         operations: BTreeSet::new(),
                         rollbacks: 0,
                     },
@@ -421,7 +448,7 @@ impl FakeNode {
             poisoned: false,
             snapshots: seat
                 .snapshots
-                .iter()
+                .keys()
                 .map(|name| SnapshotStatus { name: name.clone(), created_ms: 1, used_bytes: 0 })
                 .collect(),
             merge: habits.merge,

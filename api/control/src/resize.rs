@@ -1,0 +1,127 @@
+//! How large a volume is. Its holder decides: a rollback brings the snapshot's size back, so the record follows.
+//!
+//! A larger size is recorded as intended first, then asked of the node until it answers, also after a restart; meanwhile
+//! the volume counts as busy, so that no migration begins with a size that is about to change.
+
+use crate::Control;
+use crate::config::RPC_DEADLINE;
+use crate::queries::{Tagged, check_version, find_volume};
+use crate::table::{NewEvent, State};
+use crate::volumes::{Settled, check_size, find_idle};
+use drover_base::{NodeId, VolumeId};
+use drover_types::record::{LeaseRecord, VolumeRecord};
+use drover_types::{ApiError, ChangeVolume, Volume, VolumeState};
+use drover_wire::admin::{NodeRequest, Refusal};
+use std::rc::Rc;
+
+impl Control {
+    /// Asked again, it is done already.
+    pub async fn change_volume(
+        self: &Rc<Self>,
+        name: &str,
+        change: ChangeVolume,
+        expected: Option<u64>,
+    ) -> Result<Tagged<Volume>, ApiError> {
+        let Some(size_bytes) = change.size_bytes else {
+            return Err(ApiError::invalid("size_bytes", "nothing is to be changed"));
+        };
+        check_size(size_bytes)?;
+        let volume = self
+            .ledger
+            .commit(|state, changes| {
+                let record = find_volume(state, name)?;
+                check_version(expected, state.volumes[&record.volume].version.0)?;
+                if record.resize_to == Some(size_bytes) {
+                    return Ok(record.volume);
+                }
+                let record = find_idle(state, name)?;
+                if size_bytes < record.size_bytes {
+                    let message = format!("{} has {} bytes: it can only grow", record.name, record.size_bytes);
+                    return Err(ApiError::invalid("size_bytes", message));
+                }
+                // Also where it has that size by the record: its holder is asked, and knows.
+                changes.put(VolumeRecord { resize_to: Some(size_bytes), ..record.clone() });
+                Ok::<_, ApiError>(record.volume)
+            })
+            .await?;
+        self.wait_settled(volume, "it is being made larger").await?;
+        self.show_volume(&volume.to_string())
+    }
+
+    pub(crate) async fn resized(&self, record: &VolumeRecord, lease: &LeaseRecord, size_bytes: u64) -> Settled {
+        let sized = VolumeRecord { resize_to: None, size_bytes, ..record.clone() };
+        let text = format!("{} has {size_bytes} bytes now, {} before", record.name, record.size_bytes);
+        let grew = size_bytes != record.size_bytes;
+        self.ledger
+            .commit(|_, changes| {
+                changes.put(sized);
+                if grew {
+                    changes.event(NewEvent::info("volume.resized", text).node(&lease.holder).volume(record.volume));
+                }
+                Ok::<_, ApiError>(())
+            })
+            .await?;
+        self.tell_exports_size(record.volume).await;
+        Ok(())
+    }
+
+    pub(crate) async fn not_resized(&self, record: &VolumeRecord, lease: &LeaseRecord, refusal: &Refusal) -> Settled {
+        let as_before = VolumeRecord { resize_to: None, ..record.clone() };
+        self.ledger
+            .commit(|_, changes| {
+                changes.put(as_before);
+                Ok::<_, ApiError>(())
+            })
+            .await?;
+        Err(Self::refusal_error(&lease.holder, refusal))
+    }
+
+    /// The holder said how large the volume is. Where the record says otherwise, an answer was lost.
+    pub(crate) async fn learn_size(&self, volume: VolumeId, holder: &NodeId, size_bytes: u64) -> Result<(), ApiError> {
+        if differs(&self.ledger.state(), volume, holder, size_bytes).is_none() {
+            return Ok(());
+        }
+        let learnt = self
+            .ledger
+            .commit(|state, changes| {
+                let Some(record) = differs(state, volume, holder, size_bytes) else { return Ok(false) };
+                changes.put(VolumeRecord { size_bytes, ..record.clone() });
+                let text = format!("{} has {size_bytes} bytes now, {} before", record.name, record.size_bytes);
+                changes.event(NewEvent::info("volume.resized", text).node(holder).volume(volume));
+                Ok::<_, ApiError>(true)
+            })
+            .await?;
+        if learnt {
+            self.tell_exports_size(volume).await;
+        }
+        Ok(())
+    }
+
+    /// Nodes tell new clients of an export how large it is. One that is away is told when it registers.
+    async fn tell_exports_size(&self, volume: VolumeId) {
+        let asks: Vec<_> = {
+            let state = self.ledger.state();
+            let exports = state.exports.values().map(|kept| &kept.record).filter(|export| export.volume == volume);
+            let told = |record| {
+                let export = crate::exports::wire_export(&state, record)?;
+                Some((record.node.clone(), state.node(&record.node)?.admin.clone(), NodeRequest::SetExport { export }))
+            };
+            exports.filter_map(told).collect()
+        };
+        for (node, admin, asked) in asks {
+            if let Err(error) = self.nodes.call(&node, &admin, &asked, RPC_DEADLINE).await {
+                tracing::warn!(%node, %volume, %error, "an export has its former size until the node registers again");
+            }
+        }
+    }
+}
+
+/// The record of a volume at rest, if it says another size than its holder.
+fn differs<'a>(state: &'a State, volume: VolumeId, holder: &NodeId, size_bytes: u64) -> Option<&'a VolumeRecord> {
+    let record = state.volume(volume)?;
+    let is_at_rest = record.state == VolumeState::Ready
+        && record.resize_to.is_none()
+        && state.active_migration(volume).is_none()
+        && state.lease(volume).is_some_and(|lease| lease.holder == *holder);
+    (is_at_rest && record.size_bytes != size_bytes).then_some(record)
+}
