@@ -70,6 +70,18 @@ pub const CLEANUP_PATIENCE: Duration = Duration::from_secs(10);
 /// Starts over in a row after a sender that failed by itself.
 pub const SENDER_FAILURES_MAX: u32 = 5;
 
+/// Between two looks at a drain.
+pub const DRAIN_EVERY: Duration = Duration::from_millis(500);
+/// Unfinished migrations to one node, whoever began them, with which a drain begins no other one to it.
+pub const DRAIN_TARGET_MOVES_MAX: usize = 2;
+/// Between two attempts to find a node for a volume that none would take.
+pub const DRAIN_PLACE_EVERY_MS: u64 = 10_000;
+/// First wait after a move that failed, doubled with each failure in a row.
+pub const DRAIN_BACKOFF_MIN: Duration = Duration::from_secs(5);
+pub const DRAIN_BACKOFF_MAX: Duration = Duration::from_secs(300);
+/// Moves of one volume that fail before it waits for a person.
+pub const DRAIN_FAILURES_MAX: u32 = 5;
+
 /// Finished migrations that are kept to be looked at.
 pub const FINISHED_MIGRATIONS_MAX: usize = 1_000;
 /// Migrations under way at once: each is a task that asks its nodes ten times a second.

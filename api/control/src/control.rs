@@ -30,6 +30,8 @@ pub struct Control {
     pub(crate) under_way: UnderWay,
     /// Volumes that a task is creating, deleting or making larger.
     pub(crate) volume_tasks: RefCell<BTreeSet<VolumeId>>,
+    /// Nodes whose drain a task carries out.
+    pub(crate) drain_tasks: RefCell<BTreeSet<NodeId>>,
     executors: RefCell<BTreeMap<MigrationId, Rc<Executor>>>,
 }
 
@@ -45,6 +47,7 @@ impl Control {
             lived,
             under_way: UnderWay::default(),
             volume_tasks: RefCell::default(),
+            drain_tasks: RefCell::default(),
             executors: RefCell::default(),
             config,
             world,
@@ -126,19 +129,23 @@ impl Control {
     }
 
     fn take_up(self: &Rc<Self>) {
-        let (migrations, volumes) = {
+        let (migrations, volumes, drains) = {
             let state = self.ledger.state();
             let migrations = state.migrations.values().map(|kept| &kept.record);
             let unfinished = migrations.filter(|record| !record.stage.is_final() || !record.cleanup.is_empty());
             let volumes = state.volumes.values().map(|kept| &kept.record);
             let unsettled = volumes.filter(|record| record.is_unsettled()).map(|record| record.volume);
-            (unfinished.cloned().collect::<Vec<_>>(), unsettled.collect::<Vec<_>>())
+            let drains: Vec<NodeId> = state.drains.keys().cloned().collect();
+            (unfinished.cloned().collect::<Vec<_>>(), unsettled.collect::<Vec<_>>(), drains)
         };
         for record in migrations {
             self.execute(&record);
         }
         for volume in volumes {
             self.settle_volume(volume);
+        }
+        for node in drains {
+            self.carry_out_drain(node);
         }
     }
 

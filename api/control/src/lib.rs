@@ -10,6 +10,8 @@
 
 pub mod config;
 mod control;
+mod cordons;
+mod drain;
 mod exports;
 mod handle;
 mod idempotency;

@@ -47,6 +47,10 @@ impl Control {
         for node in &nodes {
             text.sample("drover_node_up", &[("node", &node.name)], (node.health == Health::Up).into());
         }
+        text.metric("drover_node_cordoned", "gauge", "Whether the node takes nothing new.");
+        for node in &nodes {
+            text.sample("drover_node_cordoned", &[("node", &node.name)], node.cordon.is_some().into());
+        }
         text.metric("drover_tier_bytes", "gauge", "Bytes of a tier by what they are: total, used, held, reserved.");
         for tier in nodes.iter().flat_map(|node| &node.tiers) {
             let parts = [

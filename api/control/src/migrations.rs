@@ -2,6 +2,7 @@
 
 use crate::Control;
 use crate::config::{ACTIVE_MIGRATIONS_MAX, FINISHED_MIGRATIONS_MAX, RPC_DEADLINE};
+use crate::cordons::check_takes_new;
 use crate::idempotency::{Attempt, Holding, Once};
 use crate::migration::knowledge::Knowledge;
 use crate::migration::transition::{Stale, Transition};
@@ -101,6 +102,7 @@ impl Control {
             snapshots: reported.as_ref().map_or(0, |(status, ..)| of_people(status)),
             free_bytes: self.nodes.free_bytes(destination),
             total_bytes: total(destination),
+            destination_is_cordoned: state.cordon(destination).is_some(),
             destination_is_down: self.nodes.health(destination) == Health::Down,
             link_bytes_per_s,
             link_rate,
@@ -120,7 +122,11 @@ impl Control {
             Attempt::First(holding) => holding,
             Attempt::Repeated(made) => return self.show_migration(&made),
         };
-        find_idle(&self.ledger.state(), &request.volume)?;
+        {
+            let state = self.ledger.state();
+            find_idle(&state, &request.volume)?;
+            check_takes_new(&state, &find_node(&state, &request.destination)?.node)?;
+        }
         let StartMigration { volume, destination, options } = request;
         let asked = PlanRequest { volume, destination, options, link_bytes_per_s: None };
         let plan = self.plan_migration(&asked).await?;
@@ -158,7 +164,7 @@ impl Control {
     ) -> Result<Tagged<Migration>, ApiError> {
         let holding = match self.attempt(once)? {
             Attempt::First(holding) => holding,
-            Attempt::Repeated(_) => return self.show_migration(id),
+            Attempt::Repeated(made) => return self.show_migration(&made),
         };
         let transition = match action {
             Action::Pause => Transition::Pause { paused: true },
@@ -211,8 +217,11 @@ impl Control {
                     None => store(&Knowledge::of(record), changes),
                 };
                 let stored = stored.map_err(|Stale(reason)| conflict(record, reason))?;
+                if matches!(applied, Transition::RollBack { .. }) {
+                    crate::drain::give_up(state, changes, record);
+                }
                 if let Some(holding) = holding {
-                    holding.remember(state, changes, id);
+                    holding.remember(state, changes, &record.migration.to_string());
                 }
                 Ok::<_, ApiError>((stored, applied))
             })
@@ -224,7 +233,8 @@ impl Control {
             }
             None => self.execute(&record),
         }
-        self.show_migration(id)
+        // Its volume may be in another one by now.
+        self.show_migration(&record.migration.to_string())
     }
 }
 
@@ -264,6 +274,7 @@ fn new_record(
 ) -> Result<MigrationRecord, ApiError> {
     let volume = find_idle(state, &asked.volume)?;
     let destination = find_node(state, &asked.destination)?.node.clone();
+    check_takes_new(state, &destination)?;
     let lease = state.lease(volume.volume).filter(|lease| lease.holder.as_str() == plan.source);
     let lease =
         lease.ok_or_else(|| ApiError::new(ErrorCode::VolumeBusy, "the volume moved meanwhile").hint("plan again"))?;

@@ -170,6 +170,14 @@ impl Nodes {
         Some(report.status.tiers.iter().map(free).fold(0, u64::saturating_add))
     }
 
+    /// What clients write a second to the volumes that the node has, as last measured.
+    pub fn write_bytes_per_s(&self, node: &NodeId) -> u64 {
+        let contacts = self.contacts.borrow();
+        contacts
+            .get(node)
+            .map_or(0, |contact| contact.write_bytes_per_s.values().fold(0, |sum, rate| rate.saturating_add(sum)))
+    }
+
     /// When a status is due again.
     pub fn status_is_old(&self, node: &NodeId) -> bool {
         self.report(node).is_none_or(|report| self.world.now().since(report.at) >= STATUS_EVERY)

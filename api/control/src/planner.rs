@@ -40,6 +40,7 @@ pub struct Estimate {
     pub snapshots: usize,
     pub free_bytes: Option<u64>,
     pub total_bytes: Option<u64>,
+    pub destination_is_cordoned: bool,
     pub destination_is_down: bool,
     pub link_bytes_per_s: u64,
     pub link_rate: RateSource,
@@ -102,6 +103,9 @@ fn warnings(estimate: &Estimate, link: u64, needed: u64) -> Vec<Warning> {
         }
         (Some(_), None) => {}
     }
+    if estimate.destination_is_cordoned {
+        warn("destination_cordoned", format!("{} is cordoned: it takes no new migrations", estimate.destination));
+    }
     if estimate.destination_is_down {
         warn("destination_down", format!("{} is down: nothing is sent until it is back", estimate.destination));
     }
@@ -149,6 +153,7 @@ mod tests {
             snapshots: 0,
             free_bytes: Some(100 * GIB),
             total_bytes: Some(200 * GIB),
+            destination_is_cordoned: false,
             destination_is_down: false,
             link_bytes_per_s: GIB / 8,
             link_rate: RateSource::Given,
@@ -181,6 +186,7 @@ mod tests {
             &["nearly_full"],
         );
         check(&Estimate { free_bytes: Some(0), total_bytes: Some(0), ..estimate() }, 32_000, false, &["no_tiers"]);
+        check(&Estimate { destination_is_cordoned: true, ..estimate() }, 32_000, true, &["destination_cordoned"]);
         check(&Estimate { destination_is_down: true, ..estimate() }, 32_000, true, &["destination_down"]);
         check(&Estimate { snapshots: 2, ..estimate() }, 32_000, true, &["snapshots_stay"]);
         check(&Estimate { free_bytes: None, ..estimate() }, 32_000, false, &["destination_unknown"]);

@@ -5,7 +5,8 @@ use crate::table::State;
 use drover_base::{MigrationId, NodeId, VolumeId};
 use drover_types::record::{CleanupTask, ExportRecord, LeaseRecord, MigrationRecord, NodeRecord, VolumeRecord};
 use drover_types::{
-    ApiError, DataMap, DataPlace, ErrorCode, Event, Export, Lease, Merge, Migration, Node, Tier, Volume, VolumeRole,
+    ApiError, Cordon, DataMap, DataPlace, ErrorCode, Event, Export, Lease, Merge, Migration, Node, Tier, Volume,
+    VolumeRole,
 };
 use drover_wire::admin::{Role, TierStatus};
 use std::time::Duration;
@@ -50,9 +51,20 @@ pub(crate) fn find_volume<'a>(state: &'a State, name: &str) -> Result<&'a Volume
     })
 }
 
-pub(crate) fn find_migration<'a>(state: &'a State, id: &str) -> Result<&'a MigrationRecord, ApiError> {
-    let found = id.parse::<MigrationId>().ok().and_then(|id| state.migration(id));
-    found.ok_or_else(|| ApiError::new(ErrorCode::MigrationNotFound, format!("there is no migration {id:?}")))
+/// By its id, or by its volume's name or id: the volume's unfinished migration, else its last.
+pub(crate) fn find_migration<'a>(state: &'a State, name: &str) -> Result<&'a MigrationRecord, ApiError> {
+    if let Some(found) = name.parse::<MigrationId>().ok().and_then(|id| state.migration(id)) {
+        return Ok(found);
+    }
+    let Ok(volume) = find_volume(state, name) else {
+        let message = format!("there is no migration {name:?}, and no volume of that name");
+        return Err(ApiError::new(ErrorCode::MigrationNotFound, message));
+    };
+    let last = || state.migrations_of(volume.volume).max_by_key(|record| (record.created_ms, record.migration));
+    state.active_migration(volume.volume).or_else(last).ok_or_else(|| {
+        ApiError::new(ErrorCode::MigrationNotFound, format!("{} has no migration", volume.name))
+            .cause("it is in none, and none of it is remembered")
+    })
 }
 
 impl Control {
@@ -90,6 +102,10 @@ impl Control {
             tiers,
             status_ms_ago: report.map(|report| millis(self.world.now().since(report.at))),
             volumes_held: state.leases.values().filter(|kept| kept.record.holder == record.node).count() as u64,
+            cordon: state
+                .cordon(&record.node)
+                .map(|cordon| Cordon { since_ms: cordon.since_ms, reason: cordon.reason.clone() }),
+            drain: state.drain(&record.node).map(|drain| drain.state),
         }
     }
 
@@ -131,6 +147,7 @@ impl Control {
                     changes.delete::<ExportRecord>((export.record.node.clone(), export.record.name.clone()));
                 }
                 changes.delete::<NodeRecord>(record.node.clone());
+                crate::cordons::lift(state, changes, &record.node);
                 let text = format!("{name} was forgotten");
                 changes.event(crate::table::NewEvent::info("node.forgotten", text).node(&record.node));
                 Ok(record.node.clone())
@@ -217,14 +234,23 @@ impl Control {
         Ok(kept.map(|kept| Tagged { version: kept.version.0, value: self.migration(&kept.record) }).collect())
     }
 
-    pub fn show_migration(&self, id: &str) -> Result<Tagged<Migration>, ApiError> {
+    /// A migration's id by its volume's name. An id stays one: events of a migration that is forgotten are still there.
+    pub fn migration_id(&self, name: &str) -> Result<String, ApiError> {
+        if name.parse::<MigrationId>().is_ok() {
+            return Ok(name.into());
+        }
+        Ok(find_migration(&self.ledger.state(), name)?.migration.to_string())
+    }
+
+    /// By its id, or by its volume: see [`find_migration`].
+    pub fn show_migration(&self, name: &str) -> Result<Tagged<Migration>, ApiError> {
         let state = self.ledger.state();
-        let record = find_migration(&state, id)?;
+        let record = find_migration(&state, name)?;
         let version = state.migrations[&record.migration].version.0;
         Ok(Tagged { version, value: self.migration(record) })
     }
 
-    fn migration(&self, record: &MigrationRecord) -> Migration {
+    pub(crate) fn migration(&self, record: &MigrationRecord) -> Migration {
         let running = self.executor(record.migration).and_then(|executor| executor.view());
         running.unwrap_or_else(|| crate::migration::view::view(record, None, None))
     }

@@ -3,7 +3,8 @@
 use drover_base::{Epoch, MigrationId, NodeId, VolumeId};
 use drover_meta::{MetaError, MetaStore, Transaction, Version};
 use drover_types::record::{
-    ExportRecord, Format, IdempotencyRecord, LeaseRecord, LinkRecord, MigrationRecord, NodeRecord, VolumeRecord,
+    CordonRecord, DrainRecord, ExportRecord, Format, IdempotencyRecord, LeaseRecord, LinkRecord, MigrationRecord,
+    NodeRecord, VolumeRecord,
 };
 use drover_types::{Event, Severity};
 use serde::{Serialize, de::DeserializeOwned};
@@ -70,6 +71,8 @@ pub struct Link {
 }
 
 record!(NodeRecord, NodeId, "node/", nodes, |this| this.node.clone(), |key| key.to_string());
+record!(CordonRecord, NodeId, "cordon/", cordons, |this| this.node.clone(), |key| key.to_string());
+record!(DrainRecord, NodeId, "drain/", drains, |this| this.node.clone(), |key| key.to_string());
 record!(VolumeRecord, VolumeId, "volume/", volumes, |this| this.volume, |key| key.to_string());
 record!(LeaseRecord, VolumeId, "lease/", leases, |this| this.volume, |key| key.to_string());
 record!(MigrationRecord, MigrationId, "migration/", migrations, |this| this.migration, |key| key.to_string());
@@ -95,6 +98,8 @@ const DATA_MAP_KEY: &str = "data-map";
 #[derive(Default)]
 pub struct State {
     pub nodes: Table<NodeRecord>,
+    pub cordons: Table<CordonRecord>,
+    pub drains: Table<DrainRecord>,
     pub volumes: Table<VolumeRecord>,
     pub leases: Table<LeaseRecord>,
     pub migrations: Table<MigrationRecord>,
@@ -118,6 +123,8 @@ impl State {
             state.data_map = parse(DATA_MAP_KEY, &entry.value)?;
         }
         state.load_table::<NodeRecord>(store).await?;
+        state.load_table::<CordonRecord>(store).await?;
+        state.load_table::<DrainRecord>(store).await?;
         state.load_table::<VolumeRecord>(store).await?;
         state.load_table::<LeaseRecord>(store).await?;
         state.load_table::<MigrationRecord>(store).await?;
@@ -142,6 +149,12 @@ impl State {
 
     pub fn node(&self, node: &NodeId) -> Option<&NodeRecord> {
         self.nodes.get(node).map(|kept| &kept.record)
+    }
+    pub fn cordon(&self, node: &NodeId) -> Option<&CordonRecord> {
+        self.cordons.get(node).map(|kept| &kept.record)
+    }
+    pub fn drain(&self, node: &NodeId) -> Option<&DrainRecord> {
+        self.drains.get(node).map(|kept| &kept.record)
     }
     pub fn lease(&self, volume: VolumeId) -> Option<&LeaseRecord> {
         self.leases.get(&volume).map(|kept| &kept.record)

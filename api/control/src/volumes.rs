@@ -2,6 +2,7 @@
 
 use crate::Control;
 use crate::config::{BACKOFF_MAX, BACKOFF_MIN, LONG_WORK_DEADLINE, WORK_DEADLINE};
+use crate::cordons::check_takes_new;
 use crate::idempotency::{Attempt, Holding, Once};
 use crate::migration::knowledge::backoff;
 use crate::nodes::CallError;
@@ -92,6 +93,7 @@ impl Control {
         self.ledger
             .commit(|state, changes| {
                 let node = find_node(state, &request.node)?.node.clone();
+                check_takes_new(state, &node)?;
                 if let Some(other) = state.volume_named(&request.name) {
                     let message = format!("there is a volume {} already", request.name);
                     return Err(

@@ -26,7 +26,7 @@ pub struct Description;
 const TOKEN: &str = "token";
 
 /// Resources with an ETag.
-const VERSIONED: [&str; 4] = ["Node", "Volume", "Export", "Migration"];
+const VERSIONED: [&str; 5] = ["Node", "Drain", "Volume", "Export", "Migration"];
 
 /// The description as it is served at `/v1/openapi.json` and checked in beside this crate.
 pub fn openapi() -> utoipa::openapi::OpenApi {

@@ -40,6 +40,8 @@ codes! {
     SnapshotNotFound = 404,
     ExportNotFound = 404,
     MigrationNotFound = 404,
+    /// The node is not being drained, and was not.
+    DrainNotFound = 404,
     MethodNotAllowed = 405,
     VolumeExists = 409,
     SnapshotExists = 409,
@@ -57,6 +59,8 @@ codes! {
     NoSpace = 409,
     /// The node still holds volumes or takes part in something.
     NodeBusy = 409,
+    /// The node takes no new volumes and no new migrations.
+    NodeCordoned = 409,
     /// The same Idempotency-Key came with another request.
     IdempotencyConflict = 409,
     /// A request with this Idempotency-Key is being carried out.

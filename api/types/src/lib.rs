@@ -3,6 +3,7 @@
 //! The modules named after resources hold the types of the interface; [`record`] holds what the control plane stores.
 //! Ids are text here (`vol-…`, `mig-…`): a 64-bit number does not survive every JSON reader.
 
+pub mod drain;
 pub mod error;
 pub mod event;
 pub mod lease;
@@ -12,6 +13,7 @@ pub mod page;
 pub mod record;
 pub mod volume;
 
+pub use drain::{Drain, DrainMove, DrainNode, DrainState, DrainWaiting};
 pub use error::{ApiError, ErrorCode};
 pub use event::{Event, Severity};
 pub use lease::{DataMap, DataPlace, Lease};
@@ -19,7 +21,7 @@ pub use migration::{
     Action, CommitPolicy, Cutover, Migration, MigrationOptions, MigrationPlan, Phase, PlanRequest, ProofResult,
     RateSource, Receipt, Slowed, StartMigration, TuneMigration, Warning, WayBack, Window,
 };
-pub use node::{Health, Node, Tier};
+pub use node::{Cordon, CordonNode, Health, Node, Tier};
 pub use page::Page;
 pub use volume::{
     ChangeVolume, CreateExport, CreateSnapshot, CreateVolume, Export, Merge, Snapshot, Volume, VolumeRole, VolumeState,

@@ -1,5 +1,6 @@
 //! Storage nodes and their tiers.
 
+use crate::DrainState;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
@@ -36,6 +37,29 @@ pub struct Node {
     pub status_ms_ago: Option<u64>,
     /// Volumes whose lease it holds.
     pub volumes_held: u64,
+    /// It takes no new volumes and no new migrations; absent where it does.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cordon: Option<Cordon>,
+    /// How far it is with being emptied; see `/v1/nodes/{node}/drain`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub drain: Option<DrainState>,
+}
+
+/// Since when a node takes nothing new, and why.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Cordon {
+    pub since_ms: u64,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+}
+
+/// What it holds, and unfinished migrations to it, go on.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct CordonNode {
+    /// For whoever is refused later.
+    #[schema(min_length = 1, max_length = 200)]
+    pub reason: Option<String>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]

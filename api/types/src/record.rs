@@ -3,6 +3,8 @@
 //! ```text
 //!  format                         the version of all this
 //!  node/<name>                    NodeRecord
+//!  cordon/<name>                  CordonRecord
+//!  drain/<name>                   DrainRecord
 //!  volume/<volume>                VolumeRecord       name/<name> → id: a name is taken once
 //!  lease/<volume>                 LeaseRecord
 //!  migration/<migration>          MigrationRecord
@@ -13,7 +15,7 @@
 //!  link/<node>/<node>             LinkRecord
 //! ```
 
-use crate::{ApiError, MigrationOptions, MigrationPlan, Phase, Receipt, VolumeState};
+use crate::{ApiError, DrainState, MigrationOptions, MigrationPlan, Phase, Receipt, VolumeState};
 use drover_base::{Epoch, Generation, InstanceId, MigrationId, NodeId, OperationId, VolumeId};
 use serde::{Deserialize, Serialize};
 
@@ -34,6 +36,70 @@ pub struct NodeRecord {
     pub migration: String,
     pub nbd_unix: Option<String>,
     pub nbd_tcp: Option<String>,
+}
+
+/// The node takes nothing new. It outlives what the node registers.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CordonRecord {
+    pub node: NodeId,
+    pub reason: Option<String>,
+    pub since_ms: u64,
+}
+
+/// The emptying of a node.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DrainRecord {
+    pub node: NodeId,
+    pub state: DrainState,
+    /// Empty: any.
+    pub to: Vec<NodeId>,
+    pub parallel: u32,
+    pub throttle_bytes_per_s: Option<u64>,
+    /// By the wall clock.
+    pub deadline_at_ms: Option<u64>,
+    pub started_ms: u64,
+    pub ended_ms: Option<u64>,
+    pub volumes_moved: u64,
+    /// Of volumes that are moving, or could not be moved; by volume.
+    pub moves: Vec<MoveRecord>,
+}
+
+impl DrainRecord {
+    /// What was tried with the volume; nothing yet, where it was not known.
+    pub fn tried(&mut self, volume: VolumeId) -> &mut MoveRecord {
+        let index = self.moves.binary_search_by_key(&volume, |tried| tried.volume).unwrap_or_else(|index| {
+            let (migration, problem) = (None, None);
+            let new = MoveRecord {
+                volume,
+                migration,
+                failures: 0,
+                problem,
+                unplaced: false,
+                not_before_ms: 0,
+                given_up: false,
+            };
+            self.moves.insert(index, new);
+            index
+        });
+        &mut self.moves[index]
+    }
+}
+
+/// What a drain has tried with a volume.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MoveRecord {
+    pub volume: VolumeId,
+    /// Under way, as last seen.
+    pub migration: Option<MigrationId>,
+    pub failures: u32,
+    /// Why the last one failed, or could not begin.
+    pub problem: Option<ApiError>,
+    /// It could not begin: no node would take it.
+    pub unplaced: bool,
+    /// When it is tried again, by the wall clock.
+    pub not_before_ms: u64,
+    /// It is not tried again before somebody asks.
+    pub given_up: bool,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -121,6 +121,8 @@ bugs! {
     FillOverNewer,
     /// What was brought is mirrored like a client's write.
     FillMirrored,
+    /// A node counts as drained while it has copies left.
+    DrainedTooEarly,
     /// A comparison reads its own content after the extent's lock was let go: a write may cross it.
     DigestCrossed,
 }

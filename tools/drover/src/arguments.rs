@@ -101,6 +101,17 @@ pub enum NodeQuery {
     List,
     /// One node with its tiers
     Show { name: String },
+    /// Let a node take no new volumes and no new migrations; what it holds goes on
+    Cordon {
+        name: String,
+        /// Why, for whoever is refused later
+        #[arg(long)]
+        reason: Option<String>,
+    },
+    /// Let a node take volumes and migrations again
+    Uncordon { name: String },
+    /// Cordon a node and move every volume it holds to others; run again, it goes on
+    Drain(NodeDrain),
     /// Forget a node that is gone for good
     Forget {
         name: String,
@@ -108,6 +119,29 @@ pub enum NodeQuery {
         #[arg(long)]
         yes: bool,
     },
+}
+
+#[derive(Args)]
+pub struct NodeDrain {
+    pub name: String,
+    /// Nodes that may take its volumes [default: any that is up and not cordoned]
+    #[arg(long, value_name = "NODE", value_delimiter = ',', num_args = 1..)]
+    pub to: Vec<String>,
+    /// Moves at once [default: 2]
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..=16))]
+    pub parallel: Option<u32>,
+    /// For how long further moves may begin, such as 2h
+    #[arg(long, value_name = "TIME", value_parser = time_ms)]
+    pub deadline: Option<u64>,
+    /// Bytes a second at most of each move, such as 50MB; 0 for no limit
+    #[arg(long, value_parser = drover_base::text::parse_bytes)]
+    pub throttle: Option<u64>,
+    /// Begin no further move; those under way go on, and the node stays cordoned
+    #[arg(long, conflicts_with_all = ["to", "parallel", "deadline", "throttle"])]
+    pub cancel: bool,
+    /// Do not wait for its end
+    #[arg(long)]
+    pub no_wait: bool,
 }
 
 #[derive(Subcommand)]
@@ -217,29 +251,36 @@ pub enum Migrate {
     Start(MigrateStart),
     /// Follow a migration to its end
     Watch {
+        /// Id, or its volume's name: the unfinished one, else the last
         migration: String,
     },
     /// Stop sending in the background; what is mirrored goes on
     Pause {
+        /// Id, or its volume's name: the unfinished one, else the last
         migration: String,
     },
     Resume {
+        /// Id, or its volume's name: the unfinished one, else the last
         migration: String,
     },
     /// Let it flip now
     Cutover {
+        /// Id, or its volume's name: the unfinished one, else the last
         migration: String,
     },
     /// Give it up before the flip
     Cancel {
+        /// Id, or its volume's name: the unfinished one, else the last
         migration: String,
     },
     /// Go back; after the flip this is another flip, and loses nothing
     Rollback {
+        /// Id, or its volume's name: the unfinished one, else the last
         migration: String,
     },
     /// Release the source
     Commit {
+        /// Id, or its volume's name: the unfinished one, else the last
         migration: String,
     },
     /// Change a running migration
@@ -250,12 +291,14 @@ pub enum Migrate {
         all: bool,
     },
     Show {
+        /// Id, or its volume's name: the unfinished one, else the last
         migration: String,
     },
 }
 
 #[derive(Args)]
 pub struct MigrateTune {
+    /// Id, or its volume's name: the unfinished one, else the last
     pub migration: String,
     /// Bytes a second at most; 0 for no limit
     #[arg(long, value_parser = drover_base::text::parse_bytes)]
@@ -415,7 +458,7 @@ pub struct Events {
     /// Only those of this volume (id or name)
     #[arg(long)]
     pub volume: Option<String>,
-    /// Only those of this migration
+    /// Only those of this migration (id, or its volume's name: the unfinished one, else the last)
     #[arg(long)]
     pub migration: Option<String>,
     /// Only those after this id

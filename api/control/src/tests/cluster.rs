@@ -1,4 +1,4 @@
-//! Two or three fake nodes, a client and the control plane in one simulated world.
+//! Some fake nodes, a client and the control plane in one simulated world.
 
 use super::fake_node::{Disk, FakeNode, Habits, SECRET, Seat};
 use crate::{Control, ControlConfig};
@@ -69,6 +69,10 @@ impl Checker {
 
     /// A node dropped its copy: a sound one must be left at the holder.
     pub fn dropped(&self, volume: VolumeId, cluster: &Cluster) {
+        if volume != cluster.volume.get() {
+            // Nothing was written to it.
+            return;
+        }
         let acknowledged = self.acknowledged.borrow();
         let sound = cluster.disks.borrow().values().any(|disk| {
             let disk = disk.borrow();
@@ -150,6 +154,13 @@ impl Cluster {
         let id = node(name);
         let started = FakeNode::start(&id, self.sim.process(name).world(), self.disk(&id), self);
         self.nodes.borrow_mut().insert(id, started);
+    }
+
+    /// One more node with room.
+    pub fn add_node(self: &Rc<Self>, name: &str) {
+        self.set_habits(name, |habits| habits.free_bytes = 1 << 30);
+        self.start_node(name);
+        self.wait("the node to register", |control| control.show_node(name).is_ok());
     }
 
     pub fn kill_node(&self, name: &str) {

@@ -90,6 +90,8 @@ pub struct Habits {
     pub free_bytes: u64,
     /// What its volumes' deleted snapshots still hold.
     pub merge: Option<MergeStatus>,
+    /// It has room, and takes no migration all the same.
+    pub takes_nothing: bool,
     /// Its clients write half of what they did before, waiting for the other side.
     pub slows: bool,
 }

@@ -2,6 +2,8 @@
 
 mod cluster;
 mod commands;
+mod cordons;
+mod drains;
 mod fake_node;
 mod faults;
 mod migrations;

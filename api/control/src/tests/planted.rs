@@ -44,6 +44,11 @@ fn violations(cluster: &Cluster) -> usize {
 }
 
 #[test]
+fn drained_too_early() {
+    is_caught(Bug::DrainedTooEarly, |seed| usize::from(super::drains::is_drained_with_copies(seed)));
+}
+
+#[test]
 fn flip_without_drain() {
     is_caught(Bug::FlipWithoutDrain, |seed| {
         let (cluster, _) = started(seed, CommitPolicy::Manual, |_| {});

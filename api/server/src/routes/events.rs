@@ -30,7 +30,7 @@ struct EventQuery {
     limit: Option<usize>,
     /// Only events after the one with this id.
     after: Option<u64>,
-    /// Only those of this migration.
+    /// Only those of this migration, by its id, or by its volume's name: the unfinished one, else the last.
     migration: Option<String>,
     /// Only those of this volume, by name, or by id also when it is gone.
     volume: Option<String>,
@@ -47,7 +47,8 @@ async fn list(State(control): State<ControlHandle>, Asked(query): Asked<EventQue
     ];
     let found = ask(&control, move |control| {
         let volume = query.volume.map(|name| control.volume_id(&name)).transpose()?;
-        let all = control.events(query.after.unwrap_or(0), usize::MAX, query.migration.as_deref());
+        let migration = query.migration.map(|name| control.migration_id(&name)).transpose()?;
+        let all = control.events(query.after.unwrap_or(0), usize::MAX, migration.as_deref());
         let of_volume = |event: &Event| volume.is_none() || event.volume == volume;
         Ok(all.into_iter().filter(of_volume).take(limit + 1).collect::<Vec<Event>>())
     });

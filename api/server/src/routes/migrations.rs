@@ -20,6 +20,9 @@ pub fn routes() -> OpenApiRouter<ControlHandle> {
         .routes(routes!(act))
 }
 
+/// What names a migration in a path.
+const NAMED: &str = "id; or a volume's name or id: its unfinished migration, else its last";
+
 #[derive(Debug, Deserialize, utoipa::IntoParams)]
 #[serde(deny_unknown_fields)]
 struct MigrationQuery {
@@ -61,14 +64,14 @@ async fn plan(State(control): State<ControlHandle>, body: Body<PlanRequest>) -> 
     Ok(Json(plan.await?))
 }
 
-#[utoipa::path(get, path = "/v1/migrations/{migration}", tag = "migrations", params(("migration" = String, Path)),
+#[utoipa::path(get, path = "/v1/migrations/{migration}", tag = "migrations", params(("migration" = String, Path, description = NAMED)),
     responses((status = 200, body = Migration), (status = 404, body = ApiError)))]
 async fn show(State(control): State<ControlHandle>, Named(id): Named<String>) -> Answer<Versioned<Migration>> {
     Ok(shown(ask(&control, move |control| control.show_migration(&id)).await?))
 }
 
 /// Changes the throttle, the cutover policy or other options of a running migration.
-#[utoipa::path(patch, path = "/v1/migrations/{migration}", tag = "migrations", params(("migration" = String, Path)),
+#[utoipa::path(patch, path = "/v1/migrations/{migration}", tag = "migrations", params(("migration" = String, Path, description = NAMED)),
     request_body = TuneMigration,
     responses((status = 200, body = Migration), (status = 404, body = ApiError), (status = 409, body = ApiError),
         (status = 412, body = ApiError)))]
@@ -85,7 +88,7 @@ async fn tune(
 
 /// Asks for `pause`, `resume`, `cutover`, `cancel`, `rollback` or `commit`. The resource shows what comes of it.
 #[utoipa::path(post, path = "/v1/migrations/{migration}/{action}", tag = "migrations",
-    params(("migration" = String, Path), ("action" = Action, Path)),
+    params(("migration" = String, Path, description = NAMED), ("action" = Action, Path)),
     responses((status = 200, body = Migration), (status = 404, body = ApiError), (status = 409, body = ApiError),
         (status = 412, body = ApiError)))]
 async fn act(

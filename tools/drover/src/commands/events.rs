@@ -1,11 +1,11 @@
 //! The event log, once or as it grows.
 
-use super::volumes;
+use super::{migrate, volumes};
 use crate::arguments::Events;
 use crate::client::{Client, escape};
 use crate::failure::Failure;
 use crate::output::Output;
-use drover_base::VolumeId;
+use drover_base::{MigrationId, VolumeId};
 use drover_types::{Event, Severity};
 use std::time::Duration;
 
@@ -22,7 +22,12 @@ pub async fn run(client: &Client, output: Output, events: &Events) -> Result<(),
         Some(name) => Some(volumes::get(client, name).await?.id),
         None => None,
     };
-    let wanted = Wanted { volume, migration: events.migration.clone() };
+    let migration = match &events.migration {
+        Some(id) if id.parse::<MigrationId>().is_ok() => Some(id.clone()),
+        Some(volume) => Some(migrate::get(client, volume).await?.id),
+        None => None,
+    };
+    let wanted = Wanted { volume, migration };
     if !events.follow {
         let after = events.after.map(|after| after.to_string());
         for event in client.list_after::<Event>(&wanted.path(), after).await? {
@@ -44,7 +49,7 @@ pub async fn run(client: &Client, output: Output, events: &Events) -> Result<(),
     }
 }
 
-/// Which events to show; `volume` is an id.
+/// Which events to show, by ids.
 struct Wanted {
     volume: Option<String>,
     migration: Option<String>,

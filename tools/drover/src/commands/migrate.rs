@@ -119,6 +119,8 @@ fn options(given: &MigrateOptions) -> Result<MigrationOptions, Failure> {
 }
 
 async fn watch(client: &Client, output: Output, migration: &str) -> Result<(), Failure> {
+    // A volume's name may mean another migration later.
+    let migration = &get(client, migration).await?.id;
     let mut progress = Progress::new(output, migration);
     let mut phase = None;
     loop {

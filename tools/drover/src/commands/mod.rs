@@ -1,5 +1,6 @@
 //! What each command does, one file a noun. All but the daemons, `fsck` and `demo` are clients of the REST interface.
 
+mod drains;
 mod events;
 mod exports;
 mod migrate;

@@ -1,10 +1,10 @@
 //! One screen: is all well, what runs, what needs a person.
 
-use super::{migrate, nodes, volumes};
+use super::{drains, migrate, nodes, volumes};
 use crate::client::Client;
 use crate::failure::Failure;
 use crate::output::Output;
-use drover_types::{Health, Migration, Node, Phase, Volume, WayBack};
+use drover_types::{Drain, DrainWaiting, Health, Migration, Node, Phase, Volume, WayBack};
 use serde::Serialize;
 
 /// Share of a tier, in percent, from which its filling needs a person.
@@ -17,6 +17,8 @@ struct Status {
     volumes: Vec<Volume>,
     /// Those that are not over.
     migrations: Vec<Migration>,
+    /// Those of nodes that are not drained yet.
+    drains: Vec<Drain>,
     needs_you: Vec<Need>,
 }
 
@@ -31,13 +33,14 @@ pub async fn run(client: &Client, output: Output) -> Result<(), Failure> {
     let nodes = nodes::list(client).await?;
     let volumes = volumes::list(client).await?;
     let mut migrations = migrate::list(client).await?;
-    let needs_you = needs(&nodes, &volumes, &migrations);
+    let drains = drains::unfinished(client, &nodes).await?;
+    let needs_you = needs(&nodes, &volumes, &migrations, &drains);
     migrations.retain(|migration| !migration.phase.is_final());
-    let status = Status { healthy: needs_you.is_empty(), nodes, volumes, migrations, needs_you };
+    let status = Status { healthy: needs_you.is_empty(), nodes, volumes, migrations, drains, needs_you };
     output.show(&status, show)
 }
 
-fn needs(nodes: &[Node], volumes: &[Volume], migrations: &[Migration]) -> Vec<Need> {
+fn needs(nodes: &[Node], volumes: &[Volume], migrations: &[Migration], drains: &[Drain]) -> Vec<Need> {
     let nodes = nodes.iter().flat_map(node_needs);
     let poisoned = volumes.iter().filter(|volume| volume.poisoned).map(|volume| Need {
         what: format!("volume {} is poisoned by a failed sync: its I/O fails", volume.name),
@@ -45,7 +48,7 @@ fn needs(nodes: &[Node], volumes: &[Volume], migrations: &[Migration]) -> Vec<Ne
     });
     let running = migrations.iter().filter(|migration| !migration.phase.is_final());
     let migrations = running.chain(failed(migrations)).filter_map(migration_need);
-    nodes.chain(poisoned).chain(migrations).collect()
+    nodes.chain(poisoned).chain(migrations).chain(drains.iter().flat_map(drain_needs)).collect()
 }
 
 fn node_needs(node: &Node) -> Vec<Need> {
@@ -67,6 +70,16 @@ fn node_needs(node: &Node) -> Vec<Need> {
         }
     }
     needs
+}
+
+/// Its migrations are told of by themselves.
+fn drain_needs(drain: &Drain) -> Vec<Need> {
+    let waiting = drain.waiting.iter().filter(|waiting| waiting.needs_you);
+    let need = |waiting: &DrainWaiting| Need {
+        what: format!("drain of {}: {} waits for {}", drain.node, waiting.volume_name, waiting.waits_for),
+        command: format!("drover node drain {}", drain.node),
+    };
+    waiting.map(need).collect()
 }
 
 fn migration_need(migration: &Migration) -> Option<Need> {
@@ -106,6 +119,9 @@ fn show(status: &Status) -> String {
     } else {
         text.push_str(&format!("\n{}\n", volumes::show_volumes(&status.volumes)));
     }
+    for drain in &status.drains {
+        text.push_str(&format!("\n{}\n", drains::show(drain)));
+    }
     if !status.migrations.is_empty() {
         text.push_str(&format!("\n{}\n", migrate::show_list(&status.migrations)));
     }
@@ -141,6 +157,8 @@ mod tests {
             tiers: vec![tier],
             status_ms_ago: None,
             volumes_held: 1,
+            cordon: None,
+            drain: None,
         }
     }
 
@@ -187,7 +205,7 @@ mod tests {
     fn a_failed_migration_is_told_until_the_volume_moves_again() {
         let error = drover_types::ApiError::new(drover_types::ErrorCode::Internal, "both sides were away");
         let gone = Migration { error: Some(error), ..migration(Phase::Failed, None, false) };
-        let told = |migrations: &[Migration]| needs(&[], &[], migrations).len();
+        let told = |migrations: &[Migration]| needs(&[], &[], migrations, &[]).len();
         assert_eq!(told(std::slice::from_ref(&gone)), 1);
         let later = Migration { created_ms: 6, ..migration(Phase::Committed, None, false) };
         assert_eq!(told(&[gone, later]), 0);

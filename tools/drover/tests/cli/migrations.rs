@@ -87,6 +87,8 @@ fn there_and_back(up: &Up) -> String {
     }
     check_progress(up, &id);
     assert_eq!(up.json(&["migrate", "list"])[0]["id"], id.as_str());
+    assert_eq!(up.json(&["migrate", "show", "disk"])["id"], id.as_str(), "by its volume's name");
+    assert_eq!(up.fails(&["migrate", "show", "nothing"]).0, 4);
     assert_eq!(up.fails(&["migrate", "commit", "mig-0000000000000001"]).0, 4);
     assert_eq!(up.fails(&["snapshot", "create", "disk", "now"]).0, 5, "a migration excludes it");
     steer(up, &id);
@@ -94,7 +96,7 @@ fn there_and_back(up: &Up) -> String {
     let needs = up.json(&["status"])["needs_you"][0].clone();
     assert_eq!(needs["command"], format!("drover migrate cutover {id}"));
     assert_eq!(holder(up), "node-1");
-    up.json(&["migrate", "cutover", &id]);
+    up.json(&["migrate", "cutover", "disk"]);
     let settling = up.until(&["migrate", "show", &id], |migration| {
         migration["phase"] == "settling" && migration["way_back"] == "open" && has_action(migration, "rollback")
     });
@@ -122,8 +124,8 @@ fn there_and_back(up: &Up) -> String {
 fn given_up_before_the_flip(up: &Up) {
     let id = start(up, "node-2", &["--throttle", THROTTLE]);
     until_phase(up, &id, "copying");
-    let watch = up.begin(&["migrate", "watch", &id]);
-    up.json(&["migrate", "cancel", &id]);
+    let watch = up.begin(&["migrate", "watch", "disk"]);
+    up.json(&["migrate", "cancel", "disk"]);
     until_phase(up, &id, "rolled_back");
     assert_eq!((watch.end().0, holder(up)), (1, "node-1".into()));
 }
@@ -161,6 +163,8 @@ fn check_events(up: &Up, follow: &mut Running, id: &str) {
     assert_eq!(followed, logged);
     assert!(followed.is_sorted_by(|a, b| number(a, "id") < number(b, "id")));
     let of_it = up.lines(&["events", "--migration", id]);
+    let of_last = up.lines(&["events", "--migration", "disk"]);
+    assert!(of_last.iter().any(|event| event["kind"] == "migration.committed"), "{of_last:?}");
     let kinds: Vec<&str> = of_it.iter().map(|event| event["kind"].as_str().unwrap()).collect();
     let mut rest = kinds.iter();
     for kind in [

@@ -19,6 +19,20 @@ fn nodes_are_listed_shown_and_forgotten_when_they_are_gone_for_good() {
     );
     assert!(up.text(&["node", "show", "node-2"]).contains("fast"));
     assert_eq!(up.fails(&["node", "show", "node-3"]).0, 4);
+    up.json(&["node", "cordon", "node-2", "--reason", "new disks"]);
+    let shown = up.json(&["node", "show", "node-2"]);
+    assert_eq!(shown["cordon"]["reason"], "new disks", "{shown:#}");
+    assert!(up.text(&["node", "show", "node-2"]).contains("new disks"));
+    assert!(up.text(&["node", "list"]).contains("up, cordoned") && up.text(&["status"]).contains("up, cordoned"));
+    let (code, text) = up.fails(&["volume", "create", "disk", "--size", "1MiB", "--node", "node-2"]);
+    assert!(code == 5 && text.contains("cordoned") && text.contains("new disks"), "{code}: {text}");
+    let elsewhere = up.json(&["volume", "create", "elsewhere", "--size", "1MiB"]);
+    assert_eq!(elsewhere["holder"], "node-1", "it is where one may be");
+    assert_eq!(up.fails(&["node", "cordon", "node-3"]).0, 4);
+    assert_eq!(up.fails(&["node", "cordon", "node-2", "--reason", ""]).0, 2);
+    let shown = up.json(&["node", "uncordon", "node-2"]);
+    assert!(shown["cordon"].is_null(), "{shown:#}");
+    drained_and_back(&up);
     up.json(&["volume", "create", "disk", "--size", "1MiB", "--node", "node-2"]);
     up.json(&["volume", "create", "kept", "--size", "1MiB", "--node", "node-1"]);
     up.json(&["volume", "attach", "kept", "--node", "node-2"]);
@@ -46,4 +60,35 @@ fn nodes_are_listed_shown_and_forgotten_when_they_are_gone_for_good() {
     let events = up.lines(&["events"]);
     assert!(events.iter().any(|event| event["kind"] == "node.forgotten" && event["node"] == "node-2"), "{events:?}");
     up.stop();
+}
+
+/// What is on the first node goes to the second, but for what has a snapshot; that is told, and goes when it has none.
+fn drained_and_back(up: &Up) {
+    up.json(&["volume", "create", "moved", "--size", "1MiB", "--node", "node-1"]);
+    up.json(&["volume", "create", "waits", "--size", "1MiB", "--node", "node-1"]);
+    up.json(&["volume", "delete", "elsewhere", "--yes"]);
+    up.json(&["snapshot", "create", "waits", "now"]);
+    assert_eq!(up.fails(&["node", "drain", "node-1", "--to", "node-1"]).0, 5);
+    assert_eq!(up.fails(&["node", "drain", "node-1", "--parallel", "0"]).0, 2);
+    assert_eq!(up.fails(&["node", "drain", "node-1", "--cancel"]).0, 4);
+    // It ends once all that is left waits for a person.
+    let (code, text) = up.fails(&["node", "drain", "node-1", "--to", "node-2", "--parallel", "1"]);
+    assert!(code == 1 && text.contains("1 volumes wait for you"), "{code}: {text}");
+    let need = up.json(&["status"])["needs_you"][0].clone();
+    assert_eq!(need["command"], "drover node drain node-1", "{need:#}");
+    assert!(need["what"].as_str().unwrap().contains("snapshots"), "{need:#}");
+    assert!(up.text(&["status"]).contains("up, being drained"));
+    let cancelled = up.json(&["node", "drain", "node-1", "--cancel"]);
+    assert_eq!((&cancelled["state"], &cancelled["volumes_left"]), (&"cancelled".into(), &1.into()));
+    up.json(&["snapshot", "delete", "waits", "now"]);
+    let seen = up.lines(&["node", "drain", "node-1"]);
+    let last = seen.last().unwrap();
+    assert_eq!((&last["state"], &last["volumes_moved"]), (&"drained".into(), &2.into()), "{seen:#?}");
+    assert!(up.text(&["node", "list"]).contains("up, drained"));
+    let drained = up.json(&["node", "drain", "node-1", "--no-wait"]);
+    assert_eq!(drained["volumes_left"], 0, "{drained:#}");
+    up.json(&["node", "uncordon", "node-1"]);
+    for name in ["moved", "waits"] {
+        up.json(&["volume", "delete", name, "--yes"]);
+    }
 }

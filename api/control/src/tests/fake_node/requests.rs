@@ -170,8 +170,9 @@ impl FakeNode {
                 reserve_bytes,
                 ..
             } => {
-                let free = self.cluster().habits(&self.name).free_bytes;
-                if reserve_bytes > free {
+                let habits = self.cluster().habits(&self.name);
+                let free = if habits.takes_nothing { 0 } else { habits.free_bytes };
+                if habits.takes_nothing || reserve_bytes > free {
                     return Err(Refusal::NoSpace { needed: reserve_bytes, free });
                 }
                 self.prepare(migration, generation, volume, size_bytes, epoch, source)
