@@ -123,6 +123,8 @@ bugs! {
     FillMirrored,
     /// A node counts as drained while it has copies left.
     DrainedTooEarly,
+    /// A comparison takes blocks that are only at the other side for zeros.
+    RemoteSentAsZero,
     /// A comparison reads its own content after the extent's lock was let go: a write may cross it.
     DigestCrossed,
 }

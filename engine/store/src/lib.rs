@@ -45,8 +45,8 @@ pub use slots::{SpaceLevel, TierClass, TierSpec, TierUsage, Tiers};
 pub use store::{Store, StoreConfig, home_shard};
 pub use tap::{Fence, Tap, TapChange, Unfenced};
 pub use volume::{
-    Admitted, BlockStatus, ExtentContent, ExtentDigests, Origin, Quiesced, SnapshotInfo, Volume, VolumeUsage, ZeroMode,
-    zero_block_digest,
+    Access, Admitted, BlockStatus, ExtentContent, ExtentDigests, Origin, Quiesced, SnapshotInfo, Volume, VolumeUsage,
+    ZeroMode, zero_block_digest,
 };
 
 /// Longest name of a volume or snapshot.

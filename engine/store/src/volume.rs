@@ -22,7 +22,7 @@ mod zero;
 
 pub use digest::{ExtentContent, ExtentDigests, zero_block_digest};
 pub(crate) use read::Run;
-pub use remote::Origin;
+pub use remote::{Access, Origin};
 pub use status::{BlockStatus, SnapshotInfo, VolumeUsage};
 pub use zero::ZeroMode;
 

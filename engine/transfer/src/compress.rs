@@ -26,6 +26,9 @@ const GAIN_MIN_DIVISOR: usize = 16;
 const SAMPLED_BYTES_MIN: usize = 64 << 10;
 const SAMPLE_BYTES: usize = 4 << 10;
 
+/// Less data than this is packed and unpacked at once rather than by the pool.
+pub const POOL_BYTES_MIN: usize = 16 << 10;
+
 /// What one frame carries.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Piece {
@@ -103,7 +106,7 @@ pub fn is_zero(bytes: &[u8]) -> bool {
 }
 
 /// Compressed, if that makes it shorter by enough.
-fn squeeze(data: Buffer) -> Payload {
+pub fn squeeze(data: Buffer) -> Payload {
     let compressed = TOOLS.with_borrow_mut(|tools| tools.compress(&data));
     match compressed {
         Some(bytes) => Payload { bytes, raw_len: data.len() as u32 },
@@ -111,7 +114,7 @@ fn squeeze(data: Buffer) -> Payload {
     }
 }
 
-/// The bytes as they were before [`pack`]. An error where they do not decompress to exactly what is stated.
+/// The bytes as they were before [`pack`] or [`squeeze`]. An error where they do not decompress to exactly what is stated.
 pub fn unpack(payload: &Payload) -> Result<Buffer, IoError> {
     let raw_len = payload.raw_len as usize;
     if raw_len as u64 > REQUEST_BYTES_MAX {

@@ -203,6 +203,11 @@ impl Ledger {
         }
     }
 
+    /// The other side has these blocks and this side has not: nothing of them is to be sent.
+    pub fn only_there(&mut self, extent: ExtentIndex, mask: BlockMask) {
+        self.forget(extent, mask);
+    }
+
     /// These blocks are equal without being sent: they read as zero and never reached the other side.
     fn forget(&mut self, extent: ExtentIndex, mask: BlockMask) {
         self.pending.remove(extent, mask);

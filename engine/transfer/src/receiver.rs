@@ -13,8 +13,9 @@
 //! - A flush begins when every operation before it has ended, and takes over the sender's note with them. `durable` is
 //!   the last flush that succeeded.
 
-use crate::compress::unpack;
+use crate::compress::{POOL_BYTES_MIN, squeeze, unpack};
 use bytes::Bytes;
+use drover_base::limits::REQUEST_BYTES_MAX;
 use drover_base::units::{BLOCK_BYTES, EXTENT_BYTES, REGION_BYTES};
 use drover_base::{ByteRange, ExtentIndex, IoError, LocalFuture, World};
 use drover_store::{Fence, LockGuard, LockTicket, Volume};
@@ -22,9 +23,6 @@ use drover_wire::peer::{Answer, ExtentDigests, Operation, Payload, STATUS_RUNS_M
 use futures::channel::oneshot;
 use std::{cell::RefCell, collections::BTreeSet, future::Future, rc::Rc};
 use tokio::sync::Notify;
-
-/// Less compressed data than this is unpacked at once rather than by the pool.
-const POOL_BYTES_MIN: u32 = 16 << 10;
 
 /// Applies the stream of one session to a volume.
 pub struct Receiver {
@@ -94,9 +92,17 @@ impl Receiver {
                 Ok(ticket) => self.run(sequence, me.status(ticket, range)),
                 Err(error) => refuse(error),
             },
+            // Of the holder: what it has not got yet, as it is at this place of the stream.
+            Operation::Read { range } => match self.place(range) {
+                Ok(_) if range.len > REQUEST_BYTES_MAX => {
+                    refuse(IoError::TooLarge { len: range.len, most: REQUEST_BYTES_MAX })
+                }
+                Ok(ticket) => self.run(sequence, me.read(ticket, range)),
+                Err(error) => refuse(error),
+            },
             Operation::Flush { note } => self.run(sequence, me.flush(sequence, note)),
-            // A mirror serves nobody.
-            Operation::Hello(_) | Operation::Read { .. } | Operation::Trim { .. } => refuse(IoError::NotHere),
+            // A mirror serves nobody else.
+            Operation::Hello(_) | Operation::Trim { .. } => refuse(IoError::NotHere),
         }
     }
 
@@ -158,7 +164,7 @@ impl Receiver {
         fua: bool,
     ) -> Result<Answer, IoError> {
         // While it waits for the locks, not under them.
-        let data = if payload.is_compressed() && payload.raw_len >= POOL_BYTES_MIN {
+        let data = if payload.is_compressed() && payload.raw_len as usize >= POOL_BYTES_MIN {
             self.world.offload(move || unpack(&payload)).await?
         } else {
             unpack(&payload)?
@@ -178,6 +184,18 @@ impl Receiver {
         let guard = ticket.await;
         self.volume.zero_locked(&guard, &*self.fence, range.offset, range.len, may_unmap).await?;
         self.done(guard, fua).await
+    }
+
+    /// Blocks that this side does not have either are an error, never data.
+    async fn read(self: Rc<Self>, ticket: LockTicket, range: ByteRange) -> Result<Answer, IoError> {
+        let guard = ticket.await;
+        self.fence.check()?;
+        let data = self.volume.read_locked(&guard, range).await?;
+        drop(guard);
+        let squeezing = move || squeeze(data);
+        let payload = if range.len < POOL_BYTES_MIN as u64 { squeezing() } else { self.world.offload(squeezing).await };
+        self.fence.check()?;
+        Ok(Answer::Data(payload))
     }
 
     async fn done(&self, guard: LockGuard, fua: bool) -> Result<Answer, IoError> {

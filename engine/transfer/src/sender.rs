@@ -41,6 +41,7 @@ mod drain;
 mod flush;
 mod mirror;
 mod proof;
+mod reading;
 mod scan;
 mod state;
 
@@ -60,7 +61,7 @@ use std::{
 use tokio::sync::Notify;
 
 /// Bytes of a frame's head on the wire.
-const FRAME_HEAD_BYTES: u64 = 72;
+pub(crate) const FRAME_HEAD_BYTES: u64 = 72;
 
 /// How long an answer may wait for the other side before somebody should do something about it.
 const HOLD_PATIENCE: Duration = Duration::from_secs(1);
@@ -260,6 +261,7 @@ impl Tap for Sender {
 
     fn failed(&self, range: ByteRange) {
         let mut state = self.state.borrow_mut();
+        state.local_failures += 1;
         if state.is_running() {
             state.ledger.mark(range);
             state.unsync();

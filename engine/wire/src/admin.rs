@@ -53,6 +53,34 @@ pub struct SendOptions {
     pub mirror_at_once: bool,
 }
 
+/// How far a holder has got with bringing what its flip did not wait for.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PullProgress {
+    /// Blocks that are at the other side only.
+    pub remote_bytes: u64,
+    /// Brought, as they are stored and as they travelled.
+    pub pulled_bytes: u64,
+    pub pulled_wire_bytes: u64,
+    /// Pulls that began because a client waited.
+    pub demand_pulls: u64,
+    /// Requests of clients that wait now.
+    pub demand_waits: u64,
+    /// Blocks that clients accessed in the first 60 s, of which they had to wait for the second.
+    pub local_blocks_60s: u64,
+    pub remote_blocks_60s: u64,
+    pub paused: bool,
+    /// Of the last failure; none since then if something was brought.
+    pub error: Option<String>,
+}
+
+impl PullProgress {
+    /// Share of the accesses of the first 60 s that were served without waiting; `None`: there were none.
+    pub fn local_share_60s(&self) -> Option<f64> {
+        let all = self.local_blocks_60s + self.remote_blocks_60s;
+        (all > 0).then(|| self.local_blocks_60s as f64 / all as f64)
+    }
+}
+
 /// Control plane → node.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum NodeRequest {

@@ -23,6 +23,7 @@ pub struct ExtentDigests {
 /// What an extent holds, as it was under its lock.
 pub struct ExtentContent {
     held: BlockMask,
+    remote: BlockMask,
     blocks: usize,
     /// `None`: zeros, which nobody had to read.
     data: Option<Buffer>,
@@ -38,12 +39,17 @@ pub fn zero_block_digest() -> [u8; 32] {
 impl ExtentContent {
     /// An extent of `blocks` blocks, none of which holds data.
     pub fn empty(blocks: usize) -> Self {
-        Self { held: BlockMask::EMPTY, blocks, data: None }
+        Self { held: BlockMask::EMPTY, remote: BlockMask::EMPTY, blocks, data: None }
     }
 
     /// Blocks that hold data, in whichever layer; the others read as zero.
     pub fn held(&self) -> BlockMask {
         self.held
+    }
+
+    /// Blocks that were left out because they are remote: their digests say nothing. None, but where they were asked for.
+    pub fn remote(&self) -> BlockMask {
+        self.remote
     }
 
     /// Arithmetic for the worker pool: 40 µs, next to nothing where there is no data.
@@ -71,6 +77,12 @@ impl Volume {
         guard: &LockGuard,
         extent: ExtentIndex,
     ) -> Result<ExtentContent, IoError> {
+        let content = self.here_content_locked(guard, extent).await?;
+        if content.remote.is_empty() { Ok(content) } else { Err(IoError::Remote) }
+    }
+
+    /// The same, but remote blocks are left out: [`ExtentContent::remote`] tells which.
+    pub async fn here_content_locked(&self, guard: &LockGuard, extent: ExtentIndex) -> Result<ExtentContent, IoError> {
         let size = self.size_bytes();
         let offset = extent.0.saturating_mul(EXTENT_BYTES);
         if offset >= size {
@@ -80,8 +92,24 @@ impl Volume {
         self.assert_locked(guard, range);
         self.health.check()?;
         let blocks = (range.len / BLOCK_BYTES) as usize;
-        let held = self.data_mask(extent);
-        let data = if held.is_empty() { None } else { Some(self.read_blocks(range).await?) };
-        Ok(ExtentContent { held, blocks, data })
+        let (held, remote) = (self.data_mask(extent), self.remote_mask(extent));
+        let here = held.without(remote);
+        let data = match () {
+            () if here.is_empty() => None,
+            () if remote.is_empty() => Some(self.read_blocks(range).await?),
+            () => Some(self.read_only(range, here).await?),
+        };
+        Ok(ExtentContent { held, remote, blocks, data })
+    }
+
+    /// These blocks of an extent's range, with zeros where the others stand.
+    async fn read_only(&self, range: ByteRange, blocks: BlockMask) -> Result<Buffer, IoError> {
+        let mut whole = Buffer::zeroed(range.len as usize);
+        for (first, count) in blocks.runs() {
+            let (at, len) = (u64::from(first) * BLOCK_BYTES, u64::from(count) * BLOCK_BYTES);
+            let part = self.read_blocks(ByteRange { offset: range.offset + at, len }).await?;
+            whole[at as usize..(at + len) as usize].copy_from_slice(&part);
+        }
+        Ok(whole)
     }
 }

@@ -1,7 +1,7 @@
 //! Reading: where each block is gets resolved in one step, then the devices are asked.
 
 use crate::{
-    Volume,
+    Access, Volume,
     layer::{Layer, Source, resolve},
     locks::LockGuard,
     tap::Fence,
@@ -43,6 +43,7 @@ impl Volume {
         let range = self.request_range(offset, len)?;
         self.health.check()?;
         let aligned = range.block_aligned();
+        self.tell_origin(range, Access::Read);
         let (mut buffer, _inside) = loop {
             let inside = self.clients.enter().await;
             self.may_apply(fence)?;

@@ -23,9 +23,19 @@ use std::rc::Rc;
 
 /// Brings what is remote.
 pub trait Origin {
-    /// Completes when no block of the range is remote any more, or says why that cannot be now. Called without any lock
-    /// of the volume; stores with [`Volume::fill_locked`].
+    /// Completes when no block of the range is remote any more or somebody else is to be asked, or says why that cannot
+    /// be now. Called without any lock of the volume; stores with [`Volume::fill_locked`].
     fn bring(&self, range: ByteRange) -> LocalFuture<'static, Result<(), IoError>>;
+    /// A client is about to access the range, once for each request: what is wanted next may follow from it.
+    fn accessed(&self, range: ByteRange, access: Access);
+}
+
+/// What a client does with a range.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Access {
+    Read,
+    /// Of whole blocks it needs nothing that was there before.
+    Change,
 }
 
 /// The blocks that the range covers in part, at its two ends.
@@ -36,10 +46,31 @@ fn edges(range: ByteRange) -> impl Iterator<Item = ByteRange> {
     head.into_iter().chain(tail).map(|offset| ByteRange { offset, len: BLOCK_BYTES })
 }
 
+/// Runs of blocks that are all zeros, and of others.
+fn by_zeros(range: ByteRange, data: &[u8]) -> Vec<(ByteRange, bool)> {
+    const ZEROS: [u8; BLOCK_BYTES as usize] = [0; BLOCK_BYTES as usize];
+    let mut runs: Vec<(ByteRange, bool)> = Vec::new();
+    for (offset, block) in (range.offset..).step_by(ZEROS.len()).zip(data.chunks_exact(ZEROS.len())) {
+        let is_zero = *block == ZEROS;
+        match runs.last_mut() {
+            Some((run, of_zeros)) if *of_zeros == is_zero => run.len += BLOCK_BYTES,
+            _ => runs.push((ByteRange { offset, len: BLOCK_BYTES }, is_zero)),
+        }
+    }
+    runs
+}
+
 impl Volume {
     /// Installs or removes who brings remote blocks. Without one, a read of them fails with [`IoError::Remote`].
     pub fn set_origin(&self, origin: Option<Rc<dyn Origin>>) {
         *self.origin.borrow_mut() = origin;
+    }
+
+    pub(super) fn tell_origin(&self, range: ByteRange, access: Access) {
+        let origin = self.origin.borrow().clone();
+        if let Some(origin) = origin.filter(|_| !range.is_empty()) {
+            origin.accessed(range, access);
+        }
     }
 
     pub(super) async fn bring(&self, range: ByteRange) -> Result<(), IoError> {
@@ -120,6 +151,8 @@ impl Volume {
     }
 
     /// Stores what was brought, block-aligned, under a guard that covers the range: of those blocks that are still remote.
+    /// Zeros become holes: a client may have trimmed them at both sides since, and this one forgotten it in a crash. The
+    /// other side must hold whatever this one holds.
     pub async fn fill_locked(
         &self,
         guard: &LockGuard,
@@ -133,10 +166,19 @@ impl Volume {
         self.health.check()?;
         let held = Held { locks: guard.share(), client: None };
         let tap = self.tap().filter(|_| is_planted(Bug::FillMirrored));
-        for part in self.remote_runs(range) {
+        let bytes = |part: ByteRange| {
             let at = (part.offset - offset) as usize;
-            let piece = Buffer::from_slice(&data[at..at + part.len as usize]);
-            self.apply_write(fence, &held, part, piece, tap.clone()).await?;
+            &data[at..at + part.len as usize]
+        };
+        for run in self.remote_runs(range) {
+            for (part, is_zero) in by_zeros(run, bytes(run)) {
+                if is_zero {
+                    self.apply_unmap(fence, &held, part, false, tap.clone()).await?;
+                } else {
+                    let piece = Buffer::from_slice(bytes(part));
+                    self.apply_write(fence, &held, part, piece, tap.clone()).await?;
+                }
+            }
         }
         self.may_answer(fence)
     }

@@ -1,7 +1,7 @@
 //! Writing: plan under the locks, ask the fence, tell the tap, write, then change the map.
 
 use crate::{
-    Volume,
+    Access, Volume,
     admission::Inside,
     entry::{Entry, Place, SlotAddress},
     inflight::Running,
@@ -90,6 +90,7 @@ impl Volume {
         let range = self.request_range(offset, data.len() as u64)?;
         self.health.check()?;
         if !range.is_empty() {
+            self.tell_origin(range, Access::Change);
             let held = self.hold_with_edges(range).await?;
             if range.block_aligned().len <= REQUEST_BYTES_MAX {
                 self.apply_write(fence, &held, range, data, self.tap()).await?;

@@ -1,7 +1,7 @@
 //! Trim and write-zeroes: unmap where it can be, write zeros where it must be.
 
 use crate::{
-    Volume,
+    Access, Volume,
     entry::{Entry, Place},
     layer::{Layer, Source, resolve},
     locks::LockGuard,
@@ -51,6 +51,7 @@ impl Volume {
     ) -> Result<(), IoError> {
         let range = self.range(offset, len)?;
         self.health.check()?;
+        self.tell_origin(range, Access::Change);
         for part in parts(range) {
             // A fast zero has no edges: it is refused with any.
             let held = if zero.fast_only { self.hold(part).await } else { self.hold_with_edges(part).await? };
@@ -120,7 +121,7 @@ impl Volume {
     }
 
     /// Makes whole blocks read as zero, storing zeros only where an extent keeps other data over data below.
-    async fn apply_unmap(
+    pub(super) async fn apply_unmap(
         &self,
         fence: &dyn Fence,
         held: &Held,

@@ -16,9 +16,10 @@
 //! - No write is mirrored while a run is packed without its locks: it would be put on the stream over the write.
 
 use super::{Sender, State, Step, Up};
-use crate::compress::{Piece, pack};
+use crate::compress::{POOL_BYTES_MIN, Piece, pack};
 use crate::ledger::{Flight, Taken};
 use drover_base::limits::SEND_WINDOW_BYTES;
+use drover_base::planted::{Bug, is_planted};
 use drover_base::units::{BLOCK_BYTES, BLOCKS_PER_EXTENT, EXTENT_BYTES, EXTENTS_PER_REGION};
 use drover_base::{BlockMask, ByteRange, ExtentIndex, Instant, IoError, LocalFuture, RegionIndex};
 use drover_disk::Buffer;
@@ -43,9 +44,6 @@ const SHRINKING_PERCENT: u64 = 80;
 
 /// While little is pending and nobody waits, rounds keep this distance: a block written often is not sent each time.
 const ROUND_DISTANCE: Duration = Duration::from_millis(250);
-
-/// Less data than this is packed at once rather than by the pool.
-const POOL_BYTES_MIN: usize = 16 << 10;
 
 const _: () = assert!(RUN_EXTENTS_MAX as u64 * EXTENT_BYTES <= MIRROR_WINDOW_BYTES);
 const _: () = assert!(MIRROR_WINDOW_BYTES <= SEND_WINDOW_BYTES);
@@ -305,7 +303,14 @@ impl Sender {
         let mut state = self.state.borrow_mut();
         let mut load = Load::default();
         for extent in (run.first.0..run.first.0 + run.extents).map(ExtentIndex) {
-            let Taken { data, zero } = state.ledger.depart_extent(extent, self.volume.data_mask(extent));
+            let (mut held, remote) = (self.volume.data_mask(extent), self.volume.remote_mask(extent));
+            match is_planted(Bug::RemoteSentAsZero) {
+                false => state.ledger.only_there(extent, remote),
+                true => held = held.without(remote),
+            }
+            let Taken { data, zero } = state.ledger.depart_extent(extent, held);
+            let is_sound = !data.with(zero).intersects(remote) || is_planted(Bug::RemoteSentAsZero);
+            assert!(is_sound, "what is only at the other side is never sent there");
             add_runs(&mut load.data, extent, data);
             add_runs(&mut load.zero, extent, zero);
         }

@@ -12,6 +12,8 @@
 //!   error of one takes `synced` away.
 //! - A writer waits for the read of one extent at most. No lock is held while anything is hashed or awaited from the
 //!   other side.
+//! - Blocks of ours that are at the other side only are not compared: they are what stands there, and nothing of them is
+//!   ever sent.
 //! - A run of extents without data is asked about as a whole, and only at a moment at which nobody holds a lock in it:
 //!   then nothing is under way that one side has and the other has not.
 
@@ -37,6 +39,8 @@ type BlockDigest = [u8; BLOCK_DIGEST_BYTES];
 pub(super) struct Pair {
     range: ByteRange,
     pub is_equal: bool,
+    /// Some of it is at the other side only, and was not compared.
+    pub is_remote: bool,
     /// Block by block: our digest and whether theirs differs.
     blocks: Vec<(BlockDigest, bool)>,
     /// Our blocks that hold data, by extent.
@@ -48,6 +52,7 @@ pub(super) struct Pair {
 /// What both sides hold of one extent.
 struct ExtentPair {
     is_equal: bool,
+    is_remote: bool,
     blocks: Vec<(BlockDigest, bool)>,
     held: BlockMask,
     theirs: BlockMask,
@@ -58,6 +63,7 @@ impl Pair {
         Self {
             range,
             is_equal: extents.iter().all(|extent| extent.is_equal),
+            is_remote: extents.iter().any(|extent| extent.is_remote),
             held: extents.iter().map(|extent| extent.held).collect(),
             theirs: extents.iter().map(|extent| extent.theirs).collect(),
             blocks: extents.into_iter().flat_map(|extent| extent.blocks).collect(),
@@ -108,11 +114,18 @@ impl Pair {
 }
 
 impl ExtentPair {
-    fn new(ours: &drover_store::ExtentDigests, held: BlockMask, theirs: &ExtentDigests) -> Self {
-        let pairs = ours.blocks.iter().map(short).zip(&theirs.blocks);
-        let blocks: Vec<_> = pairs.map(|(ours, theirs)| (ours, ours != *theirs)).collect();
+    /// `remote`: our blocks that are at the other side only. What stands there is what they are.
+    fn new(ours: &drover_store::ExtentDigests, held: BlockMask, remote: BlockMask, theirs: &ExtentDigests) -> Self {
+        let pairs = ours.blocks.iter().map(short).zip(&theirs.blocks).enumerate();
+        let pair = |(index, (ours, theirs)): (usize, (BlockDigest, &BlockDigest))| {
+            let is_remote = remote.contains(BlockMask::span(index as u32, 1));
+            if is_remote { (*theirs, false) } else { (ours, ours != *theirs) }
+        };
+        let blocks: Vec<_> = pairs.map(pair).collect();
+        let is_same_whole = ours.extent == theirs.extent || !remote.is_empty();
         Self {
-            is_equal: ours.extent == theirs.extent && blocks.iter().all(|(_, differs)| !differs),
+            is_equal: is_same_whole && blocks.iter().all(|(_, differs)| !differs),
+            is_remote: !remote.is_empty(),
             blocks,
             held,
             // Of what exists of the extent: the answer may say anything.
@@ -123,7 +136,7 @@ impl ExtentPair {
     /// Neither side holds data.
     fn empty(blocks: usize) -> Self {
         let blocks = vec![(short(&zero_block_digest()), false); blocks];
-        Self { is_equal: true, blocks, held: BlockMask::EMPTY, theirs: BlockMask::EMPTY }
+        Self { is_equal: true, is_remote: false, blocks, held: BlockMask::EMPTY, theirs: BlockMask::EMPTY }
     }
 }
 
@@ -195,12 +208,13 @@ impl Sender {
         let reply: Reply = self.put(&up, Operation::Digests { extent });
         let content = self.content(guard, extent, part).await.map_err(|error| self.trouble_here(&error))?;
         let held = content.held();
+        let remote = if is_planted(Bug::RemoteSentAsZero) { BlockMask::EMPTY } else { content.remote() };
         let has_data = content.has_data();
         let hash = move || content.digests();
         let ours = if has_data { self.world.offload(hash).await } else { hash() };
         match reply.await {
             Ok(Answer::Digests(theirs)) if theirs.blocks.len() == ours.blocks.len() => {
-                Ok(ExtentPair::new(&ours, held, &theirs))
+                Ok(ExtentPair::new(&ours, held, remote, &theirs))
             }
             other => self.no_answer(up.number, other),
         }
@@ -214,7 +228,7 @@ impl Sender {
         } else {
             guard
         };
-        self.volume.extent_content_locked(&guard, extent).await
+        self.volume.here_content_locked(&guard, extent).await
     }
 
     fn no_answer<T>(&self, link: u64, reply: Result<Answer, IoError>) -> Result<T, ()> {

@@ -27,7 +27,11 @@ impl State {
         if self.trouble.retry_at() > now {
             return Step::WaitUntil(self.trouble.retry_at());
         }
-        if self.wants_sync() || self.compare.wants_flush() || self.acknowledged_since_flush >= FLUSH_BYTES {
+        if self.wants_sync()
+            || self.compare.wants_flush()
+            || self.wants_flush_for_reads()
+            || self.acknowledged_since_flush >= FLUSH_BYTES
+        {
             return Step::Done(true);
         }
         if !self.mirror && !self.ledger.has_unflushed() {
@@ -94,6 +98,7 @@ impl Sender {
                 let mut state = self.state.borrow_mut();
                 state.ledger.flushed(number);
                 state.flushed_at = Some(now);
+                state.flushed_link = up.number;
                 state.synced |= syncs == Some(state.unsynced);
                 let link = state.link.as_ref().map(|up| up.number);
                 state.compare.flushed(link == Some(up.number));

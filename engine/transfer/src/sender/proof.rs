@@ -81,8 +81,12 @@ impl State {
 
 impl Sender {
     /// Compares every region with the other side, as soon as and as long as the sender is synced. Called again it
-    /// changes nothing, unless the last proof found a difference: then it begins again.
+    /// changes nothing, unless the last proof found a difference: then it begins again. It does not begin while some of
+    /// the volume is at the other side only.
     pub fn begin_proof(&self) {
+        if self.volume.remote_bytes() > 0 {
+            return;
+        }
         let mut state = self.state.borrow_mut();
         match &mut state.proof {
             Some(proof) if proof.has_ended() && !proof.is_proven() => proof.begin_again(),
@@ -111,6 +115,8 @@ impl Sender {
         let Some(proof) = state.proof.as_mut().filter(|proof| proof.lap == look.lap) else { return };
         proof.begun -= 1;
         match pair {
+            // A reopening made it so again: it proves nothing until it is here.
+            Ok(pair) if pair.is_remote => proof.again.push(look),
             Ok(pair) if pair.is_equal => {
                 proof.figures.regions_equal += 1;
                 proof.figures.regions_thicker += u64::from(pair.is_thicker_here());

@@ -44,7 +44,9 @@ impl State {
         let end = self.scan.total.min(self.scan.next + SLICE_REGIONS);
         for region in (self.scan.next..end).map(RegionIndex).filter(|region| volume.region_has_data(*region)) {
             let inside = region.extents().take_while(|extent| extent.offset() < volume.size_bytes());
-            inside.for_each(|extent| self.ledger.begin_with(extent, volume.data_mask(extent), is_pending));
+            // What is only at the other side is no work.
+            let held = |extent| volume.data_mask(extent).without(volume.remote_mask(extent));
+            inside.for_each(|extent| self.ledger.begin_with(extent, held(extent), is_pending));
         }
         self.scan.next = end;
     }

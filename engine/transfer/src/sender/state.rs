@@ -108,6 +108,12 @@ pub struct State {
     /// Answers that wait for the other side, and since when.
     pub waiting: usize,
     pub waiting_since: Instant,
+    /// The link on which a flush succeeded last.
+    pub flushed_link: u64,
+    /// Reads that wait for a flush on the present link.
+    pub reads_wait: usize,
+    /// Writes of this side that failed after they were put on the stream, or may have.
+    pub local_failures: u64,
     pub flush_sent_at: Instant,
     pub flushed_at: Option<Instant>,
     pub acknowledged_since_flush: u64,
@@ -146,6 +152,9 @@ impl State {
             writes: 0,
             waiting: 0,
             waiting_since: now,
+            flushed_link: 0,
+            reads_wait: 0,
+            local_failures: 0,
             flush_sent_at: now,
             flushed_at: None,
             acknowledged_since_flush: 0,

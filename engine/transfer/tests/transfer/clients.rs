@@ -7,7 +7,7 @@ use drover_sim::runtime::Generator;
 use drover_store::{Unfenced, Volume, ZeroMode};
 use std::{
     cell::{Cell, RefCell},
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     rc::Rc,
     time::Duration,
 };
@@ -36,6 +36,8 @@ pub struct Model {
     answered: RefCell<BTreeMap<u64, u64>>,
     /// What a request that was not answered may have made of a block.
     asked: RefCell<BTreeMap<u64, u64>>,
+    /// Every tag that a block was ever asked to hold.
+    ever: RefCell<BTreeMap<u64, BTreeSet<u64>>>,
     tags: Cell<u64>,
     stop: Cell<bool>,
     running: Cell<u64>,
@@ -50,6 +52,9 @@ impl Model {
 
     fn begin(&self, first: u64, tags: &[u64]) {
         self.asked.borrow_mut().extend((first..).zip(tags.iter().copied()));
+        for (block, tag) in (first..).zip(tags) {
+            self.ever.borrow_mut().entry(block).or_default().insert(*tag);
+        }
     }
 
     fn end(&self, first: u64, tags: &[u64]) {
@@ -75,6 +80,36 @@ impl Model {
             }
         }
         None
+    }
+
+    /// A block that holds what it never was to hold, in words: after a crash it may be behind what was answered.
+    pub fn never_held(&self, content: &[u8], whose: &str) -> Option<String> {
+        let ever = self.ever.borrow();
+        let held = |block: u64, bytes: &[u8]| {
+            let is_tag = |tags: &BTreeSet<u64>| tags.iter().any(|tag| bytes == content_of(*tag));
+            bytes == self.base_of(block) || ever.get(&block).is_some_and(is_tag)
+        };
+        let blocks = content.chunks(BLOCK_BYTES as usize).enumerate();
+        let wrong = blocks.map(|(block, bytes)| (block as u64, bytes)).find(|(block, bytes)| !held(*block, bytes));
+        wrong.map(|(block, _)| format!("{whose}: block {block} holds what nobody wrote there"))
+    }
+
+    /// Reads blocks as a client would. A block that nobody changes meanwhile must hold what was answered last.
+    pub async fn read_blocks(&self, volume: &Volume, first: u64, count: u64) -> Result<(), String> {
+        let last = |block: u64| match self.asked.borrow().get(&block) {
+            Some(_) => None,
+            None => Some(self.answered.borrow().get(&block).copied()),
+        };
+        let before: Vec<_> = (first..first + count).map(last).collect();
+        let read = volume.read(&Unfenced, first * BLOCK_BYTES, count * BLOCK_BYTES).await;
+        let bytes = read.map_err(|error| format!("blocks {first}+{count}: {error}"))?;
+        for ((block, before), bytes) in (first..).zip(before).zip(bytes.chunks(BLOCK_BYTES as usize)) {
+            let Some(tag) = before.filter(|_| last(block) == before) else { continue };
+            if bytes != tag.map_or_else(|| self.base_of(block), content_of) {
+                return Err(format!("block {block} was read without {tag:?}"));
+            }
+        }
+        Ok(())
     }
 
     fn base_of(&self, block: u64) -> Vec<u8> {

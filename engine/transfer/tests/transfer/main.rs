@@ -8,6 +8,7 @@ mod pair;
 #[cfg(feature = "planted")]
 mod planted;
 mod proving;
+mod pulling;
 mod receiving;
 mod side;
 mod thin;

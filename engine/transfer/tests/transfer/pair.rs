@@ -3,11 +3,11 @@
 use crate::clients::Model;
 use crate::side::{Side, VOLUME_BYTES};
 use crate::wire::Wire;
-use drover_base::units::EXTENT_BYTES;
+use drover_base::units::{BLOCK_BYTES, EXTENT_BYTES};
 use drover_base::{ByteRange, ExtentIndex, Generation, MigrationId};
 use drover_sim::runtime::Sim;
 use drover_store::{Tap, Unfenced};
-use drover_transfer::{OnLinkLoss, Receiver, Sender, SenderConfig, Start, TransferError};
+use drover_transfer::{OnLinkLoss, Puller, PullerConfig, Receiver, Sender, SenderConfig, Start, TransferError};
 use drover_wire::admin::{Position, SendOptions, SendPhase, SendProgress};
 use std::{
     cell::{Cell, RefCell},
@@ -100,6 +100,46 @@ impl Pair {
         };
         from.volume.barrier(begin).await;
         Self::with(&self.sim, from, to, self.model, sender)
+    }
+
+    /// A flip that did not wait: of what the source holds, the new holder has every extent that `is_copied`; the rest is
+    /// remote. Not connected.
+    pub async fn flipped_early(sim: &Sim, is_copied: impl Fn(ExtentIndex) -> bool) -> Self {
+        let from = Side::new(sim, "source").await;
+        let model = Rc::new(Model::default());
+        model.fill(&from).await;
+        let to = Side::new(sim, "destination").await;
+        for extent in (0..VOLUME_BYTES.div_ceil(EXTENT_BYTES)).map(ExtentIndex) {
+            let data = from.volume.data_mask(extent);
+            let range = ByteRange { offset: extent.offset(), len: EXTENT_BYTES.min(VOLUME_BYTES - extent.offset()) };
+            let (here, there) = (from.volume.enqueue(range).await, to.volume.enqueue(range).await);
+            if !is_copied(extent) {
+                to.volume.mark_remote_locked(&there, &Unfenced, extent, data).await.unwrap();
+                continue;
+            }
+            for (first, count) in data.runs() {
+                let (at, len) = (u64::from(first) * BLOCK_BYTES, u64::from(count) * BLOCK_BYTES);
+                let part = ByteRange { offset: extent.offset() + at, len };
+                let bytes = from.volume.read_locked(&here, part).await.unwrap();
+                to.volume.write_locked(&there, &Unfenced, part.offset, bytes).await.unwrap();
+            }
+        }
+        model.adopt(&from.content().await);
+        from.volume.flush(&Unfenced).await.unwrap();
+        to.volume.flush(&Unfenced).await.unwrap();
+        let config = config(OnLinkLoss::Hold, Start::Clean, options());
+        let sender = Sender::new(to.world.clone(), to.volume.clone(), Rc::new(Unfenced), config);
+        to.volume.set_tap(Some(sender.clone() as Rc<dyn Tap>));
+        sender.start();
+        Self::with(sim, to, from, model, sender)
+    }
+
+    /// Who brings what is remote, at work.
+    pub fn puller(&self, config: PullerConfig) -> Rc<Puller> {
+        let (world, volume, sender) = (self.from.world.clone(), self.from.volume.clone(), self.sender.clone());
+        let puller = Puller::new(world, volume, Rc::new(Unfenced), sender, config);
+        puller.start();
+        puller
     }
 
     /// The sending node crashed (its clients with it) and starts again with a sender that compares.

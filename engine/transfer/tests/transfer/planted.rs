@@ -1,7 +1,7 @@
 //! Each planted bug of this crate is caught by a scenario that passes without it.
 
 use crate::pair::run;
-use crate::{back, copying, links, proving, thin};
+use crate::{back, copying, links, proving, pulling, thin};
 use drover_base::planted::{Bug, plant};
 use drover_sim::runtime::Sim;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -62,4 +62,24 @@ fn tracking_without_barrier_is_caught() {
 #[test]
 fn digest_crossed_is_caught() {
     is_caught(Bug::DigestCrossed, 0..5, proving::proven_under_constant_writes);
+}
+
+#[test]
+fn remote_read_as_zero_is_caught() {
+    is_caught(Bug::RemoteReadAsZero, 0..5, pulling::under_load);
+}
+
+#[test]
+fn fill_over_newer_is_caught() {
+    is_caught(Bug::FillOverNewer, 0..10, pulling::under_load);
+}
+
+#[test]
+fn fill_mirrored_is_caught() {
+    is_caught(Bug::FillMirrored, 0..1, pulling::nothing_goes_back);
+}
+
+#[test]
+fn remote_sent_as_zero_is_caught() {
+    is_caught(Bug::RemoteSentAsZero, 0..10, pulling::holder_restarts);
 }

@@ -5,7 +5,7 @@ use crate::pair::{run, run_each};
 use crate::side::{Side, VOLUME_BYTES};
 use bytes::Bytes;
 use drover_base::units::{BLOCK_BYTES, EXTENT_BYTES, REGION_BYTES};
-use drover_base::{ByteRange, ExtentIndex, IoError};
+use drover_base::{BlockMask, ByteRange, ExtentIndex, IoError};
 use drover_store::Unfenced;
 use drover_transfer::Receiver;
 use drover_wire::peer::{Answer, Operation, Payload};
@@ -87,6 +87,30 @@ fn what_was_handled_ends_also_when_nobody_waits_for_it() {
     });
 }
 
+/// The holder asks for what it has not got: it must see what it mirrored before, and nothing that is not here.
+#[test]
+fn a_read_sees_what_came_before_it_on_the_stream() {
+    run(3, async |sim| {
+        let side = Side::new(&sim, "mirror").await;
+        let receiver = receiver(&side);
+        let range = ByteRange { offset: 0, len: EXTENT_BYTES };
+        drop(receiver.handle(1, write(0, content_of(3))));
+        let read = receiver.handle(2, Operation::Read { range });
+        drop(receiver.handle(3, write(0, content_of(4))));
+        let Ok(Answer::Data(payload)) = read.await else { panic!("it is read") };
+        assert_eq!(payload.raw_len, EXTENT_BYTES as u32);
+        assert!(payload.is_compressed(), "it is one block of noise and zeros");
+        receiver.drained().await;
+        let guard = side.volume.enqueue(range).await;
+        side.volume.mark_remote_locked(&guard, &Unfenced, ExtentIndex(0), BlockMask(2)).await.unwrap();
+        drop(guard);
+        assert_eq!(receiver.handle(4, Operation::Read { range }).await, Err(IoError::Remote));
+        assert_eq!(receiver.handle(5, Operation::Digests { extent: ExtentIndex(0) }).await, Err(IoError::Remote));
+        let other = ByteRange { offset: EXTENT_BYTES, len: BLOCK_BYTES };
+        assert!(receiver.handle(6, Operation::Read { range: other }).await.is_ok());
+    });
+}
+
 #[test]
 fn wrong_requests_are_refused_and_change_nothing() {
     run(2, async |sim| {
@@ -107,7 +131,13 @@ fn wrong_requests_are_refused_and_change_nothing() {
             (Operation::BlockStatus { range: ByteRange { offset: 0, len: REGION_BYTES + BLOCK_BYTES } }, "end"),
             (Operation::BlockStatus { range: ByteRange { offset: VOLUME_BYTES, len: BLOCK_BYTES } }, "end"),
             (bomb, "checksum"),
-            (Operation::Read { range: ByteRange { offset: 0, len: BLOCK_BYTES } }, "not on this node"),
+            (Operation::Read { range: ByteRange { offset: VOLUME_BYTES, len: BLOCK_BYTES } }, "end"),
+            (Operation::Read { range: ByteRange { offset: 512, len: BLOCK_BYTES } }, "end"),
+            (Operation::Read { range: ByteRange { offset: u64::MAX, len: u64::MAX } }, "end"),
+            (
+                Operation::Trim { range: ByteRange { offset: 0, len: BLOCK_BYTES }, fua: false, replay: false },
+                "not on this node",
+            ),
         ];
         for (sequence, (operation, why)) in (1..).zip(wrong) {
             let what = format!("{operation:?}");

@@ -33,6 +33,7 @@ impl Drop for Side {
     fn drop(&mut self) {
         // Volume and sender hold each other.
         self.volume.set_tap(None);
+        self.volume.set_origin(None);
     }
 }
 

@@ -1,6 +1,6 @@
 //! A link in memory: ordered, late by chance, and breakable at any moment.
 
-use drover_base::{Epoch, InstanceId, IoError, LocalFuture, SessionId, World};
+use drover_base::{ByteRange, Epoch, InstanceId, IoError, LocalFuture, SessionId, World};
 use drover_sim::runtime::Generator;
 use drover_transfer::{Link, Receiver};
 use drover_wire::admin::Position;
@@ -47,6 +47,8 @@ struct Shared {
 pub struct Sent {
     pub writes: u64,
     pub zeros: u64,
+    /// Ranges of the reads, in their order.
+    pub reads: Vec<ByteRange>,
     /// Offsets of the writes, in their order.
     pub order: Vec<u64>,
 }
@@ -158,6 +160,7 @@ impl Shared {
                 sent.order.push(*offset);
             }
             Operation::Zero { .. } => sent.zeros += 1,
+            Operation::Read { range } => sent.reads.push(*range),
             _ => {}
         }
     }

@@ -34,6 +34,7 @@ struct Slow {
     world: World,
     volume: RefCell<std::rc::Weak<Volume>>,
     asked: Cell<u32>,
+    accesses: RefCell<Vec<(u64, u64, Access)>>,
 }
 
 impl Origin for Slow {
@@ -47,11 +48,15 @@ impl Origin for Slow {
             Ok(())
         })
     }
+    fn accessed(&self, range: ByteRange, access: Access) {
+        self.accesses.borrow_mut().push((range.offset, range.len, access));
+    }
 }
 
 fn with_origin(node: &Node, volume: &Rc<Volume>) -> Rc<Slow> {
     let weak = RefCell::new(Rc::downgrade(volume));
-    let origin = Rc::new(Slow { world: node.world.clone(), volume: weak, asked: Cell::new(0) });
+    let origin =
+        Rc::new(Slow { world: node.world.clone(), volume: weak, asked: Cell::new(0), accesses: RefCell::default() });
     volume.set_origin(Some(origin.clone()));
     origin
 }
@@ -117,6 +122,15 @@ fn clients_wait_for_what_is_brought_and_for_nothing_else() {
         volume.write_zeroes(&Unfenced, at, 3 * BLOCK_BYTES, zero, false).await.unwrap();
         assert_eq!(read(&volume, at - 1, 3).await, [THERE, 0, 0]);
         assert_eq!(read(&volume, at + 3 * BLOCK_BYTES - 1, 2).await, [0, THERE]);
+        let (read, change, block) = (Access::Read, Access::Change, BLOCK_BYTES);
+        assert_eq!(
+            origin.accesses.borrow()[..3],
+            [
+                (EXTENT_BYTES, 2 * block, change),
+                (EXTENT_BYTES + 2 * block, 2 * block, change),
+                (EXTENT_BYTES, 4 * block, read)
+            ]
+        );
         // 4 of extent 0, two edges and the block between of extent 2, four of extent 1 by changes.
         assert_eq!(volume.remote_bytes(), (48 - 4 - 4 - 4) * BLOCK_BYTES);
     });
@@ -137,6 +151,26 @@ fn a_fill_stores_what_is_still_remote_and_nothing_over_it() {
         });
         assert_eq!(read(&volume, BLOCK_BYTES, 5 * BLOCK_BYTES).await, expected.concat());
         assert_eq!(volume.remote_mask(ExtentIndex(0)), BlockMask(0xffc1));
+    });
+}
+
+#[test]
+fn a_fill_of_zeros_takes_no_place() {
+    run(|node| async move {
+        let volume = node.volume().await;
+        volume.write(&Unfenced, EXTENT_BYTES, bytes(BLOCK, 1), false).await.unwrap();
+        volume.snapshot("below").await.unwrap();
+        mark(&volume, 0, 0x00ff).await;
+        mark(&volume, 1, 0x00ff).await;
+        let data = [vec![0; 3 * BLOCK], vec![THERE; BLOCK], vec![0; 4 * BLOCK]].concat();
+        for extent in [0, 1] {
+            let range = ByteRange { offset: extent * EXTENT_BYTES, len: 8 * BLOCK_BYTES };
+            let guard = volume.enqueue(range).await;
+            volume.fill_locked(&guard, &Unfenced, range.offset, Buffer::from_slice(&data)).await.unwrap();
+            drop(guard);
+            assert_eq!(read(&volume, range.offset, range.len).await, data, "also over what is below");
+        }
+        assert_eq!((volume.remote_bytes(), volume.data_mask(ExtentIndex(0))), (0, BlockMask(8)));
     });
 }
 
