@@ -14,6 +14,7 @@ pub mod life;
 pub mod model;
 pub mod node;
 pub mod plan;
+pub mod remote;
 pub mod shards;
 pub mod verify;
 

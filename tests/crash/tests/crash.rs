@@ -5,6 +5,7 @@ use drover_crash::{
     life::{Conduct, lead},
     model::Model,
     node::{EAGER, Images, Setup},
+    remote::remote_run,
 };
 
 /// Every moment is looked at, in few runs.
@@ -26,6 +27,14 @@ fn what_was_flushed_survives_and_snapshots_are_exact() {
 
 fn look(seed: u64, lives: u64, conduct: Conduct) -> usize {
     crash_run(seed, lives, conduct).unwrap_or_else(|finding| panic!("{finding}"))
+}
+
+/// Blocks that are at another node: 60 runs, times `DROVER_SOAK`.
+#[test]
+fn a_block_is_remote_or_holds_what_it_should() {
+    let runs = 60 * std::env::var("DROVER_SOAK").map_or(1, |times| times.parse::<u64>().expect("a number"));
+    let looked: usize = (1..=runs).map(|seed| remote_run(seed).unwrap_or_else(|finding| panic!("{finding}"))).sum();
+    assert!(looked as u64 > 10 * runs, "only {looked} crash points");
 }
 
 /// Without crashes, long: after every round of concurrent requests the volume reads like the plain model.

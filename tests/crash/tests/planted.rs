@@ -2,7 +2,7 @@
 #![cfg(feature = "planted")]
 
 use drover_base::planted::{Bug, plant};
-use drover_crash::{Finding, checks::crash_run, directed, life::Conduct, shards};
+use drover_crash::{Finding, checks::crash_run, directed, life::Conduct, remote::remote_run, shards};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 /// Seeds tried for each bug. All are caught in far fewer.
@@ -12,6 +12,10 @@ type Checker = fn(u64) -> Result<(), Finding>;
 
 fn crashes(seed: u64) -> Result<(), Finding> {
     crash_run(seed, 2, Conduct { rounds: 20, looks_percent: 25 }).map(|_| ())
+}
+
+fn remote(seed: u64) -> Result<(), Finding> {
+    remote_run(seed).map(|_| ())
 }
 
 /// Who catches what.
@@ -32,6 +36,11 @@ const CAUGHT_BY: &[(Bug, Checker)] = &[
     (Bug::ActivationNotAwaited, crashes),
     (Bug::SyncFailureForgotten, directed::a_failed_sync_is_never_forgotten),
     (Bug::EpochNotChecked, directed::nothing_passes_an_ended_lease),
+    (Bug::RemoteForgotten, remote),
+    (Bug::RemoteReadAsZero, remote),
+    (Bug::FillOverNewer, remote),
+    (Bug::FlushCommitsCurrent, remote),
+    (Bug::ValidOnSubmission, remote),
     (Bug::AckNotFenced, directed::nothing_passes_an_ended_lease),
 ];
 
