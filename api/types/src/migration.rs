@@ -165,6 +165,12 @@ pub struct MigrationOptions {
     pub throttle_bytes_per_s: Option<u64>,
     /// Begin mirroring without waiting for the rounds to shrink.
     pub mirror_at_once: bool,
+    /// Send what clients access most first, and flip before all has arrived: the rest follows, and is fetched when asked for.
+    pub hot_first: bool,
+    /// With `hot_first`: share of what clients access, by its decayed counts, that the destination has to have before the
+    /// flip, in percent; 0: whatever it has.
+    #[schema(maximum = 100)]
+    pub coverage_percent: u32,
     pub cutover: Cutover,
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<String>, example = "22:30-04:00",
@@ -192,6 +198,8 @@ impl Default for MigrationOptions {
         Self {
             throttle_bytes_per_s: None,
             mirror_at_once: false,
+            hot_first: false,
+            coverage_percent: 95,
             cutover: Cutover::Auto,
             window: None,
             pause_ms_max: 1_000,
@@ -210,6 +218,9 @@ impl MigrationOptions {
                 "options.window",
                 "a window goes with the cutover policy `window`, and with no other",
             ));
+        }
+        if self.coverage_percent > 100 {
+            return Err(ApiError::invalid("options.coverage_percent", "the coverage is at most 100 percent"));
         }
         if !PAUSE_MS.contains(&self.pause_ms_max) {
             return Err(ApiError::invalid("options.pause_ms_max", "the longest pause is from 5 ms to 30,000 ms"));
@@ -264,6 +275,9 @@ pub struct PlanRequest {
 pub struct TuneMigration {
     /// At least 65,536, or 0: no throttle.
     pub throttle_bytes_per_s: Option<u64>,
+    /// Of a migration that goes hot first.
+    #[schema(maximum = 100)]
+    pub coverage_percent: Option<u32>,
     pub cutover: Option<Cutover>,
     #[schema(value_type = Option<String>, example = "22:30-04:00",
         pattern = "^([01][0-9]|2[0-3]):[0-5][0-9]-([01][0-9]|2[0-3]):[0-5][0-9]$")]
@@ -282,6 +296,11 @@ impl TuneMigration {
         if let Some(throttle) = self.throttle_bytes_per_s {
             tuned.throttle_bytes_per_s = (throttle > 0).then_some(throttle);
         }
+        if self.coverage_percent.is_some() && !options.hot_first {
+            let text = "only a migration that goes hot first flips by coverage";
+            return Err(ApiError::invalid("coverage_percent", text));
+        }
+        tuned.coverage_percent = self.coverage_percent.unwrap_or(tuned.coverage_percent);
         if let Some(cutover) = self.cutover {
             tuned.cutover = cutover;
             tuned.window = if cutover == Cutover::Window { self.window.or(options.window) } else { None };
@@ -373,6 +392,14 @@ pub struct Receipt {
     /// Bytes on the wire from destination to source after the flip.
     pub return_wire_bytes: u64,
     pub rounds: u32,
+    /// Bytes of blocks that were still at the source at the flip, and the share of what clients access whose blocks were
+    /// not, in thousandths: as of the last report before it.
+    pub remote_bytes_at_flip: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub coverage_permille_at_flip: Option<u32>,
+    /// Of the blocks that clients accessed in the first minute after the flip, those that were there, in thousandths.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub local_permille_60s: Option<u32>,
     /// From the start to the (last) flip.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub flip_ms: Option<u64>,
@@ -440,6 +467,12 @@ pub struct Migration {
     pub bytes_total: u64,
     pub bytes_done: u64,
     pub bytes_left: u64,
+    /// Of a migration that goes hot first. Before the flip: bytes of blocks that would stay at the source if it flipped now,
+    /// and the share of what clients access that would not, in thousandths. After it: bytes of blocks yet to be fetched.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub remote_bytes: Option<u64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub coverage_permille: Option<u32>,
     /// Progress in thousandths; it never falls.
     pub permille: u32,
     pub rate_bytes_per_s: u64,
@@ -500,6 +533,12 @@ mod tests {
         let windowless = MigrationOptions { cutover: Cutover::Window, ..defaults.clone() };
         assert_eq!(windowless.check().unwrap_err().field.as_deref(), Some("options.window"));
         assert!(TuneMigration { throttle_bytes_per_s: Some(1), ..Default::default() }.apply(&defaults).is_err());
+        let covered = MigrationOptions { coverage_percent: 101, ..defaults.clone() };
+        assert_eq!(covered.check().unwrap_err().field.as_deref(), Some("options.coverage_percent"));
+        let accepted = TuneMigration { coverage_percent: Some(0), ..Default::default() };
+        assert!(accepted.apply(&defaults).is_err());
+        let hot_first = MigrationOptions { hot_first: true, ..defaults.clone() };
+        assert_eq!(accepted.apply(&hot_first).unwrap().coverage_percent, 0);
         let unthrottled = TuneMigration { throttle_bytes_per_s: Some(0), ..Default::default() };
         let throttled = MigrationOptions { throttle_bytes_per_s: Some(1 << 20), ..defaults };
         assert_eq!(unthrottled.apply(&throttled).unwrap().throttle_bytes_per_s, None);

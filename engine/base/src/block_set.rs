@@ -82,6 +82,11 @@ impl BlockSet {
         self.regions.contains_key(&region)
     }
 
+    /// Regions with blocks in the set, from `from` on, ascending.
+    pub fn regions_from(&self, from: RegionIndex) -> impl Iterator<Item = RegionIndex> + '_ {
+        self.regions.range(from..).map(|(region, _)| *region)
+    }
+
     /// Regions with blocks in the set, ascending.
     pub fn regions(&self) -> impl Iterator<Item = RegionIndex> + '_ {
         self.regions.keys().copied()
@@ -95,6 +100,15 @@ impl BlockSet {
     /// The first region at or after `from` with blocks in the set.
     pub fn next_region(&self, from: RegionIndex) -> Option<RegionIndex> {
         self.regions.range(from..).next().map(|(region, _)| *region)
+    }
+
+    /// Blocks of the region that are in this set and not in `other`.
+    pub fn without(&self, other: &Self, region: RegionIndex) -> Box<RegionMasks> {
+        let mut masks = Box::new([0; _]);
+        for (extent, mask) in region.extents().zip(masks.iter_mut()) {
+            *mask = self.get(extent).without(other.get(extent)).0;
+        }
+        masks
     }
 
     /// The first extent of `region`, from `from` (0..=64) on, that has blocks in the set.

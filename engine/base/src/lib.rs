@@ -13,7 +13,7 @@ pub mod time;
 pub mod units;
 pub mod world;
 
-pub use block_set::BlockSet;
+pub use block_set::{BlockSet, RegionMasks};
 pub use error::IoError;
 pub use ids::{Epoch, Generation, InstanceId, LayerId, MigrationId, NodeId, OperationId, SessionId, VolumeId};
 pub use time::Instant;

@@ -111,6 +111,10 @@ bugs! {
     SnapshotsDroppedUnasked,
     /// A proof counts the blocks that are stored instead of looking at which they are.
     ThicknessCounted,
+    /// A block that is sent still counts as known at the other side to stay behind.
+    SentStaysAnnounced,
+    /// So does one that was announced on a link that is gone.
+    AnnouncedOutlivesLink,
     /// Tracking begins while writes are under way: those that asked before are missed.
     TrackingWithoutBarrier,
     /// A flush does not store which blocks are remote.

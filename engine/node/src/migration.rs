@@ -21,8 +21,10 @@ use crate::peer_client::{Introduction, PeerClient};
 use crate::seat::Seat;
 use drover_base::planted::{Bug, is_planted};
 use drover_base::world::Task;
-use drover_base::{Epoch, Generation, InstanceId, IoError, LocalFuture, MigrationId, RegionIndex, SessionId, VolumeId};
-use drover_transfer::{Link, OnLinkLoss, Sender, SenderConfig, Start};
+use drover_base::{
+    Epoch, ExtentIndex, Generation, InstanceId, IoError, LocalFuture, MigrationId, RegionIndex, SessionId, VolumeId,
+};
+use drover_transfer::{Link, OnLinkLoss, Ranking, Sender, SenderConfig, Start};
 use drover_wire::admin::{NodeAddress, Position, Refusal, SendOptions};
 use drover_wire::peer::{Answer, Operation, Purpose};
 use drover_wire::seat_record::LegDirection;
@@ -30,7 +32,7 @@ use futures::future::{Either, select};
 use std::{
     cell::{Cell, RefCell},
     pin::pin,
-    rc::Rc,
+    rc::{Rc, Weak},
     time::Duration,
 };
 use tokio::sync::Notify;
@@ -80,8 +82,6 @@ impl Outbound {
     /// Makes the sender under the lease's epoch, without starting it.
     pub fn new(seat: &Rc<Seat>, lease: &Rc<LeaseGuard>, leaving: Leaving) -> Rc<Self> {
         let context = seat.context.clone();
-        let ranked = Rc::downgrade(seat);
-        let cold_first = Rc::new(move |region: RegionIndex| ranked.upgrade().map_or(0, |seat| seat.write_rank(region)));
         let on_link_loss = match leaving.direction {
             LegDirection::Forward => OnLinkLoss::FallBack,
             LegDirection::Return => OnLinkLoss::Hold,
@@ -92,7 +92,7 @@ impl Outbound {
             options: leaving.options,
             on_link_loss,
             start: leaving.start,
-            cold_first,
+            ranking: Rc::new(Ranked(Rc::downgrade(seat))),
         };
         let session = SessionId(context.world.random.next_u64());
         let sender =
@@ -317,6 +317,18 @@ impl Outbound {
             }
             backoff.wait(&self.context.world).await;
         }
+    }
+}
+
+/// A seat's heat, as long as the seat is there.
+struct Ranked(Weak<Seat>);
+
+impl Ranking for Ranked {
+    fn write_rank(&self, region: RegionIndex) -> u64 {
+        self.0.upgrade().map_or(0, |seat| seat.write_rank(region))
+    }
+    fn hot_extents(&self) -> (Vec<(ExtentIndex, f32)>, f32) {
+        self.0.upgrade().map_or((Vec::new(), 0.0), |seat| seat.hot_extents())
     }
 }
 

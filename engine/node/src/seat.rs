@@ -21,7 +21,9 @@ use crate::session::Sessions;
 use crate::writers::{Way, Writers};
 use drover_base::limits::REQUEST_BYTES_MAX;
 use drover_base::planted::{Bug, is_planted};
-use drover_base::{ByteRange, Epoch, InstanceId, Instant, IoError, MigrationId, RegionIndex, SessionId, VolumeId};
+use drover_base::{
+    ByteRange, Epoch, ExtentIndex, InstanceId, Instant, IoError, MigrationId, RegionIndex, SessionId, VolumeId,
+};
 use drover_disk::Buffer;
 use drover_heat::Heat;
 use drover_store::meta::{Batch, MetaError};
@@ -334,6 +336,11 @@ impl Seat {
     /// For an order by write heat.
     pub fn write_rank(&self, region: RegionIndex) -> u64 {
         self.heat.borrow().write_rank(region, self.context.world.now())
+    }
+
+    /// The extents that are accessed most, hottest first, and what all count together.
+    pub fn hot_extents(&self) -> (Vec<(ExtentIndex, f32)>, f32) {
+        self.heat.borrow().hot_extents(self.context.world.now())
     }
 
     fn note_read(&self, offset: u64, len: u64) {

@@ -13,10 +13,12 @@
 //! - Blocks leave `pending` under their extent's lock, before their content is read.
 //! - A flush makes clean what was acknowledged before the flush was put on the stream, and nothing else.
 //! - `initial` only shrinks: progress does not go back.
+//! - `announced` ⊆ `pending`: what the other side was told of a block of it, last on this link's stream, is that it stays
+//!   behind. So the two sides agree about every such block. With the link that knowledge is gone.
 
 use drover_base::planted::{Bug, is_planted};
 use drover_base::units::BLOCK_BYTES;
-use drover_base::{BlockMask, BlockSet, ByteRange, ExtentIndex, RegionIndex};
+use drover_base::{BlockMask, BlockSet, ByteRange, ExtentIndex, RegionIndex, RegionMasks};
 use std::collections::{BTreeMap, VecDeque};
 
 /// A block-aligned range on its way. Must be given back to [`Ledger::arrived`].
@@ -38,6 +40,8 @@ pub struct Taken {
 #[derive(Debug, Default)]
 pub struct Ledger {
     pending: BlockSet,
+    /// Pending blocks that the other side knows to be here only: after a flip it asks for them.
+    announced: BlockSet,
     /// Blocks in flight, by region; a block counts as often as it is in flight.
     in_flight: BTreeMap<RegionIndex, u64>,
     in_flight_blocks: u64,
@@ -85,9 +89,58 @@ impl Ledger {
         !self.acknowledged.is_empty() || self.covered.iter().any(|(_, set)| !set.is_empty())
     }
 
-    /// Nothing waits to be sent and nothing is on its way.
+    /// Nothing has to be sent and nothing is on its way.
     pub fn is_sent(&self) -> bool {
-        self.pending.is_empty() && self.in_flight_blocks == 0
+        self.owes_nothing() && self.in_flight_blocks == 0
+    }
+
+    /// The other side has, or has been sent, everything that it does not know to be here only.
+    pub fn owes_nothing(&self) -> bool {
+        self.pending.bytes() == self.announced.bytes()
+    }
+
+    /// Bytes that stay behind if the other side takes over now.
+    pub fn announced_bytes(&self) -> u64 {
+        self.announced.bytes()
+    }
+
+    /// Regions with blocks that have to be sent, or announced.
+    pub fn owed_regions(&self) -> impl Iterator<Item = RegionIndex> + '_ {
+        let is_owed =
+            |region: &RegionIndex| self.pending.without(&self.announced, *region).iter().any(|mask| *mask != 0);
+        self.pending.regions().filter(is_owed)
+    }
+
+    /// The next region, from `from` on, with pending blocks that hold data and that the other side does not know to be here
+    /// only, and which: they are put on the stream in this moment. Holes are sent: what stays behind comes back as data.
+    pub fn announce_next(
+        &mut self,
+        from: RegionIndex,
+        held: impl Fn(ExtentIndex) -> BlockMask,
+    ) -> Option<(RegionIndex, Box<RegionMasks>)> {
+        let (region, masks) = self.pending.regions_from(from).find_map(|region| {
+            let mut masks = self.pending.without(&self.announced, region);
+            for (extent, mask) in region.extents().zip(masks.iter_mut()).filter(|(_, mask)| **mask != 0) {
+                *mask &= held(extent).0;
+            }
+            masks.iter().any(|mask| *mask != 0).then_some((region, masks))
+        })?;
+        for (extent, mask) in region.extents().zip(masks.iter()) {
+            self.announced.mark(extent, BlockMask(*mask));
+            if let Some(reached) = &mut self.reached {
+                // A trim of them has to be sent, like that of any block the other side does not read as zero.
+                reached.mark(extent, BlockMask(*mask));
+            }
+        }
+        Some((region, masks))
+    }
+
+    /// What the other side knows of what stays behind is uncertain from now on.
+    pub fn forget_announced(&mut self) {
+        if is_planted(Bug::AnnouncedOutlivesLink) {
+            return;
+        }
+        self.announced = BlockSet::default();
     }
 
     pub fn is_clean(&self, region: RegionIndex) -> bool {
@@ -134,6 +187,9 @@ impl Ledger {
         let data = dirty.and(held);
         let empty = dirty.without(held);
         let zero = self.reached.as_ref().map_or(empty, |reached| reached.get(extent).and(empty));
+        if !is_planted(Bug::SentStaysAnnounced) {
+            self.announced.take(extent);
+        }
         self.forget(extent, empty.without(zero));
         if let Some(reached) = &mut self.reached {
             reached.mark(extent, data);
@@ -150,6 +206,7 @@ impl Ledger {
     /// Puts all of the range in flight: it is sent with the content it has from now on.
     pub fn depart_range(&mut self, range: ByteRange) -> Flight {
         self.pending.remove_range(range);
+        self.announced.remove_range(range);
         if let Some(reached) = &mut self.reached {
             reached.mark_range(range);
         }
@@ -197,6 +254,7 @@ impl Ledger {
     /// The other side is another instance than before: what it had not flushed may be lost.
     pub fn instance_changed(&mut self) {
         self.lap += 1;
+        self.forget_announced();
         self.pending.absorb(std::mem::take(&mut self.acknowledged));
         for (_, set) in std::mem::take(&mut self.covered) {
             self.pending.absorb(set);
@@ -211,6 +269,7 @@ impl Ledger {
     /// These blocks are equal without being sent: they read as zero and never reached the other side.
     fn forget(&mut self, extent: ExtentIndex, mask: BlockMask) {
         self.pending.remove(extent, mask);
+        self.announced.remove(extent, mask);
         self.initial.remove(extent, mask);
     }
 

@@ -17,4 +17,4 @@ mod throttle;
 pub use link::{Link, TransferError};
 pub use puller::{Puller, PullerConfig};
 pub use receiver::Receiver;
-pub use sender::{OnLinkLoss, Sender, SenderConfig, Start};
+pub use sender::{OnLinkLoss, Ranking, Sender, SenderConfig, Start};

@@ -17,7 +17,7 @@ use crate::compress::{POOL_BYTES_MIN, squeeze, unpack};
 use bytes::Bytes;
 use drover_base::limits::REQUEST_BYTES_MAX;
 use drover_base::units::{BLOCK_BYTES, EXTENT_BYTES, REGION_BYTES};
-use drover_base::{ByteRange, ExtentIndex, IoError, LocalFuture, World};
+use drover_base::{BlockMask, ByteRange, ExtentIndex, IoError, LocalFuture, RegionIndex, RegionMasks, World};
 use drover_store::{Fence, LockGuard, LockTicket, Volume};
 use drover_wire::peer::{Answer, ExtentDigests, Operation, Payload, STATUS_RUNS_MAX, StatusRun};
 use futures::channel::oneshot;
@@ -100,6 +100,14 @@ impl Receiver {
                 Ok(ticket) => self.run(sequence, me.read(ticket, range)),
                 Err(error) => refuse(error),
             },
+            Operation::Remote { region, masks } => {
+                let range = self.region_range(region);
+                match self.place(range) {
+                    Ok(ticket) if range.len > 0 => self.run(sequence, me.mark_remote(ticket, region, masks)),
+                    Ok(_) => refuse(self.out_of_range(range)),
+                    Err(error) => refuse(error),
+                }
+            }
             Operation::Flush { note } => self.run(sequence, me.flush(sequence, note)),
             // A mirror serves nobody else.
             Operation::Hello(_) | Operation::Trim { .. } => refuse(IoError::NotHere),
@@ -151,9 +159,24 @@ impl Receiver {
 
     /// The part of the extent inside the volume; empty for an extent that it does not have.
     fn extent_range(&self, extent: ExtentIndex) -> ByteRange {
+        self.inside(extent.0, EXTENT_BYTES)
+    }
+
+    /// The same for a region.
+    fn region_range(&self, region: RegionIndex) -> ByteRange {
+        self.inside(region.0, REGION_BYTES)
+    }
+
+    fn inside(&self, index: u64, unit_bytes: u64) -> ByteRange {
         let size = self.volume.size_bytes();
-        let offset = extent.0.saturating_mul(EXTENT_BYTES).min(size);
-        ByteRange { offset, len: (size - offset).min(EXTENT_BYTES) }
+        let offset = index.saturating_mul(unit_bytes).min(size);
+        ByteRange { offset, len: (size - offset).min(unit_bytes) }
+    }
+
+    /// Digests of an extent some of which is not here: no block of the other side's has one of zeros, so all are sent.
+    fn unlike_any(&self, extent: ExtentIndex) -> ExtentDigests {
+        let blocks = self.extent_range(extent).len.div_ceil(BLOCK_BYTES) as usize;
+        ExtentDigests { extent: [0; 32], blocks: vec![[0; 16]; blocks], held: self.volume.data_mask(extent) }
     }
 
     async fn write(
@@ -207,10 +230,27 @@ impl Receiver {
         Ok(Answer::Done)
     }
 
+    /// These blocks stay at the sender if this side takes over.
+    async fn mark_remote(
+        self: Rc<Self>,
+        ticket: LockTicket,
+        region: RegionIndex,
+        masks: Box<RegionMasks>,
+    ) -> Result<Answer, IoError> {
+        let guard = ticket.await;
+        for (extent, mask) in region.extents().zip(*masks).filter(|(_, mask)| *mask != 0) {
+            self.volume.mark_remote_locked(&guard, &*self.fence, extent, BlockMask(mask)).await?;
+        }
+        self.done(guard, false).await
+    }
+
     /// Under the lock the content is only read: who comes after it in the stream waits for one extent's read.
     async fn digests(self: Rc<Self>, ticket: LockTicket, extent: ExtentIndex) -> Result<Answer, IoError> {
         let guard = ticket.await;
         self.fence.check()?;
+        if !self.volume.remote_mask(extent).is_empty() {
+            return Ok(Answer::Digests(self.unlike_any(extent)));
+        }
         let content = self.volume.extent_content_locked(&guard, extent).await?;
         drop(guard);
         let (held, has_data) = (content.held(), content.has_data());

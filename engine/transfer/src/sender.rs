@@ -22,6 +22,8 @@
 //!   answered (before the flip: this side alone counts) or waits (after it: the other side may have to take over).
 //! - **Synced** is lost with the link and with every error, and is reached again by the same way.
 //! - **Drained**: the volume is quiesced; everything was sent and a flush covers it.
+//! - **Hot first**: as soon as it mirrors, whatever is pending is announced to stay behind. Then synced and drained say that
+//!   everything was sent *or announced*; the copier goes on meanwhile, with what is accessed most (`announce.rs`).
 //! - **Proving**: regions are compared in stream order; what is proven is forgotten when the link breaks.
 //!
 //! Ordering rules
@@ -34,6 +36,7 @@
 //!   mirror are done; a write that waits for a new link is therefore sent again by itself, not by the copier.
 //! - A mirrored write that waits is sent on a new link before anything else is.
 
+mod announce;
 mod compare;
 mod copy;
 mod digests;
@@ -46,6 +49,7 @@ mod scan;
 mod state;
 
 use crate::Link;
+pub use announce::Ranking;
 use drover_base::{ByteRange, Generation, Instant, IoError, LocalFuture, MigrationId, RegionIndex, World};
 use drover_store::{Fence, Tap, TapChange, Volume};
 use drover_wire::admin::{SendOptions, SendProgress};
@@ -92,8 +96,7 @@ pub struct SenderConfig {
     pub options: SendOptions,
     pub on_link_loss: OnLinkLoss,
     pub start: Start,
-    /// How often a region is written: the smaller, the earlier it is sent.
-    pub cold_first: Rc<dyn Fn(RegionIndex) -> u64>,
+    pub ranking: Rc<dyn Ranking>,
 }
 
 /// Sends a volume to the other side and keeps it equal there. Installed as the volume's tap.
@@ -130,6 +133,9 @@ impl Sender {
         self.world.spawn(self.clone().run_flusher()).detach();
         if self.config.start == Start::Compare {
             self.world.spawn(self.clone().run_compare()).detach();
+        }
+        if self.config.options.hot_first {
+            self.world.spawn(self.clone().run_announcer()).detach();
         }
     }
 
@@ -183,7 +189,8 @@ impl Sender {
         let mut state = self.state.borrow_mut();
         let rate_bytes_per_s = state.client_writes.bytes_per_s(now);
         state.pace.roll(now, rate_bytes_per_s);
-        state.progress(&self.config, now)
+        let coverage_permille = state.coverage_permille(&*self.config.ranking, now);
+        state.progress(&self.config, coverage_permille, now)
     }
 
     /// The region is durably equal at the other side: a crash there or here loses nothing of it.

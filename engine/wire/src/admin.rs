@@ -51,6 +51,8 @@ pub struct SendOptions {
     pub throttle_bytes_per_s: Option<u64>,
     /// Begin mirroring without waiting for the rounds to shrink.
     pub mirror_at_once: bool,
+    /// Send what is accessed most first, and let the other side know of all else: it may flip before that has arrived.
+    pub hot_first: bool,
 }
 
 /// How far a holder has got with bringing what its flip did not wait for.
@@ -401,6 +403,11 @@ pub struct SendProgress {
     pub done_bytes: u64,
     /// Bytes of blocks that still differ or are not yet durable at the other side.
     pub dirty_bytes: u64,
+    /// Bytes of blocks that stay behind if the volume flips now, as the other side knows.
+    pub remote_bytes: u64,
+    /// Share of the accesses, by their decayed counts, whose blocks the other side has, in thousandths. Where none were
+    /// counted: share of the bytes.
+    pub coverage_permille: u32,
     /// Bytes of blocks sent, resends included, before and after compression, heads of frames included in `wire_bytes`.
     pub logical_bytes: u64,
     pub wire_bytes: u64,
@@ -418,7 +425,41 @@ pub struct SendProgress {
     /// In the last second there always was a mirrored write that the other side had not answered.
     pub writes_wait: bool,
     pub proof: Option<Proof>,
+    /// Of a holder after a hot-first flip.
+    pub pull: Option<PullProgress>,
     pub error: Option<String>,
+}
+
+/// How far the blocks have come that stayed behind at a flip.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PullProgress {
+    /// Bytes of blocks that are still at the other side only.
+    pub remote_bytes: u64,
+    /// Fetched in this start of the node: bytes of blocks, and bytes on the wire.
+    pub pulled_bytes: u64,
+    pub wire_bytes: u64,
+    /// Requests of clients that had to wait for a block, and those that wait now.
+    pub waited_requests: u64,
+    pub waiting_requests: u64,
+    /// Blocks that clients accessed in the first minute after the flip, and those of them that were here; `None`: this
+    /// start of the node did not see that minute whole.
+    pub first_minute: Option<FirstMinute>,
+    pub error: Option<String>,
+}
+
+/// What clients accessed in the first minute after a flip.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FirstMinute {
+    pub is_over: bool,
+    pub blocks: u64,
+    pub local_blocks: u64,
+}
+
+impl FirstMinute {
+    /// In thousandths. All, where nothing was accessed.
+    pub fn local_permille(&self) -> u32 {
+        (self.local_blocks * 1000).checked_div(self.blocks).map_or(1000, |share| share as u32)
+    }
 }
 
 /// What comparing both sides has shown so far.

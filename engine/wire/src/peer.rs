@@ -16,7 +16,8 @@ use bytes::Bytes;
 use drover_base::limits::{MESSAGE_BODY_BYTES_MAX, NOTE_BYTES_MAX, REQUEST_BYTES_MAX};
 use drover_base::world::Message;
 use drover_base::{
-    BlockMask, ByteRange, Epoch, ExtentIndex, Generation, InstanceId, IoError, MigrationId, NodeId, SessionId, VolumeId,
+    BlockMask, ByteRange, Epoch, ExtentIndex, Generation, InstanceId, IoError, MigrationId, NodeId, RegionIndex,
+    RegionMasks, SessionId, VolumeId,
 };
 use serde::{Deserialize, Serialize};
 use zerocopy::byteorder::little_endian::{U16, U32, U64};
@@ -26,8 +27,8 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 const MAGIC: u32 = 0x5056_5244;
 
 /// Version 1: the first. Version 2: acknowledgements name the writer's term, `Hello` and `Welcome` speak about the
-/// gateway's log, a stream's flush bears the volume's note.
-const VERSION: u16 = 2;
+/// gateway's log, a stream's flush bears the volume's note. Version 3: a stream names blocks that stay behind.
+const VERSION: u16 = 3;
 
 /// Runs of a block status reply at most.
 pub const STATUS_RUNS_MAX: usize = 4096;
@@ -48,6 +49,7 @@ mod kind {
     pub const FLUSH: u16 = 6;
     pub const BLOCK_STATUS: u16 = 7;
     pub const DIGESTS: u16 = 8;
+    pub const REMOTE: u16 = 9;
     pub const REPLY_HELLO: u16 = 101;
     pub const REPLY_DATA: u16 = 102;
     pub const REPLY_DONE: u16 = 103;
@@ -185,6 +187,12 @@ pub enum Operation {
     Digests {
         extent: ExtentIndex,
     },
+    /// Of a stream: these blocks of the region are the sender's only, to be asked for after a flip. What the receiver
+    /// holds of them does not count any more.
+    Remote {
+        region: RegionIndex,
+        masks: Box<RegionMasks>,
+    },
 }
 
 /// A request between nodes.
@@ -279,6 +287,10 @@ impl PeerRequest {
             }
             Operation::BlockStatus { range } => (kind::BLOCK_STATUS, range),
             Operation::Digests { extent } => (kind::DIGESTS, ByteRange { offset: extent.0, len: 0 }),
+            Operation::Remote { region, masks } => {
+                body = Payload::plain(masks.iter().flat_map(|mask| mask.to_le_bytes()).collect());
+                (kind::REMOTE, ByteRange { offset: region.0, len: 0 })
+            }
         };
         head.flags = flags.into();
         finish(head, kind, range, body)
@@ -312,6 +324,7 @@ impl PeerRequest {
             kind::FLUSH => Operation::Flush { note: body.bytes },
             kind::BLOCK_STATUS => Operation::BlockStatus { range },
             kind::DIGESTS => Operation::Digests { extent: ExtentIndex(range.offset) },
+            kind::REMOTE => Operation::Remote { region: RegionIndex(range.offset), masks: region_masks(&body.bytes)? },
             other => return Err(WireError::Kind(other)),
         };
         Ok(Self {
@@ -368,6 +381,13 @@ impl PeerReply {
             result,
         })
     }
+}
+
+fn region_masks(body: &[u8]) -> Result<Box<RegionMasks>, WireError> {
+    let wrong = || WireError::Body("masks of a region");
+    let (masks, []) = body.as_chunks::<2>() else { return Err(wrong()) };
+    let masks: Box<[u16]> = masks.iter().map(|bytes| u16::from_le_bytes(*bytes)).collect();
+    masks.try_into().map_err(|_| wrong())
 }
 
 const NO_RANGE: ByteRange = ByteRange { offset: 0, len: 0 };

@@ -13,6 +13,11 @@ impl Ticks {
     pub fn of(since: Duration) -> Self {
         Self(u32::try_from(since.as_millis() / TICK.as_millis()).unwrap_or(u32::MAX))
     }
+
+    /// Half-lives that have ended by then.
+    pub fn half_lives(self) -> u32 {
+        self.0 / (HALF_LIFE.as_millis() / TICK.as_millis()) as u32
+    }
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq)]

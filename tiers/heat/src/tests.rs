@@ -108,3 +108,33 @@ fn a_volume_that_grows_is_counted_to_its_new_end() {
     about(heat.region(RegionIndex(0), at(0)).written_blocks, 256.0);
     about(heat.region(RegionIndex::containing(4095 * MIB), at(0)).written_blocks, 256.0);
 }
+
+#[test]
+fn extents_are_told_apart_and_the_hottest_come_first() {
+    let mut heat = heat(64 * MIB);
+    heat.read(range(5 * 65_536, 4096), at(1));
+    for _ in 0..3 {
+        heat.write(range(REGION_BYTES + 65_536, 4096), at(1));
+    }
+    heat.write(range(2 * 65_536 - 4096, 8192), at(1));
+    let (hot, total) = heat.hot_extents(at(1));
+    let extents: Vec<_> = hot.iter().map(|(extent, _)| extent.0).collect();
+    assert_eq!(extents, [65, 1, 2, 5]);
+    about(hot[0].1, 3.0);
+    about(hot[3].1, 1.0);
+    about(total, 6.0);
+}
+
+#[test]
+fn shares_are_bounded_and_the_regions_that_lose_them_count_evenly() {
+    let regions = SHARED_REGIONS_MAX as u64 + 1;
+    let mut heat = heat(regions * REGION_BYTES);
+    for region in 0..regions {
+        heat.write(range(region * REGION_BYTES, 4096), at(region));
+    }
+    assert_eq!(heat.shares_used, SHARED_REGIONS_MAX + 1 - PAGE_REGIONS as usize);
+    let now = at(regions);
+    let (hot, _) = heat.hot_extents(now);
+    assert_eq!(hot.len(), HOT_EXTENTS_MAX.min(SHARED_REGIONS_MAX + 1 - PAGE_REGIONS as usize + 256 * 64));
+    about(heat.region(RegionIndex(regions - 1), now).written_blocks, 1.0);
+}

@@ -267,6 +267,9 @@ pub enum Migrate {
     Cutover {
         /// Id, or its volume's name: the unfinished one, else the last
         migration: String,
+        /// Of one that goes hot first: whatever the destination has by now
+        #[arg(long)]
+        accept_coverage: bool,
     },
     /// Give it up before the flip
     Cancel {
@@ -303,6 +306,9 @@ pub struct MigrateTune {
     /// Bytes a second at most; 0 for no limit
     #[arg(long, value_parser = drover_base::text::parse_bytes)]
     pub throttle: Option<u64>,
+    /// Of one that goes hot first: percent of what is accessed that has to be there before the flip
+    #[arg(long, value_name = "PERCENT")]
+    pub coverage: Option<u32>,
     /// When to flip once all is there: auto, manual or window
     #[arg(long, value_parser = cutover)]
     pub cutover: Option<Cutover>,
@@ -354,6 +360,12 @@ pub struct MigrateOptions {
     /// Mirror writes at once instead of after rounds
     #[arg(long)]
     pub mirror_at_once: bool,
+    /// Send what is accessed most first, and flip before all has arrived: the rest is fetched afterwards
+    #[arg(long)]
+    pub hot_first: bool,
+    /// With --hot-first: percent of what is accessed that has to be there before the flip [default: 95]
+    #[arg(long, value_name = "PERCENT", requires = "hot_first")]
+    pub coverage: Option<u32>,
     /// When to flip once all is there: auto, manual or window
     #[arg(long, value_parser = cutover, default_value = "auto")]
     pub cutover: Cutover,

@@ -298,6 +298,7 @@ impl Executor {
                 options: SendOptions {
                     throttle_bytes_per_s: record.options.throttle_bytes_per_s,
                     mirror_at_once: record.options.mirror_at_once,
+                    hot_first: record.options.hot_first,
                 },
                 compare: generation.0 > 0,
             },

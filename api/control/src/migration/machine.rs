@@ -8,10 +8,12 @@
 //!   tracks. Both answered → copying. Refused for lack of space, or not answered within the deadline → rolled back.
 //! - **copying**, **converging**: the sender works by itself and is watched. Ready → mirroring, its lease timed in the
 //!   same step. Its node restarted or it failed → tracking under the next generation, comparing.
-//! - **mirroring**: told to the source until answered. All arrived and durable, and the policy agrees → flipping.
+//! - **mirroring**: told to the source until answered. All arrived and durable, and the policy agrees → flipping. Hot first:
+//!   all arrived, or known at the destination to be at the source, and enough of what is accessed arrived.
 //! - **flipping**: the source drains, the destination confirms, the lease moves. Any failure before the lease moved →
 //!   mirroring; the source is told to go on until it confirms, and the flip is tried again later.
-//! - **settling**: both are told of the lease; the destination serves and mirrors back. Way back whole → proof →
+//! - **settling**: both are told of the lease; the destination serves and mirrors back. Nothing at the source only any more,
+//!   way back whole → proof →
 //!   retention → committed; where snapshots would go with the source's copy, only when that was asked for. The destination
 //!   silent until its lease has run out, way back open, and the source still has its copy → the source takes over. Once the
 //!   source has lost its copy there is no proof any more: people are told, and their commit ends it.
@@ -28,6 +30,7 @@ use crate::config::{
     SENDER_FAILURES_MAX,
 };
 use drover_base::planted::{Bug, is_planted};
+use drover_base::text::show_bytes;
 use drover_base::{Generation, InstanceId, Instant, NodeId};
 use drover_types::record::{Cleanup, CleanupTask, LeaseRecord, MigrationRecord, Stage};
 use drover_types::{ApiError, CommitPolicy, Cutover, ErrorCode, ProofResult};
@@ -132,6 +135,7 @@ pub fn waits_for(view: &View<'_>) -> Option<Wait> {
         Stage::Settling if view.source_copy == SourceCopy::Lost => person("a decision: the source has lost its copy"),
         Stage::Settling if record.proof_failed => person("a decision: the proof failed"),
         Stage::Settling if !record.way_back_open => itself("the way back to open".into()),
+        Stage::Settling if left_behind(view) > 0 => itself(format!("{} to be fetched", show_bytes(left_behind(view)))),
         Stage::Settling if record.proven && view.source_snapshots.is_some_and(|count| count > 0) => {
             let count = view.source_snapshots.unwrap_or_default();
             person(&format!("the commit: snapshots of the volume ({count}) go with the copy of {}", record.source))
@@ -141,6 +145,11 @@ pub fn waits_for(view: &View<'_>) -> Option<Wait> {
         Stage::FlippingBack => Next { view, ask: None, wake: view.now }.way_back_whole().err().and_then(itself),
         _ => None,
     }
+}
+
+/// Bytes of blocks that the holder has yet to fetch, as it last said.
+fn left_behind(view: &View<'_>) -> u64 {
+    view.knowledge.report.as_ref().map_or(0, |report| remote_bytes(&report.progress))
 }
 
 /// Everything is looked at again at least this often.
@@ -356,7 +365,8 @@ impl Next<'_> {
         }
         let (source, _) = self.sides();
         if let Some(progress) = self.fresh() {
-            let at_once = self.record().options.mirror_at_once && progress.phase >= SendPhase::Copying;
+            let options = &self.record().options;
+            let at_once = (options.mirror_at_once || options.hot_first) && progress.phase >= SendPhase::Copying;
             let ready = progress.ready_to_mirror || progress.phase >= SendPhase::Mirroring || at_once;
             if ready && progress.link_up && !self.record().paused {
                 return Some(Transition::BeginMirroring);
@@ -407,7 +417,23 @@ impl Next<'_> {
         if self.node(&self.record().destination).instance.is_none() {
             return Err("the destination is not there".into());
         }
-        self.whole(false)
+        self.whole(false)?;
+        self.covered()
+    }
+
+    /// Hot first: whether enough of what is accessed has arrived.
+    fn covered(&self) -> Result<(), String> {
+        let options = &self.record().options;
+        let Some(progress) = self.fresh().filter(|_| options.hot_first) else { return Ok(()) };
+        if progress.coverage_permille >= options.coverage_percent * 10 {
+            return Ok(());
+        }
+        let (percent, tenth) = (progress.coverage_permille / 10, progress.coverage_permille % 10);
+        Err(format!(
+            "the destination has {percent}.{tenth} % of what is accessed, {} % are asked for; {} are still at the source only",
+            options.coverage_percent,
+            show_bytes(progress.remote_bytes)
+        ))
     }
 
     /// Whether the other side has everything, as of the sender's last report.
@@ -575,6 +601,9 @@ impl Next<'_> {
             return None;
         }
         let progress = self.fresh()?.clone();
+        if remote_bytes(&progress) > 0 {
+            return None;
+        }
         let (holder, _) = self.sides();
         if record.proven {
             let proven_at = self.known().proven_at.unwrap_or(self.known().since);
@@ -724,6 +753,11 @@ impl Next<'_> {
             None => Step::Wait { until: self.wake },
         }
     }
+}
+
+/// Bytes of blocks that the holder has yet to fetch.
+pub fn remote_bytes(progress: &SendProgress) -> u64 {
+    progress.pull.as_ref().map_or(0, |pull| pull.remote_bytes)
 }
 
 fn is_sound(proof: &Proof) -> bool {

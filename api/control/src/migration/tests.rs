@@ -12,7 +12,7 @@ use drover_meta::Version;
 use drover_sim::runtime::Generator;
 use drover_types::VolumeState;
 use drover_types::record::{CleanupTask, LeaseRecord, MigrationRecord, NodeRecord, Stage, VolumeRecord};
-use drover_wire::admin::{Position, Proof, Refusal, SendPhase, SendProgress};
+use drover_wire::admin::{Position, Proof, PullProgress, Refusal, SendPhase, SendProgress};
 use std::time::Duration;
 
 const VOLUME: VolumeId = VolumeId(1);
@@ -79,9 +79,12 @@ impl Walk {
         let lease =
             LeaseRecord { volume: VOLUME, epoch: Epoch(1), revision: 0, holder: node("a"), ttl_ms: None, leg: None };
         state.leases.insert(VOLUME, Kept { version, record: lease });
-        state.migrations.insert(MIGRATION, Kept { version, record: record() });
+        let mut chance = Generator::new(seed, "walk");
+        let mut migration = record();
+        migration.options.hot_first = chance.chance_ppm(300_000);
+        state.migrations.insert(MIGRATION, Kept { version, record: migration });
         Self {
-            chance: Generator::new(seed, "walk"),
+            chance,
             state,
             knowledge: Knowledge::default(),
             now: BEGINNING,
@@ -158,7 +161,15 @@ impl Walk {
     }
 
     fn check(&self, transition: &Transition) {
+        let reported = self.knowledge.report.as_ref().map(|report| &report.progress);
         match transition {
+            Transition::BeginFlip if self.record().stage == Stage::Mirroring && self.record().options.hot_first => {
+                assert!(reported.expect("the gate asks").coverage_permille >= 950, "flipped without what is accessed");
+            }
+            Transition::Proven { .. } => {
+                let pull = reported.and_then(|progress| progress.pull.as_ref());
+                assert!(pull.is_none_or(|pull| pull.remote_bytes == 0), "proven while blocks are at the source only");
+            }
             Transition::MoveLease { handover } => {
                 let holder = self.record().sides().0;
                 let instance = self.state.nodes[holder].record.instance;
@@ -329,7 +340,12 @@ impl Walk {
                     regions_thicker: 0,
                 });
                 let link_up = phase != SendPhase::Connecting;
-                Answer::Progress(Box::new(SendProgress { proof, link_up, ..progress(generation, phase) }))
+                let remote_bytes = self.chance.below(3) << 20;
+                let pull = PullProgress { remote_bytes, ..PullProgress::default() };
+                let pull = (!self.record().stage.is_before_flip()).then_some(pull);
+                let coverage_permille = 900 + self.chance.below(101) as u32;
+                let told = progress(generation, phase);
+                Answer::Progress(Box::new(SendProgress { proof, link_up, pull, coverage_permille, ..told }))
             }
             _ => self.good_answer(effect),
         }
@@ -429,6 +445,8 @@ fn progress(generation: Generation, phase: SendPhase) -> SendProgress {
         total_bytes: 100,
         done_bytes: 100,
         dirty_bytes: 0,
+        remote_bytes: 0,
+        coverage_permille: 1000,
         logical_bytes: 100,
         wire_bytes: 50,
         rounds: 1,
@@ -439,6 +457,7 @@ fn progress(generation: Generation, phase: SendPhase) -> SendProgress {
         free_write_bytes_per_s: 0,
         writes_wait: false,
         proof: None,
+        pull: None,
         error: None,
     }
 }

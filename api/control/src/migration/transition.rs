@@ -29,6 +29,7 @@
 //!   lost its copy: then there is nothing to compare with or to go back to;
 //! - (epoch, revision) of the lease grows with every change of it.
 
+use super::machine::remote_bytes;
 use crate::table::{Changes, Link, NewEvent, State};
 use drover_base::planted::{Bug, is_planted};
 use drover_base::text::show_bytes;
@@ -466,6 +467,10 @@ impl Draft<'_> {
             receipt.logical_bytes = earlier.logical_bytes;
             receipt.wire_bytes = earlier.wire_bytes;
             receipt.rounds = earlier.rounds;
+            if let Some(progress) = self.facts.progress.filter(|_| self.record.options.hot_first) {
+                receipt.remote_bytes_at_flip = progress.remote_bytes;
+                receipt.coverage_permille_at_flip = Some(progress.coverage_permille);
+            }
         }
         self.enter(to, format!("{other} holds the lease under epoch {}", self.lease.epoch));
         Ok(())
@@ -491,8 +496,17 @@ impl Draft<'_> {
         Ok(())
     }
 
+    /// From when everything was fetched on, what clients access is there.
+    fn note_first_minute(&mut self) {
+        let pull = self.facts.progress.and_then(|progress| progress.pull.as_ref());
+        if let Some(minute) = pull.and_then(|pull| pull.first_minute) {
+            self.record.receipt.local_permille_60s = Some(minute.local_permille());
+        }
+    }
+
     fn proven(&mut self, proof: ProofResult) -> Result<(), Stale> {
         ensure(self.record.stage == Stage::Settling && self.record.way_back_open, "the way back closed meanwhile")?;
+        self.note_first_minute();
         self.record.proven = true;
         let since =
             if self.record.receipt.compared_after_flip { " since they were compared after a restart" } else { "" };
@@ -537,7 +551,15 @@ impl Draft<'_> {
         ensure(stages.contains(&self.record.stage), "the migration is in another phase")?;
         ensure(self.facts.source_copy == SourceCopy::Lost, "the source has its copy")?;
         let (source, destination) = (self.record.source.clone(), self.record.destination.clone());
-        let message = format!("{source} has lost its copy of {}", self.record.volume_name);
+        let left = self.facts.progress.map_or(0, remote_bytes);
+        let with = match left {
+            0 => String::new(),
+            left => format!(
+                ", and with it {} that had yet to be fetched: they give errors until overwritten",
+                show_bytes(left)
+            ),
+        };
+        let message = format!("{source} has lost its copy of {}{with}", self.record.volume_name);
         let error = ApiError::new(drover_types::ErrorCode::VolumeNotFound, message.clone());
         let error = if self.record.stage == Stage::Settling {
             error.cause(format!("there is no way back any more; {destination} has the only copy")).hint(format!(

@@ -1,7 +1,7 @@
 //! A migration as people see it.
 
 use super::knowledge::Knowledge;
-use super::machine::Wait;
+use super::machine::{Wait, remote_bytes};
 use drover_types::record::{MigrationRecord, Shown, SlowedRecord, Stage};
 use drover_types::{Action, Migration, Slowed, WayBack};
 use drover_wire::admin::SendProgress;
@@ -16,11 +16,18 @@ pub fn show(record: &MigrationRecord, progress: &SendProgress, shown: &mut Shown
     if record.stage.is_before_flip() {
         shown.bytes_total = shown.bytes_total.max(progress.total_bytes);
         shown.bytes_done = shown.bytes_done.max(progress.done_bytes).min(shown.bytes_total);
+    } else if record.stage == Stage::Settling && progress.pull.is_some() {
+        let arrived = shown.bytes_total.saturating_sub(remote_bytes(progress));
+        shown.bytes_done = shown.bytes_done.max(arrived);
     }
     let permille = match record.stage {
         Stage::Planned | Stage::Tracking => 0,
         Stage::Copying | Stage::Converging => share(COPY_PERMILLE, shown.bytes_done, shown.bytes_total),
+        Stage::Mirroring | Stage::Flipping if record.options.hot_first => {
+            share(COPY_PERMILLE, shown.bytes_done, shown.bytes_total)
+        }
         Stage::Mirroring | Stage::Flipping => COPY_PERMILLE,
+        Stage::Settling if remote_bytes(progress) > 0 => share(COPY_PERMILLE, shown.bytes_done, shown.bytes_total),
         Stage::Settling if record.proven => PROVEN_PERMILLE,
         Stage::Settling => {
             let proof = progress.proof.clone().unwrap_or_default();
@@ -74,7 +81,9 @@ pub fn view(record: &MigrationRecord, knowledge: Option<&Knowledge>, waits: Opti
     let report = knowledge.and_then(|knowledge| knowledge.report.as_ref()).map(|report| &report.progress);
     let mut shown = knowledge.map_or(record.shown, |knowledge| knowledge.shown);
     let mut receipt = record.receipt.clone();
-    let mut left = report.map_or(shown.bytes_total - shown.bytes_done, |progress| progress.dirty_bytes);
+    let mut left = report.map_or(shown.bytes_total - shown.bytes_done, |progress| {
+        progress.dirty_bytes + progress.remote_bytes + remote_bytes(progress)
+    });
     if record.stage.is_before_flip() {
         let now =
             report.map(|progress| (progress.logical_bytes, progress.wire_bytes, progress.rounds)).unwrap_or_default();
@@ -89,6 +98,7 @@ pub fn view(record: &MigrationRecord, knowledge: Option<&Knowledge>, waits: Opti
         shown = Shown { bytes_done: shown.bytes_total, permille: 1000, ..shown };
     }
     let rate = if record.stage.is_final() { 0 } else { knowledge.map_or(0, |knowledge| knowledge.rate_bytes_per_s) };
+    let is_hot = record.options.hot_first && !record.stage.is_final();
     let mut cleanup_pending: Vec<String> = Vec::new();
     if record.stage.is_final() {
         cleanup_pending = record.cleanup.iter().map(|cleanup| cleanup.node.to_string()).collect();
@@ -107,6 +117,10 @@ pub fn view(record: &MigrationRecord, knowledge: Option<&Knowledge>, waits: Opti
         bytes_total: shown.bytes_total,
         bytes_done: shown.bytes_done,
         bytes_left: left,
+        remote_bytes: report.filter(|_| is_hot).map(|progress| progress.remote_bytes + remote_bytes(progress)),
+        coverage_permille: report
+            .filter(|_| is_hot && record.stage.is_before_flip())
+            .map(|progress| progress.coverage_permille),
         permille: shown.permille,
         rate_bytes_per_s: rate,
         eta_s: eta(record, report, left, rate),

@@ -60,7 +60,7 @@ pub async fn copy(cluster: &Cluster) {
     let prepare = prepare(migration);
     cluster.ask("b", prepare.clone()).await;
     cluster.ask("b", prepare).await;
-    let options = SendOptions { throttle_bytes_per_s: None, mirror_at_once: false };
+    let options = SendOptions { throttle_bytes_per_s: None, mirror_at_once: false, hot_first: false };
     let send = NodeRequest::BeginSend {
         migration,
         generation,

@@ -6,7 +6,8 @@
 //! ```
 //! Until mirroring is asked for, a run unlocks before it packs: its writers wait for a read, not for compression.
 //!
-//! A round goes once over what is pending when it begins; what is written behind its back is left for the next.
+//! A round goes once over what is pending when it begins; what is written behind its back is left for the next. Hot first,
+//! a round begins with the extents that are accessed most, and is short, so that the next one knows of new ones.
 //!
 //! Invariants
 //! - `bytes_in_flight` counts the raw bytes of every run from its choice to its last reply: they bound the memory
@@ -15,7 +16,7 @@
 //!   written while a run was packed is put there after it.
 //! - No write is mirrored while a run is packed without its locks: it would be put on the stream over the write.
 
-use super::{Sender, State, Step, Up};
+use super::{Ranking, Sender, State, Step, Up};
 use crate::compress::{POOL_BYTES_MIN, Piece, pack};
 use crate::ledger::{Flight, Taken};
 use drover_base::limits::SEND_WINDOW_BYTES;
@@ -24,6 +25,7 @@ use drover_base::units::{BLOCK_BYTES, BLOCKS_PER_EXTENT, EXTENT_BYTES, EXTENTS_P
 use drover_base::{BlockMask, ByteRange, ExtentIndex, Instant, IoError, LocalFuture, RegionIndex};
 use drover_disk::Buffer;
 use drover_store::LockGuard;
+use drover_wire::admin::SendOptions;
 use drover_wire::peer::{Answer, Operation};
 use std::{rc::Rc, time::Duration};
 
@@ -45,6 +47,9 @@ const SHRINKING_PERCENT: u64 = 80;
 /// While little is pending and nobody waits, rounds keep this distance: a block written often is not sent each time.
 const ROUND_DISTANCE: Duration = Duration::from_millis(250);
 
+/// Regions of a round that goes hot first: a gigabyte, after which the order is worked out anew.
+const HOT_ROUND_REGIONS: usize = 256;
+
 const _: () = assert!(RUN_EXTENTS_MAX as u64 * EXTENT_BYTES <= MIRROR_WINDOW_BYTES);
 const _: () = assert!(MIRROR_WINDOW_BYTES <= SEND_WINDOW_BYTES);
 
@@ -58,6 +63,7 @@ pub struct Copier {
     /// What the last round left.
     left_bytes: u64,
     pub ready: bool,
+    hot_first: bool,
     reading: usize,
     /// Runs among those that let their locks go before they are on the stream.
     unlocked: usize,
@@ -65,8 +71,13 @@ pub struct Copier {
 }
 
 impl Copier {
-    pub fn new(ready: bool) -> Self {
-        Self { ready, ..Self::default() }
+    pub fn new(options: &SendOptions) -> Self {
+        let ready = options.mirror_at_once || options.hot_first;
+        Self { ready, hot_first: options.hot_first, ..Self::default() }
+    }
+
+    pub fn is_hot_first(&self) -> bool {
+        self.hot_first
     }
 
     /// Nothing is between choice and reply.
@@ -77,10 +88,13 @@ impl Copier {
 
 /// Where a round is.
 struct Round {
+    hot: std::vec::IntoIter<ExtentIndex>,
     regions: std::vec::IntoIter<RegionIndex>,
     region: Option<RegionIndex>,
     /// In the region, 0..=64.
     from: usize,
+    /// Only regions with blocks that cannot stay behind.
+    only_owed: bool,
 }
 
 /// Neighbouring extents that are sent together.
@@ -100,6 +114,10 @@ struct Load {
 
 impl Round {
     fn next(&mut self, state: &State) -> Option<Run> {
+        let blocks = |extent| state.ledger.pending().get(extent).count();
+        if let Some(first) = self.hot.find(|extent| blocks(*extent) > 0) {
+            return Some(Run { first, extents: 1, bytes: u64::from(blocks(first)) * BLOCK_BYTES });
+        }
         loop {
             let region = match self.region {
                 Some(region) => region,
@@ -128,7 +146,7 @@ impl Round {
 
 impl State {
     /// The next run, if one may be sent now.
-    fn next_run(&mut self, now: Instant, cold_first: &dyn Fn(RegionIndex) -> u64) -> Step<Option<Run>> {
+    fn next_run(&mut self, now: Instant, ranking: &dyn Ranking) -> Step<Option<Run>> {
         if self.stopped {
             return Step::Done(None);
         }
@@ -146,6 +164,15 @@ impl State {
         if ready_at > now {
             return Step::WaitUntil(ready_at);
         }
+        if self.draining && self.copy.hot_first {
+            // What was announced stays behind.
+            if !self.owes_holes() {
+                return Step::Wait;
+            }
+            if self.copy.reading == 0 {
+                self.copy.round.take_if(|round| !round.only_owed);
+            }
+        }
         loop {
             if let Some(mut round) = self.copy.round.take() {
                 let run = round.next(self);
@@ -161,14 +188,19 @@ impl State {
                 }
                 self.end_round();
             }
-            if let Some(wait) = self.begin_round(now, cold_first) {
+            if let Some(wait) = self.begin_round(now, ranking) {
                 return wait;
             }
         }
     }
 
+    /// Hot first: what is not known at the other side to stay behind cannot be made known, and has to be sent.
+    fn owes_holes(&self) -> bool {
+        self.copy.hot_first && self.announcer.swept && !self.ledger.owes_nothing()
+    }
+
     /// Begins a round, or says what to wait for.
-    fn begin_round(&mut self, now: Instant, cold_first: &dyn Fn(RegionIndex) -> u64) -> Option<Step<Option<Run>>> {
+    fn begin_round(&mut self, now: Instant, ranking: &dyn Ranking) -> Option<Step<Option<Run>>> {
         let pending = self.ledger.pending();
         if pending.is_empty() && (self.copy.rounds > 0 || self.compare.is_running()) {
             return Some(Step::Wait);
@@ -179,10 +211,19 @@ impl State {
         if !is_urgent && self.copy.rounds > 0 && now < due {
             return Some(Step::WaitUntil(due));
         }
-        let mut regions: Vec<_> = pending.regions().map(|region| (cold_first(region), region)).collect();
+        let only_owed = self.owes_holes();
+        let regions: Vec<_> =
+            if only_owed { self.ledger.owed_regions().collect() } else { pending.regions().collect() };
+        let mut regions: Vec<_> = regions.into_iter().map(|region| (ranking.write_rank(region), region)).collect();
         regions.sort_unstable();
-        let regions: Vec<_> = regions.into_iter().map(|(_, region)| region).collect();
-        self.copy.round = Some(Round { regions: regions.into_iter(), region: None, from: 0 });
+        let mut regions: Vec<_> = regions.into_iter().map(|(_, region)| region).collect();
+        let mut hot = Vec::new();
+        if self.copy.hot_first && !only_owed {
+            regions.truncate(HOT_ROUND_REGIONS);
+            hot = ranking.hot_extents().0.into_iter().map(|(extent, _)| extent).collect();
+        }
+        self.copy.round =
+            Some(Round { hot: hot.into_iter(), regions: regions.into_iter(), region: None, from: 0, only_owed });
         self.copy.round_began = now;
         None
     }
@@ -208,8 +249,8 @@ impl State {
 
 impl Sender {
     pub(super) async fn run_copier(self: Rc<Self>) {
-        let cold_first = self.config.cold_first.clone();
-        while let Some(run) = self.until(|state, now| state.next_run(now, &*cold_first)).await {
+        let ranking = self.config.ranking.clone();
+        while let Some(run) = self.until(|state, now| state.next_run(now, &*ranking)).await {
             self.world.spawn(self.clone().send_run(run)).detach();
         }
     }

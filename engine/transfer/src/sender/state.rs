@@ -1,5 +1,6 @@
 //! What a sender knows, and what follows from it.
 
+use super::announce::Announcer;
 use super::compare::Compare;
 use super::copy::Copier;
 use super::mirror::Outstanding;
@@ -98,6 +99,7 @@ pub struct State {
     pub unsynced: u64,
     pub scan: Scan,
     pub copy: Copier,
+    pub announcer: Announcer,
     pub compare: Compare,
     pub proof: Option<ProofRun>,
     pub throttle: Throttle,
@@ -143,7 +145,8 @@ impl State {
             synced: false,
             unsynced: 0,
             scan: Scan::default(),
-            copy: Copier::new(config.options.mirror_at_once),
+            copy: Copier::new(&config.options),
+            announcer: Announcer::default(),
             compare: Compare::default(),
             proof: None,
             throttle: Throttle::new(config.options.throttle_bytes_per_s, now),
@@ -188,6 +191,7 @@ impl State {
 
     pub fn lose_link(&mut self) {
         self.link = None;
+        self.ledger.forget_announced();
         self.compare.link_lost();
         self.unsync();
         if let Some(proof) = &mut self.proof {
@@ -200,19 +204,25 @@ impl State {
         self.unsynced += 1;
     }
 
-    /// Everything that is known to differ is sent; only a flush is missing to be synced.
+    /// Everything that is known to differ is sent, or announced to stay behind; only a flush is missing to be synced.
     pub fn wants_sync(&self) -> bool {
+        let is_copied = self.copy.is_idle() || self.copy.is_hot_first();
         self.mirror
             && !self.synced
             && self.link.is_some()
             && !self.is_working_out()
-            && self.copy.is_idle()
-            && self.ledger.pending().is_empty()
+            && is_copied
+            && self.announcer.is_idle()
+            && self.ledger.owes_nothing()
     }
 
     /// Everything is sent and acknowledged, mirrored writes included.
     pub fn is_all_sent(&self) -> bool {
-        self.link.is_some() && !self.is_working_out() && self.copy.is_idle() && self.ledger.is_sent()
+        self.link.is_some()
+            && !self.is_working_out()
+            && self.copy.is_idle()
+            && self.announcer.is_idle()
+            && self.ledger.is_sent()
     }
 
     /// What is to be sent is not all known yet.
@@ -248,7 +258,7 @@ impl State {
 
     /// While mirrored writes go on, some blocks are always in flight or unflushed; once synced those do not count.
     pub fn dirty_bytes(&self) -> u64 {
-        let pending = self.ledger.pending().bytes();
+        let pending = self.ledger.pending().bytes() - self.ledger.announced_bytes();
         if self.synced {
             return pending + self.copy.bytes_in_flight;
         }
@@ -256,7 +266,7 @@ impl State {
         (pending + self.ledger.in_flight_bytes() + self.ledger.unflushed_bytes()).max(uncompared)
     }
 
-    pub fn progress(&self, config: &SenderConfig, now: Instant) -> SendProgress {
+    pub fn progress(&self, config: &SenderConfig, coverage_permille: u32, now: Instant) -> SendProgress {
         let total_bytes = self.ledger.initial_bytes();
         SendProgress {
             migration: config.migration,
@@ -266,6 +276,8 @@ impl State {
             total_bytes,
             done_bytes: total_bytes - self.ledger.initial_left_bytes(),
             dirty_bytes: self.dirty_bytes(),
+            remote_bytes: self.ledger.announced_bytes(),
+            coverage_permille,
             logical_bytes: self.logical_bytes,
             wire_bytes: self.wire_bytes,
             rounds: self.copy.rounds,
@@ -276,6 +288,7 @@ impl State {
             free_write_bytes_per_s: self.pace.free_bytes_per_s(),
             writes_wait: self.pace.waits(),
             proof: self.proof.as_ref().map(|proof| proof.figures.clone()),
+            pull: None,
             error: self.trouble.error.clone(),
         }
     }

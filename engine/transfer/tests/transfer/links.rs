@@ -13,7 +13,7 @@ async fn some_time(pair: &Pair, random: &mut Generator, most_ms: u64) {
 }
 
 /// Something breaks, for a while.
-async fn mishap(pair: &mut Pair, random: &mut Generator) {
+pub async fn mishap(pair: &mut Pair, random: &mut Generator) {
     match random.below(4) {
         0 => pair.cut_and_connect().await,
         1 => {

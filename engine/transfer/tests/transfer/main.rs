@@ -3,6 +3,7 @@
 mod back;
 mod clients;
 mod copying;
+mod hot;
 mod links;
 mod pair;
 #[cfg(feature = "planted")]

@@ -4,10 +4,10 @@ use crate::clients::Model;
 use crate::side::{Side, VOLUME_BYTES};
 use crate::wire::Wire;
 use drover_base::units::{BLOCK_BYTES, EXTENT_BYTES};
-use drover_base::{ByteRange, ExtentIndex, Generation, MigrationId};
+use drover_base::{ByteRange, ExtentIndex, Generation, MigrationId, RegionIndex};
 use drover_sim::runtime::Sim;
 use drover_store::{Tap, Unfenced};
-use drover_transfer::{OnLinkLoss, Puller, PullerConfig, Receiver, Sender, SenderConfig, Start, TransferError};
+use drover_transfer::{OnLinkLoss, Puller, PullerConfig, Ranking, Receiver, Sender, SenderConfig, Start, TransferError};
 use drover_wire::admin::{Position, SendOptions, SendPhase, SendProgress};
 use std::{
     cell::{Cell, RefCell},
@@ -27,8 +27,27 @@ pub struct Pair {
     seen: RefCell<Option<SendProgress>>,
 }
 
+/// Extents that are accessed, the first most.
+pub fn hot_extents() -> Vec<(ExtentIndex, f32)> {
+    [129, 70, 66, 40, 3].into_iter().enumerate().map(|(at, extent)| (ExtentIndex(extent), 5.0 - at as f32)).collect()
+}
+
+/// Written coldest: regions 1, 5, 9 …
+struct Ranked;
+
+impl Ranking for Ranked {
+    fn write_rank(&self, region: RegionIndex) -> u64 {
+        [2, 0, 3, 1][region.0 as usize % 4]
+    }
+    fn hot_extents(&self) -> (Vec<(ExtentIndex, f32)>, f32) {
+        let hot = hot_extents();
+        let total = hot.iter().map(|(_, heat)| heat).sum();
+        (hot, total)
+    }
+}
+
 pub fn options() -> SendOptions {
-    SendOptions { throttle_bytes_per_s: None, mirror_at_once: false }
+    SendOptions { throttle_bytes_per_s: None, mirror_at_once: false, hot_first: false }
 }
 
 pub fn config(on_link_loss: OnLinkLoss, start: Start, options: SendOptions) -> SenderConfig {
@@ -38,7 +57,7 @@ pub fn config(on_link_loss: OnLinkLoss, start: Start, options: SendOptions) -> S
         options,
         on_link_loss,
         start,
-        cold_first: Rc::new(|region| [2, 0, 3, 1][region.0 as usize % 4]),
+        ranking: Rc::new(Ranked),
     }
 }
 
@@ -144,10 +163,14 @@ impl Pair {
 
     /// The sending node crashed (its clients with it) and starts again with a sender that compares.
     pub async fn sending_side_crashes(&mut self, on_link_loss: OnLinkLoss) {
+        self.sending_side_crashes_with(on_link_loss, options()).await;
+    }
+
+    pub async fn sending_side_crashes_with(&mut self, on_link_loss: OnLinkLoss, options: SendOptions) {
         self.model.forget_clients();
         self.from.crash().await;
         self.cut_off().await;
-        let config = config(on_link_loss, Start::Compare, options());
+        let config = config(on_link_loss, Start::Compare, options);
         let sender = Sender::new(self.from.world.clone(), self.from.volume.clone(), Rc::new(Unfenced), config);
         self.from.volume.set_tap(Some(sender.clone() as Rc<dyn Tap>));
         sender.start();

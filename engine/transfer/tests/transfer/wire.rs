@@ -145,7 +145,7 @@ impl Shared {
     fn refuses(&self, operation: &Operation) -> bool {
         let faults = self.faults.get();
         let ppm = match operation {
-            Operation::Write { .. } | Operation::Zero { .. } => faults.refused_ppm,
+            Operation::Write { .. } | Operation::Zero { .. } | Operation::Remote { .. } => faults.refused_ppm,
             Operation::Flush { .. } => faults.flushes_refused_ppm,
             _ => 0,
         };

@@ -29,6 +29,7 @@ fn requests_read_back() {
         Operation::Flush { note: Bytes::from_static(&[7; NOTE_BYTES_MAX]) },
         Operation::BlockStatus { range },
         Operation::Digests { extent: ExtentIndex(4) },
+        Operation::Remote { region: RegionIndex(3), masks: Box::new(std::array::from_fn(|at| at as u16 * 1025)) },
     ] {
         let sent = request(operation);
         assert_eq!(PeerRequest::decode(sent.clone().encode()), Ok(sent));
@@ -75,6 +76,15 @@ fn declared_lengths_are_bounded() {
     assert!(matches!(PeerRequest::decode(sent), Err(WireError::BodyTooLarge { .. })));
     let sent = request(Operation::Flush { note: Bytes::from_static(&[7; NOTE_BYTES_MAX + 1]) }).encode();
     assert!(matches!(PeerRequest::decode(sent), Err(WireError::Body(_))));
+    for len in [0, 1, 127, 129, 130] {
+        let mut sent = request(Operation::Remote { region: RegionIndex(0), masks: Box::new([0; _]) }).encode();
+        sent.body = vec![1; len].into();
+        let mut head = Head::read_from_bytes(&sent.head).unwrap();
+        head.body_crc = crc32c::crc32c(&sent.body).into();
+        head.body_raw = (len as u32).into();
+        sent.head = Bytes::copy_from_slice(head.as_bytes());
+        assert!(matches!(PeerRequest::decode(sent), Err(WireError::Body(_))), "{len}");
+    }
     let payload = Payload { bytes: Bytes::from_static(b"x"), raw_len: u32::MAX };
     let reply =
         PeerReply { session: SessionId(1), sequence: 1, instance: InstanceId(1), result: Ok(Answer::Data(payload)) };

@@ -38,13 +38,20 @@ pub async fn run(client: &Client, output: Output, command: Command) -> Result<()
         Command::Watch { migration } => watch(client, output, &migration).await,
         Command::Pause { migration } => act(client, output, &migration, Action::Pause).await,
         Command::Resume { migration } => act(client, output, &migration, Action::Resume).await,
-        Command::Cutover { migration } => act(client, output, &migration, Action::Cutover).await,
+        Command::Cutover { migration, accept_coverage } => {
+            if accept_coverage {
+                let change = TuneMigration { coverage_percent: Some(0), ..TuneMigration::default() };
+                let _: Migration = client.patch(&path(&migration), &change).await?;
+            }
+            act(client, output, &migration, Action::Cutover).await
+        }
         Command::Cancel { migration } => act(client, output, &migration, Action::Cancel).await,
         Command::Rollback { migration } => act(client, output, &migration, Action::Rollback).await,
         Command::Commit { migration } => act(client, output, &migration, Action::Commit).await,
         Command::Tune(tune) => {
             let change = TuneMigration {
                 throttle_bytes_per_s: tune.throttle,
+                coverage_percent: tune.coverage,
                 cutover: tune.cutover,
                 window: tune.window,
                 pause_ms_max: tune.pause_max,
@@ -107,6 +114,8 @@ fn options(given: &MigrateOptions) -> Result<MigrationOptions, Failure> {
     let options = MigrationOptions {
         throttle_bytes_per_s: given.throttle,
         mirror_at_once: given.mirror_at_once,
+        hot_first: given.hot_first,
+        coverage_percent: given.coverage.unwrap_or(defaults.coverage_percent),
         cutover: given.cutover,
         window: given.window,
         pause_ms_max: given.pause_max.unwrap_or(defaults.pause_ms_max),
@@ -206,6 +215,10 @@ fn show_plan(plan: &MigrationPlan) -> String {
     text
 }
 
+fn percent(permille: u32) -> String {
+    format!("{}.{} %", permille / 10, permille % 10)
+}
+
 pub fn show(migration: &Migration) -> String {
     let way_back = match migration.way_back {
         WayBack::Source => "cancelling loses nothing",
@@ -237,6 +250,25 @@ pub fn show(migration: &Migration) -> String {
         receipt.flips_given_up,
         or_dash(receipt.commit_ms.map(show_ms)),
     );
+    if let (Some(remote), coverage) = (migration.remote_bytes, migration.coverage_permille) {
+        let there =
+            coverage.map_or(String::new(), |permille| format!("; {} of what is accessed is there", percent(permille)));
+        text.push_str(&format!(
+            "
+remote     {} at {} only{there}",
+            show_bytes(remote),
+            migration.source
+        ));
+    }
+    if let Some(coverage) = receipt.coverage_permille_at_flip {
+        text.push_str(&format!(
+            "
+hot first  {} were remote at the flip, {} of what was accessed was there; in the first minute {} were local",
+            show_bytes(receipt.remote_bytes_at_flip),
+            percent(coverage),
+            or_dash(receipt.local_permille_60s.map(percent)),
+        ));
+    }
     if let Some(proof) = &receipt.proof {
         let equal = format!("{} of {} regions equal", proof.regions_equal, proof.regions_total);
         text.push_str(&format!(

@@ -412,6 +412,8 @@ impl FakeNode {
                 total_bytes: sender.total * WRITE_BYTES,
                 done_bytes: sender.total.saturating_sub(sender.dirty.len() as u64) * WRITE_BYTES,
                 dirty_bytes: sender.dirty.len() as u64 * WRITE_BYTES,
+                remote_bytes: 0,
+                coverage_permille: 1000,
                 logical_bytes: sender.sent * WRITE_BYTES,
                 wire_bytes: sender.sent * WRITE_BYTES / 2,
                 rounds: 1,
@@ -422,6 +424,7 @@ impl FakeNode {
                 free_write_bytes_per_s: if habits.slows { 2000 } else { 1000 },
                 writes_wait: habits.slows && sender.mirroring,
                 proof,
+                pull: None,
                 error: None,
             }))
         })
