@@ -140,6 +140,7 @@ fn bytes_of(operation: &Operation) -> u64 {
         | Operation::Trim { .. }
         | Operation::Flush { .. }
         | Operation::BlockStatus { .. }
+        | Operation::Remote { .. }
         | Operation::Hello(_) => ROOM_UNIT,
     }
 }

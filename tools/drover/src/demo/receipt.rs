@@ -189,6 +189,8 @@ mod tests {
             bytes_total: 0,
             bytes_done: 0,
             bytes_left: 0,
+            remote_bytes: None,
+            coverage_permille: None,
             permille: 1000,
             rate_bytes_per_s: 0,
             eta_s: None,
