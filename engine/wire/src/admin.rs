@@ -76,10 +76,10 @@ pub struct PullProgress {
 }
 
 impl PullProgress {
-    /// Share of the accesses of the first 60 s that were served without waiting; `None`: there were none.
-    pub fn local_share_60s(&self) -> Option<f64> {
+    /// Share of the accesses of the first 60 s that were served without waiting, in thousandths; `None`: there were none.
+    pub fn local_permille_60s(&self) -> Option<u32> {
         let all = self.local_blocks_60s + self.remote_blocks_60s;
-        (all > 0).then(|| self.local_blocks_60s as f64 / all as f64)
+        (self.local_blocks_60s * 1000).checked_div(all).map(|share| share as u32)
     }
 }
 
@@ -428,38 +428,6 @@ pub struct SendProgress {
     /// Of a holder after a hot-first flip.
     pub pull: Option<PullProgress>,
     pub error: Option<String>,
-}
-
-/// How far the blocks have come that stayed behind at a flip.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct PullProgress {
-    /// Bytes of blocks that are still at the other side only.
-    pub remote_bytes: u64,
-    /// Fetched in this start of the node: bytes of blocks, and bytes on the wire.
-    pub pulled_bytes: u64,
-    pub wire_bytes: u64,
-    /// Requests of clients that had to wait for a block, and those that wait now.
-    pub waited_requests: u64,
-    pub waiting_requests: u64,
-    /// Blocks that clients accessed in the first minute after the flip, and those of them that were here; `None`: this
-    /// start of the node did not see that minute whole.
-    pub first_minute: Option<FirstMinute>,
-    pub error: Option<String>,
-}
-
-/// What clients accessed in the first minute after a flip.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct FirstMinute {
-    pub is_over: bool,
-    pub blocks: u64,
-    pub local_blocks: u64,
-}
-
-impl FirstMinute {
-    /// In thousandths. All, where nothing was accessed.
-    pub fn local_permille(&self) -> u32 {
-        (self.local_blocks * 1000).checked_div(self.blocks).map_or(1000, |share| share as u32)
-    }
 }
 
 /// What comparing both sides has shown so far.

@@ -38,7 +38,7 @@ use drover_types::record::{
     Cleanup, CleanupTask, LeaseRecord, LegRecord, LinkRecord, MigrationRecord, Shown, SlowedRecord, Stage,
 };
 use drover_types::{ApiError, MigrationOptions, ProofResult, Severity};
-use drover_wire::admin::{Position, SendProgress};
+use drover_wire::admin::{Position, PullProgress, SendProgress};
 use std::time::Duration;
 
 /// A migration that sent less spent its time on other things than sending.
@@ -499,9 +499,7 @@ impl Draft<'_> {
     /// From when everything was fetched on, what clients access is there.
     fn note_first_minute(&mut self) {
         let pull = self.facts.progress.and_then(|progress| progress.pull.as_ref());
-        if let Some(minute) = pull.and_then(|pull| pull.first_minute) {
-            self.record.receipt.local_permille_60s = Some(minute.local_permille());
-        }
+        self.record.receipt.local_permille_60s = pull.and_then(PullProgress::local_permille_60s);
     }
 
     fn proven(&mut self, proof: ProofResult) -> Result<(), Stale> {

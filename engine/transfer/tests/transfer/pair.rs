@@ -7,7 +7,9 @@ use drover_base::units::{BLOCK_BYTES, EXTENT_BYTES};
 use drover_base::{ByteRange, ExtentIndex, Generation, MigrationId, RegionIndex};
 use drover_sim::runtime::Sim;
 use drover_store::{Tap, Unfenced};
-use drover_transfer::{OnLinkLoss, Puller, PullerConfig, Ranking, Receiver, Sender, SenderConfig, Start, TransferError};
+use drover_transfer::{
+    OnLinkLoss, Puller, PullerConfig, Ranking, Receiver, Sender, SenderConfig, Start, TransferError,
+};
 use drover_wire::admin::{Position, SendOptions, SendPhase, SendProgress};
 use std::{
     cell::{Cell, RefCell},

@@ -306,7 +306,7 @@ fn many_who_want_an_extent_wait_for_one_pull() {
         assert_eq!(wire.sent().reads.len(), 2);
         let progress = puller.progress();
         assert_eq!((progress.local_blocks_60s, progress.remote_blocks_60s), (3, 18));
-        assert_eq!(progress.local_share_60s(), Some(3.0 / 21.0));
+        assert_eq!(progress.local_permille_60s(), Some(3000 / 21));
         puller.stop();
     });
 }
@@ -325,7 +325,7 @@ fn a_reader_in_sequence_seldom_waits() {
         }
         let progress = puller.progress();
         assert!(progress.demand_pulls < extents / 8, "{progress:?}");
-        assert!(progress.local_share_60s().unwrap() > 0.9, "{progress:?}");
+        assert!(progress.local_permille_60s().unwrap() > 900, "{progress:?}");
         puller.stop();
     });
 }
