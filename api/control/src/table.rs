@@ -311,7 +311,9 @@ impl Changes {
     ) {
         let severity = match kind {
             "poisoned" | "writes_lost" => Severity::Error,
-            "tier_space" | "way_back_closed" | "copy_dropped" | "link_silent" | "reopened" => Severity::Warning,
+            "tier_space" | "way_back_closed" | "copy_dropped" | "link_silent" | "reopened" | "remote_unreadable" => {
+                Severity::Warning
+            }
             _ => Severity::Info,
         };
         self.event(NewEvent { volume, migration, ..NewEvent::new(severity, "node", text).node(node) });

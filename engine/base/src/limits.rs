@@ -24,6 +24,10 @@ pub const CONNECTION_REQUESTS_IN_FLIGHT_MAX: usize = 1024;
 /// How long a client's request may be held (during a flip, a holder's restart, a partition) before it fails.
 pub const HOLD_DEADLINE: Duration = Duration::from_secs(60);
 
+/// How long a client's request may wait for data that is still at the node which the volume moved away from, before it
+/// fails: two losses of the link and the reconnections after them.
+pub const REMOTE_DEADLINE: Duration = Duration::from_secs(30);
+
 /// Acknowledged, unflushed writes that a gateway keeps for replay; it flushes when the log fills.
 pub const REPLAY_LOG_BYTES_MAX: u64 = 64 << 20;
 
@@ -54,6 +58,7 @@ pub const LEASE_DRIFT: Duration = Duration::from_millis(500);
 
 const _: () = assert!(MESSAGE_BODY_BYTES_MAX as u64 >= REQUEST_BYTES_MAX);
 const _: () = assert!(CONNECTION_BYTES_IN_FLIGHT_MAX >= REQUEST_BYTES_MAX, "the largest request must be admitted");
+const _: () = assert!(REMOTE_DEADLINE.as_secs() < HOLD_DEADLINE.as_secs(), "a gateway must hear of the failure");
 const _: () = assert!(REPLAY_LOG_BYTES_MAX >= REQUEST_BYTES_MAX, "the largest write must fit the log");
 const _: () = assert!(SEND_WINDOW_BYTES >= REQUEST_BYTES_MAX && SEND_WINDOW_BYTES >= EXTENT_BYTES);
 const _: () = assert!(VOLUME_BYTES_MAX.is_multiple_of(REGION_BYTES));

@@ -30,7 +30,7 @@ pub(crate) fn refusal_of(error: StoreError) -> Refusal {
         StoreError::NoVolume { volume } => Refusal::NotFound { what: volume.to_string() },
         StoreError::NoSnapshot { name } => Refusal::NotFound { what: format!("snapshot {name:?}") },
         StoreError::VolumeExists { .. } | StoreError::SnapshotExists { .. } => Refusal::Conflict { reason },
-        StoreError::TooManySnapshots => Refusal::Conflict { reason },
+        StoreError::TooManySnapshots | StoreError::Remote { .. } => Refusal::Conflict { reason },
         StoreError::OtherShard { .. }
         | StoreError::BadName { .. }
         | StoreError::BadSize { .. }
@@ -276,8 +276,9 @@ impl Node {
             }
         };
         self.context.store.reopen_with(volume, lose).await.map_err(refusal_of)?;
-        drop(held);
         self.resume_return_mirror(&seat);
+        // After it: who waits may need what only the other side has.
+        drop(held);
         self.context.control.event("reopened", Some(volume), "opened through recovery; unflushed writes may be lost");
         Ok(NodeReply::Done)
     }

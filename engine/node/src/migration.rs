@@ -1,5 +1,6 @@
 //! The sending side of a migration or return mirror on a node: the sender as the volume's tap, and the connection to
-//! the other side that is kept for it.
+//! the other side that is kept for it. After a flip that did not wait for all data, also who brings the rest over that
+//! connection.
 //!
 //! ```text
 //!   connect ──► link_up ──► broken, or silent for too long ──► link_down ──► wait ──► connect …
@@ -19,13 +20,14 @@ use crate::context::Context;
 use crate::lease::{EpochFence, LeaseGuard};
 use crate::peer_client::{Introduction, PeerClient};
 use crate::seat::Seat;
+use drover_base::limits::REMOTE_DEADLINE;
 use drover_base::planted::{Bug, is_planted};
 use drover_base::world::Task;
 use drover_base::{
     Epoch, ExtentIndex, Generation, InstanceId, IoError, LocalFuture, MigrationId, RegionIndex, SessionId, VolumeId,
 };
-use drover_transfer::{Link, OnLinkLoss, Ranking, Sender, SenderConfig, Start};
-use drover_wire::admin::{NodeAddress, Position, Refusal, SendOptions};
+use drover_transfer::{Link, OnLinkLoss, Puller, PullerConfig, Ranking, Sender, SenderConfig, Start};
+use drover_wire::admin::{NodeAddress, Position, Refusal, SendOptions, SendProgress};
 use drover_wire::peer::{Answer, Operation, Purpose};
 use drover_wire::seat_record::LegDirection;
 use futures::future::{Either, select};
@@ -47,6 +49,9 @@ const LINK_PATIENCE: Duration = Duration::from_secs(1);
 /// How often that is looked at.
 const LOOK_PERIOD: Duration = Duration::from_millis(500);
 
+/// How often it is told, at most, that requests for what is at the other side have failed.
+const TELL_PERIOD: Duration = Duration::from_secs(30);
+
 /// What is sent where.
 pub(crate) struct Leaving {
     pub migration: MigrationId,
@@ -60,6 +65,7 @@ pub(crate) struct Leaving {
 /// A sender at work.
 pub(crate) struct Outbound {
     context: Rc<Context>,
+    seat: Weak<Seat>,
     volume: VolumeId,
     pub migration: MigrationId,
     pub generation: Generation,
@@ -76,6 +82,9 @@ pub(crate) struct Outbound {
     connecting: RefCell<Option<Task>>,
     /// Of a return mirror: sees to what is recorded of the way back.
     watching: RefCell<Option<Task>>,
+    /// Of a holder that does not have all of the volume.
+    puller: RefCell<Option<Rc<Puller>>>,
+    telling: RefCell<Option<Task>>,
 }
 
 impl Outbound {
@@ -99,6 +108,7 @@ impl Outbound {
             Sender::new(context.world.clone(), seat.volume.clone(), Rc::new(EpochFence(lease.clone())), config);
         Rc::new(Self {
             context,
+            seat: Rc::downgrade(seat),
             volume: seat.id(),
             migration: leaving.migration,
             generation: leaving.generation,
@@ -113,6 +123,8 @@ impl Outbound {
             linked: Notify::new(),
             connecting: RefCell::default(),
             watching: RefCell::default(),
+            puller: RefCell::default(),
+            telling: RefCell::default(),
         })
     }
 
@@ -125,6 +137,37 @@ impl Outbound {
             pinned.upgrade().is_some_and(|sender| !sender.is_clean(region))
         })));
         self.sender.start();
+        if self.direction == LegDirection::Return && seat.volume.remote_bytes() > 0 {
+            self.install_puller(seat);
+        }
+    }
+
+    /// The volume has blocks that are at the other side only: requests find who brings them from here on.
+    fn install_puller(&self, seat: &Seat) {
+        let ranked = self.seat.clone();
+        let config = PullerConfig {
+            hot_first: Rc::new(move |region| ranked.upgrade().map_or(0, |seat| seat.heat_rank(region))),
+            demand_deadline: REMOTE_DEADLINE,
+            throttle_bytes_per_s: None,
+            paused: false,
+        };
+        let fence = Rc::new(EpochFence(seat.lease()));
+        let puller = Puller::new(self.context.world.clone(), seat.volume.clone(), fence, self.sender.clone(), config);
+        puller.start();
+        *self.puller.borrow_mut() = Some(puller);
+    }
+
+    /// Background sending, and bringing what nobody waits for.
+    pub fn tune(&self, throttle_bytes_per_s: Option<u64>, paused: bool) {
+        self.sender.tune(throttle_bytes_per_s, paused);
+        if let Some(puller) = &*self.puller.borrow() {
+            puller.tune(throttle_bytes_per_s, paused);
+        }
+    }
+
+    pub fn progress(&self) -> SendProgress {
+        let pull = self.puller.borrow().as_ref().map(|puller| puller.progress());
+        SendProgress { pull, ..self.sender.progress() }
     }
 
     /// Begins to connect; in a return mirror also to watch the way back.
@@ -134,12 +177,18 @@ impl Outbound {
         if self.direction == LegDirection::Return {
             *self.watching.borrow_mut() = Some(world.spawn(self.clone().watch_way_back()));
         }
+        if let Some(puller) = self.puller.borrow().clone() {
+            *self.telling.borrow_mut() = Some(world.spawn(self.clone().tell_of(puller)));
+        }
     }
 
     /// Ends it. Answers that wait are given: the lease is revoked before, or the leg is over.
     pub fn stop(&self, seat: &Seat) {
-        for task in [self.connecting.take(), self.watching.take()].into_iter().flatten() {
+        for task in [self.connecting.take(), self.watching.take(), self.telling.take()].into_iter().flatten() {
             task.abort();
+        }
+        if let Some(puller) = &*self.puller.borrow() {
+            puller.stop();
         }
         seat.volume.set_tap(None);
         seat.volume.set_activity_pin(None);
@@ -207,6 +256,22 @@ impl Outbound {
                 }
             }
         }
+    }
+
+    /// Tells when clients could not be served, and when nothing is missing any more.
+    async fn tell_of(self: Rc<Self>, puller: Rc<Puller>) {
+        let (mut told, control) = (0, &self.context.control);
+        while puller.progress().remote_bytes > 0 {
+            select(pin!(puller.done()), self.context.world.sleep(TELL_PERIOD)).await;
+            let failures = puller.progress().demand_failures;
+            if failures > told {
+                let text = format!("{} requests for data that is still at {} failed", failures - told, self.other.node);
+                control.event("remote_unreadable", Some(self.volume), text);
+                told = failures;
+            }
+        }
+        let bytes = puller.progress().pulled_bytes;
+        control.event("all_here", Some(self.volume), format!("{bytes} bytes were brought from {}", self.other.node));
     }
 
     async fn watch_way_back(self: Rc<Self>) {

@@ -74,7 +74,7 @@ impl Node {
             Ask::Tune { migration, generation, throttle_bytes_per_s, paused } => {
                 let (_, outbound) = self.sending(migration)?;
                 check_generation(generation, outbound.generation)?;
-                outbound.sender.tune(throttle_bytes_per_s, paused);
+                outbound.tune(throttle_bytes_per_s, paused);
                 Ok(NodeReply::Done)
             }
             Ask::Quiesce { migration, generation, epoch, attempt, deadline_ms } => {
@@ -88,14 +88,18 @@ impl Node {
                 self.resume_holder(migration, generation, epoch, attempt).await
             }
             Ask::BeginProof { migration, generation } => {
-                let (_, outbound) = self.sending(migration)?;
+                let (seat, outbound) = self.sending(migration)?;
                 check_generation(generation, outbound.generation)?;
+                let bytes = seat.volume.remote_bytes();
+                if bytes > 0 {
+                    return Err(Refusal::Conflict { reason: format!("{bytes} bytes are still at the other side") });
+                }
                 outbound.sender.begin_proof();
                 Ok(NodeReply::Done)
             }
             Ask::Progress { migration } => {
                 let (_, outbound) = self.sending(migration)?;
-                Ok(NodeReply::Progress(Box::new(outbound.sender.progress())))
+                Ok(NodeReply::Progress(Box::new(outbound.progress())))
             }
             Ask::EndMigration { migration, generation, volume, epoch, drop_volume } => {
                 self.end_migration(migration, generation, volume, epoch, drop_volume).await

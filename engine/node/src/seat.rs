@@ -27,7 +27,7 @@ use drover_base::{
 use drover_disk::Buffer;
 use drover_heat::Heat;
 use drover_store::meta::{Batch, MetaError};
-use drover_store::{Fence, Quiesced, Volume, ZeroMode};
+use drover_store::{Access, Fence, Quiesced, Volume, ZeroMode};
 use drover_transfer::Receiver;
 use drover_wire::admin::{MergeStatus, Position, Role, SnapshotStatus, VolumeStatus};
 use drover_wire::nbd::BlockStatus;
@@ -333,6 +333,12 @@ impl Seat {
         }
     }
 
+    /// For an order by heat of any kind.
+    pub fn heat_rank(&self, region: RegionIndex) -> u64 {
+        let heat = self.heat.borrow().region(region, self.context.world.now());
+        ((heat.read_blocks + heat.written_blocks) * 1024.0) as u64
+    }
+
     /// For an order by write heat.
     pub fn write_rank(&self, region: RegionIndex) -> u64 {
         self.heat.borrow().write_rank(region, self.context.world.now())
@@ -386,8 +392,17 @@ impl Seat {
         // Whole blocks of an unaligned request of the largest size are two requests.
         let first = ByteRange { len: blocks.len.min(REQUEST_BYTES_MAX), ..blocks };
         let rest = ByteRange { offset: first.end(), len: blocks.len - first.len };
-        let guard = self.volume.enqueue(blocks).await;
-        fence.check()?;
+        self.volume.tell_origin(range, Access::Read);
+        let guard = loop {
+            let guard = self.volume.enqueue(blocks).await;
+            fence.check()?;
+            if !self.volume.is_any_remote(blocks) {
+                break guard;
+            }
+            // Who brings it needs the locks.
+            drop(guard);
+            self.volume.bring(blocks).await?;
+        };
         let mut buffer = self.volume.read_locked(&guard, first).await?;
         if !rest.is_empty() {
             buffer = Buffer::join(vec![buffer, self.volume.read_locked(&guard, rest).await?]);

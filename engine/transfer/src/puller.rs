@@ -477,7 +477,11 @@ impl Origin for Puller {
         Box::pin(async move {
             let me = &waiting.0;
             let deadline = me.world.now() + me.config.demand_deadline;
-            me.world.timeout_at(deadline, me.bring_now(range)).await.unwrap_or(Err(IoError::Remote))
+            let brought = me.world.timeout_at(deadline, me.bring_now(range)).await;
+            brought.unwrap_or_else(|_| {
+                me.state.borrow_mut().figures.demand_failures += 1;
+                Err(IoError::Remote)
+            })
         })
     }
 

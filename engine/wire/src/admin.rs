@@ -65,8 +65,9 @@ pub struct PullProgress {
     pub pulled_wire_bytes: u64,
     /// Pulls that began because a client waited.
     pub demand_pulls: u64,
-    /// Requests of clients that wait now.
+    /// Requests of clients that wait now, and those that failed at their deadline.
     pub demand_waits: u64,
+    pub demand_failures: u64,
     /// Blocks that clients accessed in the first 60 s, of which they had to wait for the second.
     pub local_blocks_60s: u64,
     pub remote_blocks_60s: u64,

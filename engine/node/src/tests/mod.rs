@@ -10,6 +10,7 @@ mod making;
 mod office;
 #[cfg(feature = "planted")]
 mod planted;
+mod remote;
 mod reopening;
 mod restored;
 mod shards;

@@ -66,14 +66,16 @@ impl Volume {
         *self.origin.borrow_mut() = origin;
     }
 
-    pub(super) fn tell_origin(&self, range: ByteRange, access: Access) {
+    /// Tells the origin of a client's request that does not pass this volume's own.
+    pub fn tell_origin(&self, range: ByteRange, access: Access) {
         let origin = self.origin.borrow().clone();
         if let Some(origin) = origin.filter(|_| !range.is_empty()) {
             origin.accessed(range, access);
         }
     }
 
-    pub(super) async fn bring(&self, range: ByteRange) -> Result<(), IoError> {
+    /// Has what is remote of the range brought. The caller holds no lock, and looks again afterwards.
+    pub async fn bring(&self, range: ByteRange) -> Result<(), IoError> {
         let origin = self.origin.borrow().clone().ok_or(IoError::Remote)?;
         origin.bring(range).await
     }

@@ -111,5 +111,11 @@ impl Puller {
             }
         }
         self.changed.notify_waiters();
+        // Accesses are counted for a while after all has come; then nobody asks for anything any more.
+        let until = self.state.borrow().first_accesses_until;
+        self.world.timer.sleep_until(until).await;
+        if !self.state.borrow().stopped && self.volume.remote_bytes() == 0 {
+            self.volume.set_origin(None);
+        }
     }
 }
