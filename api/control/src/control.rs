@@ -122,6 +122,7 @@ impl Control {
                             tracing::debug!(%node, %error, "no status");
                         }
                     }
+                    this.settle_limits().await;
                     this.world.sleep(STATUS_EVERY).await;
                 }
             })

@@ -6,11 +6,12 @@
 //! - what was before the control plane's start is unknown: every lease counts as renewed at the start;
 //! - time that this process did not live through does not count: renewals may be waiting unread.
 
+use crate::limits::wire_limits;
 use crate::lived::Lived;
 use crate::table::State;
 use drover_base::{NodeId, VolumeId};
 use drover_types::record::{CleanupTask, MigrationRecord};
-use drover_wire::admin::{Grant, Leg, NodeAddress};
+use drover_wire::admin::{Grant, IoLimits, Leg, NodeAddress};
 use std::{
     cell::RefCell,
     collections::{BTreeMap, BTreeSet},
@@ -70,7 +71,8 @@ pub fn grant(state: &State, volume: VolumeId, node: &NodeId) -> Option<Grant> {
             },
         ),
     };
-    Some(Grant { volume, epoch: lease.epoch, revision: lease.revision, holder, ttl_ms: lease.ttl_ms, leg })
+    let limits = state.volume(volume).map_or_else(IoLimits::default, wire_limits);
+    Some(Grant { volume, epoch: lease.epoch, revision: lease.revision, holder, ttl_ms: lease.ttl_ms, leg, limits })
 }
 
 fn has_to_drop(record: &MigrationRecord, node: &NodeId) -> bool {

@@ -17,6 +17,7 @@ mod handle;
 mod idempotency;
 mod leases;
 mod ledger;
+mod limits;
 mod lived;
 mod metrics;
 pub mod migration;
@@ -28,6 +29,7 @@ mod resize;
 mod rpc;
 mod snapshots;
 mod table;
+mod tenants;
 mod volumes;
 
 pub use config::ControlConfig;

@@ -1,7 +1,7 @@
 //! Figures for Prometheus, in its text format (version 0.0.4). Names are the glossary's, units last.
 
 use crate::Control;
-use drover_types::{Health, Phase, WorkloadUsage};
+use drover_types::{Health, Phase, Tenant, Volume, WorkloadUsage};
 use std::fmt::Write;
 
 struct Text(String);
@@ -36,6 +36,7 @@ impl Control {
         text.sample("drover_event_last_id", &[], self.ledger.state().last_event());
         self.node_metrics(&mut text);
         self.volume_metrics(&mut text);
+        self.tenant_metrics(&mut text);
         self.export_metrics(&mut text);
         self.migration_metrics(&mut text);
         text.0
@@ -72,7 +73,7 @@ impl Control {
     }
 
     fn volume_metrics(&self, text: &mut Text) {
-        let volumes: Vec<_> = self.list_volumes().into_iter().map(|volume| volume.value).collect();
+        let volumes: Vec<_> = self.list_volumes(None).into_iter().map(|volume| volume.value).collect();
         text.metric("drover_volume_used_bytes", "gauge", "Slots of the volume times their size.");
         for volume in &volumes {
             if let Some(used) = volume.used_bytes {
@@ -94,11 +95,41 @@ impl Control {
         for volume in &volumes {
             text.sample("drover_volume_poisoned", &[("volume", &volume.name)], volume.poisoned.into());
         }
+        let mut limited = |name: &str, help: &str, value: fn(&Volume) -> Option<u64>| {
+            text.metric(name, "counter", help);
+            for volume in &volumes {
+                if let Some(value) = value(volume) {
+                    text.sample(name, &[("volume", &volume.name)], value);
+                }
+            }
+        };
+        let requests = "Requests that waited for the volume's limits.";
+        limited("drover_volume_limited_requests", requests, |volume| volume.limited_requests);
+        let waited = "What they waited in all, since its holder's start.";
+        limited("drover_volume_limited_milliseconds", waited, |volume| volume.limited_ms);
         text.metric("drover_lease_epoch", "gauge", "Epoch of the volume's lease, by its holder.");
         for volume in &volumes {
             let labels = [("volume", volume.name.as_str()), ("holder", &volume.holder)];
             text.sample("drover_lease_epoch", &labels, volume.epoch);
         }
+    }
+
+    fn tenant_metrics(&self, text: &mut Text) {
+        let tenants = self.list_tenants();
+        let mut gauge = |name: &str, help: &str, value: fn(&Tenant) -> Option<u64>| {
+            text.metric(name, "gauge", help);
+            for tenant in &tenants {
+                if let Some(value) = value(tenant) {
+                    text.sample(name, &[("tenant", &tenant.name)], value);
+                }
+            }
+        };
+        let provisioned = "Sizes of the tenant's volumes.";
+        gauge("drover_tenant_provisioned_bytes", provisioned, |tenant| Some(tenant.provisioned_bytes));
+        gauge("drover_tenant_volumes", "The tenant's volumes.", |tenant| Some(tenant.volumes));
+        let quota = "The most that they may be.";
+        gauge("drover_tenant_quota_bytes", quota, |tenant| tenant.quota.provisioned_bytes);
+        gauge("drover_tenant_quota_volumes", "The most that there may be.", |tenant| tenant.quota.volumes);
     }
 
     /// By node, export and workload. They begin again with each start of the node.

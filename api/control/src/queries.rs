@@ -158,9 +158,11 @@ impl Control {
         Ok(())
     }
 
-    pub fn list_volumes(&self) -> Vec<Tagged<Volume>> {
+    /// Of one tenant, where one is named.
+    pub fn list_volumes(&self, tenant: Option<&str>) -> Vec<Tagged<Volume>> {
         let state = self.ledger.state();
-        let volumes = state.volumes.values();
+        let of_tenant = |record: &VolumeRecord| tenant.is_none_or(|tenant| record.tenant == tenant);
+        let volumes = state.volumes.values().filter(|kept| of_tenant(&kept.record));
         volumes.map(|kept| Tagged { version: kept.version.0, value: self.volume(&state, &kept.record) }).collect()
     }
 
@@ -205,6 +207,10 @@ impl Control {
             merge: status
                 .and_then(|status| status.merge)
                 .map(|merge| Merge { snapshots: merge.layers, bytes_left: merge.left_bytes }),
+            tenant: record.tenant.clone(),
+            limits: record.limits.limits,
+            limited_requests: status.map(|status| status.limited_requests),
+            limited_ms: status.map(|status| status.limited_us / 1_000),
         }
     }
 

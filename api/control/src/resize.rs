@@ -5,8 +5,10 @@
 
 use crate::Control;
 use crate::config::RPC_DEADLINE;
+use crate::limits::limited;
 use crate::queries::{Tagged, check_version, find_volume};
 use crate::table::{NewEvent, State};
+use crate::tenants::check_quota;
 use crate::volumes::{Settled, check_size, find_idle};
 use drover_base::{NodeId, VolumeId};
 use drover_types::record::{LeaseRecord, VolumeRecord};
@@ -22,29 +24,40 @@ impl Control {
         change: ChangeVolume,
         expected: Option<u64>,
     ) -> Result<Tagged<Volume>, ApiError> {
-        let Some(size_bytes) = change.size_bytes else {
+        let ChangeVolume { size_bytes, limits } = change;
+        if size_bytes.is_none() && limits.is_none() {
             return Err(ApiError::invalid("size_bytes", "nothing is to be changed"));
-        };
-        check_size(size_bytes)?;
+        }
+        size_bytes.map_or(Ok(()), check_size)?;
+        limits.map_or(Ok(()), |limits| limits.check())?;
         let volume = self
             .ledger
             .commit(|state, changes| {
                 let record = find_volume(state, name)?;
                 check_version(expected, state.volumes[&record.volume].version.0)?;
-                if record.resize_to == Some(size_bytes) {
-                    return Ok(record.volume);
+                let mut next = limits.map_or_else(|| record.clone(), |limits| limited(record, limits, changes));
+                if let Some(size_bytes) = size_bytes.filter(|size_bytes| record.resize_to != Some(*size_bytes)) {
+                    let record = find_idle(state, name)?;
+                    if size_bytes < record.size_bytes {
+                        let message = format!("{} has {} bytes: it can only grow", record.name, record.size_bytes);
+                        return Err(ApiError::invalid("size_bytes", message));
+                    }
+                    check_quota(state, &record.tenant, size_bytes - record.size_bytes, 0)?;
+                    // Also where it has that size by the record: its holder is asked, and knows.
+                    next.resize_to = Some(size_bytes);
                 }
-                let record = find_idle(state, name)?;
-                if size_bytes < record.size_bytes {
-                    let message = format!("{} has {} bytes: it can only grow", record.name, record.size_bytes);
-                    return Err(ApiError::invalid("size_bytes", message));
+                if next != *record {
+                    changes.put(next);
                 }
-                // Also where it has that size by the record: its holder is asked, and knows.
-                changes.put(VolumeRecord { resize_to: Some(size_bytes), ..record.clone() });
                 Ok::<_, ApiError>(record.volume)
             })
             .await?;
-        self.wait_settled(volume, "it is being made larger").await?;
+        if limits.is_some() {
+            self.tell_limits(volume).await?;
+        }
+        if size_bytes.is_some() {
+            self.wait_settled(volume, "it is being made larger").await?;
+        }
         self.show_volume(&volume.to_string())
     }
 

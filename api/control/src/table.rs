@@ -4,7 +4,7 @@ use drover_base::{Epoch, MigrationId, NodeId, VolumeId};
 use drover_meta::{MetaError, MetaStore, Transaction, Version};
 use drover_types::record::{
     CordonRecord, DrainRecord, ExportRecord, Format, IdempotencyRecord, LeaseRecord, LinkRecord, MigrationRecord,
-    NodeRecord, VolumeRecord,
+    NodeRecord, TenantRecord, VolumeRecord,
 };
 use drover_types::{Event, Severity};
 use serde::{Serialize, de::DeserializeOwned};
@@ -74,6 +74,7 @@ record!(NodeRecord, NodeId, "node/", nodes, |this| this.node.clone(), |key| key.
 record!(CordonRecord, NodeId, "cordon/", cordons, |this| this.node.clone(), |key| key.to_string());
 record!(DrainRecord, NodeId, "drain/", drains, |this| this.node.clone(), |key| key.to_string());
 record!(VolumeRecord, VolumeId, "volume/", volumes, |this| this.volume, |key| key.to_string());
+record!(TenantRecord, String, "tenant/", tenants, |this| this.tenant.clone(), |key| key.clone());
 record!(LeaseRecord, VolumeId, "lease/", leases, |this| this.volume, |key| key.to_string());
 record!(MigrationRecord, MigrationId, "migration/", migrations, |this| this.migration, |key| key.to_string());
 record!(
@@ -101,6 +102,7 @@ pub struct State {
     pub cordons: Table<CordonRecord>,
     pub drains: Table<DrainRecord>,
     pub volumes: Table<VolumeRecord>,
+    pub tenants: Table<TenantRecord>,
     pub leases: Table<LeaseRecord>,
     pub migrations: Table<MigrationRecord>,
     pub exports: Table<ExportRecord>,
@@ -126,6 +128,7 @@ impl State {
         state.load_table::<CordonRecord>(store).await?;
         state.load_table::<DrainRecord>(store).await?;
         state.load_table::<VolumeRecord>(store).await?;
+        state.load_table::<TenantRecord>(store).await?;
         state.load_table::<LeaseRecord>(store).await?;
         state.load_table::<MigrationRecord>(store).await?;
         state.load_table::<ExportRecord>(store).await?;

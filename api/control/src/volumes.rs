@@ -8,12 +8,13 @@ use crate::migration::knowledge::backoff;
 use crate::nodes::CallError;
 use crate::queries::{Tagged, check_version, find_node, find_volume};
 use crate::table::{Changes, NewEvent, Remembered, State};
+use crate::tenants::check_quota;
 use drover_base::ids::is_name;
 use drover_base::limits::VOLUME_BYTES_MAX;
 use drover_base::units::BLOCK_BYTES;
 use drover_base::{Epoch, NodeId, VolumeId};
-use drover_types::record::{LeaseRecord, VolumeRecord};
-use drover_types::{ApiError, CreateVolume, ErrorCode, Volume, VolumeState};
+use drover_types::record::{LeaseRecord, LimitsRecord, VolumeRecord};
+use drover_types::{ApiError, CreateVolume, DEFAULT_TENANT, ErrorCode, Volume, VolumeState};
 use drover_wire::admin::{NodeReply, NodeRequest, Refusal};
 use futures::channel::oneshot;
 use std::{rc::Rc, time::Duration};
@@ -85,6 +86,8 @@ impl Control {
         check_name("name", &request.name)?;
         let size_bytes = request.size_bytes;
         check_size(size_bytes)?;
+        let tenant = request.tenant.clone().unwrap_or_else(|| DEFAULT_TENANT.into());
+        check_name("tenant", &tenant)?;
         let holding = match self.attempt(once)? {
             Attempt::First(holding) => holding,
             Attempt::Repeated(made) => return self.show_volume(&made),
@@ -100,9 +103,17 @@ impl Control {
                         ApiError::new(ErrorCode::VolumeExists, message).cause(format!("it is {}", other.volume))
                     );
                 }
-                let (name, created_ms) = (request.name.clone(), changes.wall_ms());
-                let state_now = VolumeState::Creating;
-                changes.put(VolumeRecord { volume, name, size_bytes, state: state_now, created_ms, resize_to: None });
+                check_quota(state, &tenant, size_bytes, 1)?;
+                changes.put(VolumeRecord {
+                    volume,
+                    name: request.name.clone(),
+                    size_bytes,
+                    state: VolumeState::Creating,
+                    created_ms: changes.wall_ms(),
+                    resize_to: None,
+                    tenant,
+                    limits: LimitsRecord::default(),
+                });
                 changes.put(LeaseRecord {
                     volume,
                     epoch: Epoch(1),

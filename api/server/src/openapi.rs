@@ -17,7 +17,7 @@ use utoipa::openapi::{Content, PathItem, Ref, RefOr, Required, Response, Respons
         license(name = "Apache-2.0", identifier = "Apache-2.0")
     ),
     tags(
-        (name = "nodes"), (name = "volumes"), (name = "snapshots"), (name = "exports"), (name = "migrations"),
+        (name = "nodes"), (name = "volumes"), (name = "snapshots"), (name = "tenants"), (name = "exports"), (name = "migrations"),
         (name = "leases"), (name = "events"), (name = "service")
     )
 )]
@@ -26,7 +26,7 @@ pub struct Description;
 const TOKEN: &str = "token";
 
 /// Resources with an ETag.
-const VERSIONED: [&str; 5] = ["Node", "Drain", "Volume", "Export", "Migration"];
+const VERSIONED: [&str; 6] = ["Node", "Drain", "Volume", "Tenant", "Export", "Migration"];
 
 /// The description as it is served at `/v1/openapi.json` and checked in beside this crate.
 pub fn openapi() -> utoipa::openapi::OpenApi {

@@ -40,6 +40,7 @@ codes! {
     SnapshotNotFound = 404,
     ExportNotFound = 404,
     MigrationNotFound = 404,
+    TenantNotFound = 404,
     /// The node is not being drained, and was not.
     DrainNotFound = 404,
     MethodNotAllowed = 405,
@@ -57,6 +58,8 @@ codes! {
     /// Source and destination are the same node.
     SameNode = 409,
     NoSpace = 409,
+    /// Its tenant may not have more.
+    QuotaExceeded = 409,
     /// The node still holds volumes or takes part in something.
     NodeBusy = 409,
     /// The node takes no new volumes and no new migrations.

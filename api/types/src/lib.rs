@@ -11,6 +11,7 @@ pub mod migration;
 pub mod node;
 pub mod page;
 pub mod record;
+pub mod tenant;
 pub mod volume;
 
 pub use drain::{Drain, DrainMove, DrainNode, DrainState, DrainWaiting};
@@ -23,7 +24,8 @@ pub use migration::{
 };
 pub use node::{Cordon, CordonNode, Health, Node, Tier};
 pub use page::Page;
+pub use tenant::{ChangeTenant, DEFAULT_TENANT, Quota, Tenant};
 pub use volume::{
-    ChangeVolume, CreateExport, CreateSnapshot, CreateVolume, Export, Merge, Snapshot, Volume, VolumeRole, VolumeState,
-    WorkloadUsage,
+    ChangeVolume, CreateExport, CreateSnapshot, CreateVolume, Export, Merge, Snapshot, Volume, VolumeLimits,
+    VolumeRole, VolumeState, WorkloadUsage,
 };

@@ -6,6 +6,7 @@
 //!  cordon/<name>                  CordonRecord
 //!  drain/<name>                   DrainRecord
 //!  volume/<volume>                VolumeRecord       name/<name> → id: a name is taken once
+//!  tenant/<name>                  TenantRecord
 //!  lease/<volume>                 LeaseRecord
 //!  migration/<migration>          MigrationRecord
 //!  export/<node>/<name>           ExportRecord
@@ -15,7 +16,10 @@
 //!  link/<node>/<node>             LinkRecord
 //! ```
 
-use crate::{ApiError, DrainState, MigrationOptions, MigrationPlan, Phase, Receipt, VolumeState};
+use crate::{
+    ApiError, DEFAULT_TENANT, DrainState, MigrationOptions, MigrationPlan, Phase, Quota, Receipt, VolumeLimits,
+    VolumeState,
+};
 use drover_base::{Epoch, Generation, InstanceId, MigrationId, NodeId, OperationId, VolumeId};
 use serde::{Deserialize, Serialize};
 
@@ -112,6 +116,29 @@ pub struct VolumeRecord {
     /// It is to become that large; its holder is asked until it answers.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub resize_to: Option<u64>,
+    #[serde(default = "default_tenant")]
+    pub tenant: String,
+    #[serde(default)]
+    pub limits: LimitsRecord,
+}
+
+fn default_tenant() -> String {
+    DEFAULT_TENANT.into()
+}
+
+/// A volume's limits, as its holder is told.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LimitsRecord {
+    /// Grows with each change.
+    pub revision: u64,
+    pub limits: VolumeLimits,
+}
+
+/// A tenant whose quotas were set.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TenantRecord {
+    pub tenant: String,
+    pub quota: Quota,
 }
 
 impl VolumeRecord {

@@ -1,5 +1,6 @@
 //! Volumes, their snapshots, and where clients reach them.
 
+use crate::ApiError;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
@@ -55,6 +56,52 @@ pub struct Volume {
     /// Deleted snapshots whose space is yet to come back; absent where there are none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub merge: Option<Merge>,
+    /// Whose it is; it stays that for life.
+    pub tenant: String,
+    /// What its clients together may use a second.
+    pub limits: VolumeLimits,
+    /// Requests that had to wait for the limits, and the sum of their waits, milliseconds, since its holder's start.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub limited_requests: Option<u64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub limited_ms: Option<u64>,
+}
+
+/// What a volume's clients together, wherever they are attached, may use of it a second; absent: as much as there is.
+/// What exceeds it waits. Migrations do not count.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct VolumeLimits {
+    /// Requests that read, write, trim or write zeroes.
+    #[schema(minimum = 100, maximum = 100_000_000)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub iops: Option<u64>,
+    /// Bytes read and written.
+    #[schema(minimum = 1_048_576, maximum = 1_099_511_627_776_u64)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub bytes_per_s: Option<u64>,
+    /// For how long what is not used is saved, to be used at once later; 1,000 where absent.
+    #[schema(maximum = 3_600_000)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub burst_ms: Option<u64>,
+}
+
+impl VolumeLimits {
+    pub fn check(&self) -> Result<(), ApiError> {
+        if self.iops.is_some_and(|iops| !(100..=100_000_000).contains(&iops)) {
+            return Err(ApiError::invalid("limits.iops", "a limit is 100 to 100,000,000 requests a second"));
+        }
+        if self.bytes_per_s.is_some_and(|bytes| !(1 << 20..=1 << 40).contains(&bytes)) {
+            return Err(ApiError::invalid("limits.bytes_per_s", "a limit is 1 MiB to 1 TiB a second"));
+        }
+        if self.burst_ms.is_some_and(|burst| burst > 3_600_000) {
+            return Err(ApiError::invalid("limits.burst_ms", "a burst is of at most one hour"));
+        }
+        if self.burst_ms.is_some() && self.iops.is_none() && self.bytes_per_s.is_none() {
+            return Err(ApiError::invalid("limits.burst_ms", "a burst goes with a limit"));
+        }
+        Ok(())
+    }
 }
 
 /// What deleted snapshots still hold. It merges in the background into what stands on them.
@@ -76,6 +123,10 @@ pub struct CreateVolume {
     #[schema(minimum = 4096, maximum = 70_368_744_177_664_u64, multiple_of = 4096)]
     pub size_bytes: u64,
     pub node: String,
+    /// Whose it is to be, for life; as a volume's name. `default` where none is given.
+    #[schema(min_length = 1, max_length = 63, pattern = "^[a-z0-9]([a-z0-9.-]*[a-z0-9])?$")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tenant: Option<String>,
 }
 
 /// What is to be another of a volume; what is absent stays.
@@ -86,6 +137,9 @@ pub struct ChangeVolume {
     #[schema(minimum = 4096, maximum = 70_368_744_177_664_u64, multiple_of = 4096)]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub size_bytes: Option<u64>,
+    /// In the place of those it has, at once.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub limits: Option<VolumeLimits>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]

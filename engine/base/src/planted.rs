@@ -125,6 +125,10 @@ bugs! {
     FillOverNewer,
     /// What was brought is mirrored like a client's write.
     FillMirrored,
+    /// A client that waits for a limit is served for as long as it asks.
+    LimitStarves,
+    /// The destination of a migration does not take the volume's limits over.
+    LimitsStayBehind,
     /// A node counts as drained while it has copies left.
     DrainedTooEarly,
     /// A comparison takes blocks that are only at the other side for zeros.

@@ -15,7 +15,7 @@ use drover_base::planted::{Bug, is_planted};
 use drover_base::{Epoch, Generation, IoError, MigrationId, VolumeId};
 use drover_store::meta::Batch;
 use drover_store::{StoreError, VolumeUsage};
-use drover_wire::admin::{Export, NodeReply, NodeRequest, Refusal, Role};
+use drover_wire::admin::{Export, IoLimits, NodeReply, NodeRequest, Refusal, Role};
 use drover_wire::seat_record::{LegDirection, SeatRecord, encode_export};
 use drover_wire::writer_record::WriterRecord;
 use std::rc::Rc;
@@ -125,6 +125,7 @@ impl Node {
             base_snapshot: None,
             reserve_bytes: 0,
             ended: None,
+            limits: IoLimits::default(),
         };
         // Not served before the record is durable: a crash in between leaves a volume that nobody holds.
         self.write_record(volume, &record).await?;

@@ -39,7 +39,7 @@ impl Node {
             let what = || format!("{}, which it is to hold,", grant.volume);
             return if mine { Err(Refusal::NotFound { what: what() }) } else { Ok(()) };
         };
-        let record = seat.record();
+        let record = take_limits(&seat, &grant).await?;
         if grant.epoch < record.epoch {
             return Err(Refusal::Epoch { asked: grant.epoch, known: record.epoch });
         }
@@ -195,6 +195,18 @@ impl Node {
             route.became_local();
         }
     }
+}
+
+/// Their revision is their own: they count whatever the rest of the grant says. Before anything else: a holder serves
+/// nothing without them.
+async fn take_limits(seat: &Seat, grant: &Grant) -> Result<SeatRecord, Refusal> {
+    let record = seat.record();
+    if grant.limits.revision <= record.limits.revision || is_planted(Bug::LimitsStayBehind) && !seat.is_holder() {
+        return Ok(record);
+    }
+    let next = SeatRecord { limits: grant.limits, ..record };
+    seat.persist(next.clone()).await.map_err(not_durable)?;
+    Ok(next)
 }
 
 /// Which migration is over for a seat whose leg changes.

@@ -28,6 +28,7 @@ pub mod daemon;
 mod gateway;
 mod grants;
 mod lease;
+mod limiter;
 mod membership;
 mod migration;
 pub mod nbd;

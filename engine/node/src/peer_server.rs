@@ -9,6 +9,7 @@
 //! - A stream's frame is applied only in role Mirror, under exactly the recorded epoch, for a migration and a
 //!   generation that is not older than the recorded one; frames take their places in the order they came.
 
+use crate::limiter::Client;
 use crate::node::Node;
 use crate::seat::Seat;
 use crate::session::{Attended, SessionFence, SessionKey};
@@ -218,7 +219,22 @@ async fn gateway_request(
             Either::Right(_) => return Err(IoError::Disconnected),
         }
     }
+    if let Some(bytes) = cost(&operation).filter(|_| way != Way::Replay && seat.limiter.is_on()) {
+        let admitted = pin!(seat.limiter.admit(Client::Gateway(who.session), bytes));
+        select(admitted, pin!(served.connection.closed())).await;
+    }
     seat.perform(who, way, &fence, operation).await.map_err(|error| seat.told(error))
+}
+
+/// What a client's request takes of the volume's limits, in bytes; `None`: nothing at all.
+pub(crate) fn cost(operation: &Operation) -> Option<u64> {
+    match operation {
+        Operation::Read { range } => Some(range.len),
+        Operation::Write { data, .. } => Some(data.bytes.len() as u64),
+        // Their bytes do not travel.
+        Operation::Zero { .. } | Operation::Trim { .. } => Some(0),
+        _ => None,
+    }
 }
 
 fn is_replay(operation: &Operation) -> bool {

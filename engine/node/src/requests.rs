@@ -21,7 +21,9 @@ use drover_base::units::EXTENT_BYTES;
 use drover_base::{Epoch, Generation, MigrationId, VolumeId};
 use drover_store::StoreError;
 use drover_transfer::Start;
-use drover_wire::admin::{Leg, NodeAddress, NodeReply, NodeRequest, Position, Refusal, Role, SendOptions, SendPhase};
+use drover_wire::admin::{
+    IoLimits, Leg, NodeAddress, NodeReply, NodeRequest, Position, Refusal, Role, SendOptions, SendPhase,
+};
 use drover_wire::seat_record::{LegDirection, SeatRecord};
 use drover_wire::writer_record::WriterRecord;
 use std::{rc::Rc, time::Duration};
@@ -139,6 +141,7 @@ impl Node {
             base_snapshot: None,
             reserve_bytes: of.reserve_bytes,
             ended: None,
+            limits: IoLimits::default(),
         };
         // The record first: a volume left by a crash in between is found by the migration that made it.
         self.write_record(of.volume, &record).await?;

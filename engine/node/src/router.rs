@@ -19,7 +19,9 @@ use crate::backoff::Backoff;
 use crate::context::Context;
 use crate::gateway::Gateway;
 use crate::lease::LeaseGuard;
+use crate::limiter::{Client, Limiter};
 use crate::nbd::{BlockExport, BlockStatus, ExportFacts, ZeroRequest};
+use crate::peer_server::cost;
 use crate::seat::Seat;
 use crate::writers::{Pass, Way};
 use drover_base::error::Remedy;
@@ -51,6 +53,8 @@ pub(crate) struct Route {
     losses: Cell<u64>,
     /// The clients of this node, to whoever holds the volume.
     writer: Rc<Writer>,
+    /// Connections that it has had, which are numbered.
+    connections: Cell<u64>,
 }
 
 impl Route {
@@ -58,7 +62,8 @@ impl Route {
         let session = SessionId(context.world.random.next_u64());
         let writer = Writer { session, node: context.address.node.clone(), instance: context.instance };
         let (seat, gateway, writer) = (RefCell::new(seat), OnceCell::new(), Rc::new(writer));
-        Rc::new(Self { context, volume, seat, gateway, losses: Cell::new(0), writer })
+        let (losses, connections) = (Cell::new(0), Cell::new(0));
+        Rc::new(Self { context, volume, seat, gateway, losses, writer, connections })
     }
 
     pub fn writer(&self) -> &Rc<Writer> {
@@ -90,7 +95,7 @@ impl Route {
         if gateway.owes_replay() {
             let route = self.clone();
             // A flush that fails: the next request replays.
-            self.context.world.spawn(async move { drop(route.run(FLUSH).await) }).detach();
+            self.context.world.spawn(async move { drop(route.run(FLUSH, None).await) }).detach();
         }
     }
 
@@ -137,12 +142,24 @@ impl Route {
         self.seat.borrow().as_ref().is_some_and(|seat| seat.is_holder() && seat.lease().is_valid())
     }
 
-    /// Carries out a request wherever the volume is, for as long as it takes up to the deadline.
-    pub async fn run(&self, operation: Operation) -> Result<Answer, IoError> {
-        let deadline = self.context.world.now() + HOLD_DEADLINE;
+    /// Where requests wait now for the volume's limits: at its holder.
+    fn limiter(&self) -> Option<Rc<Limiter>> {
+        let seat = self.seat.borrow();
+        let seat = seat.as_ref().filter(|seat| seat.limiter.is_on() && seat.is_holder())?;
+        Some(seat.limiter.clone())
+    }
+
+    /// Carries out a request wherever the volume is, for as long as it takes up to the deadline. `client`: who has yet to
+    /// wait for the volume's limits, if it is here; the deadline begins after that.
+    pub async fn run(&self, operation: Operation, mut client: Option<Client>) -> Result<Answer, IoError> {
+        let mut deadline = self.context.world.now() + HOLD_DEADLINE;
         let mut backoff = Backoff::of_requests();
         let mut was_sent_on = false;
         loop {
+            if let (Some(of), Some(bytes), Some(limiter)) = (client, cost(&operation), self.limiter()) {
+                limiter.admit(of, bytes).await;
+                (client, deadline) = (None, self.context.world.now() + HOLD_DEADLINE);
+            }
             match self.attempt(&operation, deadline).await {
                 Err(error) if error.remedy() == Remedy::Retry => {
                     tracing::trace!(target: "drover::router", volume = %self.volume, %error, "tried again");
@@ -267,12 +284,15 @@ pub struct RoutedExport {
     told_losses: Cell<u64>,
     /// Losses of the gateway when this was opened.
     gateway_losses: u64,
+    client: Client,
 }
 
 impl RoutedExport {
     pub(crate) fn new(route: Rc<Route>, facts: ExportFacts) -> Rc<Self> {
         let (told_losses, gateway_losses) = (Cell::new(route.losses.get()), route.gateway_losses());
-        Rc::new(Self { route, facts, told_losses, gateway_losses })
+        route.connections.set(route.connections.get() + 1);
+        let client = Client::Here(route.connections.get());
+        Rc::new(Self { route, facts, told_losses, gateway_losses, client })
     }
 
     /// Asked before a flush is answered. The volume's own I/O goes on once it was opened again, and whoever asked for
@@ -313,16 +333,23 @@ impl RoutedExport {
         world.timeout(HOLD_DEADLINE, read).await.unwrap_or(Err(IoError::TimedOut))
     }
 
+    /// Waits for the volume's limits, if it is here. Returns who has yet to: whoever it is elsewhere.
+    async fn wait_for_limits(&self, bytes: u64) -> Option<Client> {
+        let Some(limiter) = self.route.limiter() else { return Some(self.client) };
+        limiter.admit(self.client, bytes).await;
+        None
+    }
+
     /// Carries out a request wherever the volume is.
-    async fn run(&self, operation: Operation) -> Result<Answer, IoError> {
-        let answer = self.route.run(operation).await?;
+    async fn run(&self, operation: Operation, client: Option<Client>) -> Result<Answer, IoError> {
+        let answer = self.route.run(operation, client).await?;
         // It may have been found out on the way, and a flush would have told otherwise.
         self.is_whole()?;
         Ok(answer)
     }
 
-    async fn change(&self, operation: Operation) -> Result<(), IoError> {
-        self.run(operation).await.map(|_| ())
+    async fn change(&self, operation: Operation, client: Option<Client>) -> Result<(), IoError> {
+        self.run(operation, client).await.map(|_| ())
     }
 
     /// Whether all that clients of this export were acknowledged is still there.
@@ -345,13 +372,14 @@ impl BlockExport for RoutedExport {
 
     fn read(self: Rc<Self>, offset: u64, len: u64) -> LocalFuture<'static, Result<Buffer, IoError>> {
         Box::pin(async move {
+            let client = self.wait_for_limits(len).await;
             if let Some((seat, lease)) = self.local()? {
                 let read = self.read_here(&seat, &lease, ByteRange { offset, len }).await;
                 if is_final(&read) {
                     return read;
                 }
             }
-            match self.run(Operation::Read { range: ByteRange { offset, len } }).await? {
+            match self.run(Operation::Read { range: ByteRange { offset, len } }, client).await? {
                 Answer::Data(data) if data.bytes.len() as u64 == len => Ok(Buffer::from_slice(&data.bytes)),
                 _ => Err(IoError::Corrupt),
             }
@@ -360,11 +388,12 @@ impl BlockExport for RoutedExport {
 
     fn write(self: Rc<Self>, offset: u64, data: Buffer, fua: bool) -> LocalFuture<'static, Result<(), IoError>> {
         Box::pin(async move {
+            let client = self.wait_for_limits(data.len() as u64).await;
             if let Some((seat, lease, _pass)) = self.enter().await? {
                 return seat.write(&*lease, offset, data, fua).await;
             }
             let data = Payload::plain(data.into_bytes());
-            self.change(Operation::Write { offset, data, fua, replay: false }).await
+            self.change(Operation::Write { offset, data, fua, replay: false }, client).await
         })
     }
 
@@ -377,26 +406,28 @@ impl BlockExport for RoutedExport {
         Box::pin(async move {
             let range = ByteRange { offset, len };
             let ZeroRequest { may_unmap, fast_only, fua } = zero;
+            let client = self.wait_for_limits(0).await;
             if let Some((seat, lease, _pass)) = self.enter().await? {
                 let zeroed = seat.write_zeroes(&*lease, range, ZeroMode { may_unmap, fast_only }, fua).await;
                 if is_final(&zeroed) {
                     return zeroed;
                 }
             }
-            self.change(Operation::Zero { range, may_unmap, fast_only, fua, replay: false }).await
+            self.change(Operation::Zero { range, may_unmap, fast_only, fua, replay: false }, client).await
         })
     }
 
     fn trim(self: Rc<Self>, offset: u64, len: u64, fua: bool) -> LocalFuture<'static, Result<(), IoError>> {
         Box::pin(async move {
             let range = ByteRange { offset, len };
+            let client = self.wait_for_limits(0).await;
             if let Some((seat, lease, _pass)) = self.enter().await? {
                 let trimmed = seat.trim(&*lease, range, fua).await;
                 if is_final(&trimmed) {
                     return trimmed;
                 }
             }
-            self.change(Operation::Trim { range, fua, replay: false }).await
+            self.change(Operation::Trim { range, fua, replay: false }, client).await
         })
     }
 
@@ -408,7 +439,7 @@ impl BlockExport for RoutedExport {
                     return flushed.and_then(|()| self.nothing_lost());
                 }
             }
-            self.change(FLUSH).await?;
+            self.change(FLUSH, None).await?;
             self.nothing_lost()
         })
     }
@@ -432,7 +463,7 @@ impl BlockExport for RoutedExport {
                     return runs;
                 }
             }
-            match self.run(Operation::BlockStatus { range }).await? {
+            match self.run(Operation::BlockStatus { range }, None).await? {
                 Answer::Status(runs) if !runs.is_empty() => {
                     let runs = runs.into_iter().take(most);
                     Ok(runs.map(|run| (run.len, BlockStatus { hole: run.hole, zero: run.zero })).collect())

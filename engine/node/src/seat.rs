@@ -16,6 +16,7 @@
 
 use crate::context::Context;
 use crate::lease::LeaseGuard;
+use crate::limiter::{Limiter, Waited};
 use crate::migration::Outbound;
 use crate::session::Sessions;
 use crate::writers::{Way, Writers};
@@ -114,6 +115,8 @@ pub(crate) struct Seat {
     changing_role: Cell<bool>,
     /// Told about every change of role, lease or admission.
     changed: Notify,
+    /// Where clients' requests wait for the volume's limits.
+    pub limiter: Rc<Limiter>,
     heat: RefCell<Heat>,
     read_bytes: Cell<u64>,
     written_bytes: Cell<u64>,
@@ -132,6 +135,7 @@ impl Seat {
         let heat = Heat::new(volume.size_bytes(), context.world.now());
         let instance = context.instance;
         let keeps_copies = must_keep_copies(&record);
+        let limiter = Limiter::new(context.world.clone(), record.limits);
         log_role(&record, volume.id());
         Rc::new(Self {
             context,
@@ -152,6 +156,7 @@ impl Seat {
             inbound: RefCell::default(),
             changing_role: Cell::new(false),
             changed: Notify::new(),
+            limiter,
             heat: RefCell::new(heat),
             read_bytes: Cell::new(0),
             written_bytes: Cell::new(0),
@@ -230,6 +235,7 @@ impl Seat {
         batch.put(seat_key(self.id()), record.encode());
         self.context.meta.commit(batch).await?;
         self.keeps_copies.set(must_keep_copies(&record));
+        self.limiter.set(record.limits);
         *self.record.borrow_mut() = record;
         Ok(())
     }
@@ -241,6 +247,9 @@ impl Seat {
         old.revoke();
         self.changing_role.set(false);
         self.attempt.set(0);
+        if !self.is_holder() {
+            self.limiter.let_all_go();
+        }
         log_role(&self.record.borrow(), self.id());
         self.tell();
         lease
@@ -504,6 +513,7 @@ impl Seat {
     pub fn status(&self) -> VolumeStatus {
         let record = self.record.borrow();
         let usage = self.volume.usage();
+        let Waited { requests: limited_requests, us: limited_us } = self.limiter.waited();
         let role = match record.role {
             Role::Holder if !self.lease.borrow().is_valid() => Role::Fenced,
             role => role,
@@ -529,6 +539,9 @@ impl Seat {
                 .map(|drover_store::MergeLeft { layers, left_bytes }| MergeStatus { layers, left_bytes }),
             read_bytes: self.read_bytes.get(),
             written_bytes: self.written_bytes.get(),
+            limits: record.limits,
+            limited_requests,
+            limited_us,
         }
     }
 }

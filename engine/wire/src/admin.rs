@@ -29,6 +29,19 @@ pub struct Leg {
     pub way_back_open: bool,
 }
 
+/// What a volume's clients together may use of it a second. By default: as much as there is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct IoLimits {
+    /// Grows with each change: what is older changes nothing.
+    pub revision: u64,
+    /// Reads, writes, trims and zeroings; `None`: no limit.
+    pub iops: Option<u64>,
+    /// Read and written; `None`: no limit.
+    pub bytes_per_s: Option<u64>,
+    /// What was not used is kept for so long, and may then be used at once.
+    pub burst_ms: u64,
+}
+
 /// Who may apply a volume's writes, as the control plane has recorded it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Grant {
@@ -42,6 +55,8 @@ pub struct Grant {
     pub ttl_ms: Option<u64>,
     /// The unfinished migration both sides take part in.
     pub leg: Option<Leg>,
+    /// With a revision of their own: they change without the lease.
+    pub limits: IoLimits,
 }
 
 /// How a migration's data is sent.
@@ -343,6 +358,11 @@ pub struct VolumeStatus {
     /// Client bytes since this instance began.
     pub read_bytes: u64,
     pub written_bytes: u64,
+    /// The limits that this node knows.
+    pub limits: IoLimits,
+    /// What they made clients wait since this instance began: requests, and the sum of their waits.
+    pub limited_requests: u64,
+    pub limited_us: u64,
 }
 
 /// What a node is to a volume it stores.

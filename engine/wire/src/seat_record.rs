@@ -6,7 +6,7 @@
 //! The version is the enum's tag, the first byte; a record of an unknown version is an error, never a guess.
 
 use crate::WireError;
-use crate::admin::{Export, Leg, NodeAddress, Role};
+use crate::admin::{Export, IoLimits, Leg, NodeAddress, Role};
 use drover_base::{Epoch, MigrationId};
 use serde::{Deserialize, Serialize};
 
@@ -37,12 +37,49 @@ pub struct SeatRecord {
     pub reserve_bytes: u64,
     /// The last migration that ended here; requests about it come late.
     pub ended: Option<MigrationId>,
+    /// As last heard of: they hold also where the control plane is away.
+    pub limits: IoLimits,
+}
+
+/// What [`Seat::V1`] held.
+#[derive(Serialize, Deserialize)]
+struct FirstSeatRecord {
+    epoch: Epoch,
+    revision: u64,
+    holder: NodeAddress,
+    role: Role,
+    ttl_ms: Option<u64>,
+    leg: Option<Leg>,
+    direction: LegDirection,
+    base_snapshot: Option<String>,
+    reserve_bytes: u64,
+    ended: Option<MigrationId>,
 }
 
 #[derive(Serialize, Deserialize)]
 enum Seat {
-    /// The first.
-    V1(SeatRecord),
+    /// The first: a volume had no limits.
+    V1(FirstSeatRecord),
+    /// With limits.
+    V2(SeatRecord),
+}
+
+impl From<FirstSeatRecord> for SeatRecord {
+    fn from(first: FirstSeatRecord) -> Self {
+        Self {
+            epoch: first.epoch,
+            revision: first.revision,
+            holder: first.holder,
+            role: first.role,
+            ttl_ms: first.ttl_ms,
+            leg: first.leg,
+            direction: first.direction,
+            base_snapshot: first.base_snapshot,
+            reserve_bytes: first.reserve_bytes,
+            ended: first.ended,
+            limits: IoLimits::default(),
+        }
+    }
 }
 
 #[derive(Serialize, Deserialize)]
@@ -53,11 +90,13 @@ enum Exported {
 
 impl SeatRecord {
     pub fn encode(&self) -> Vec<u8> {
-        seal(&Seat::V1(self.clone()))
+        seal(&Seat::V2(self.clone()))
     }
     pub fn decode(bytes: &[u8]) -> Result<Self, WireError> {
-        let Seat::V1(record) = unseal(bytes, "SeatRecord")?;
-        Ok(record)
+        match unseal(bytes, "SeatRecord")? {
+            Seat::V1(first) => Ok(first.into()),
+            Seat::V2(record) => Ok(record),
+        }
     }
 }
 
@@ -113,6 +152,7 @@ mod tests {
             base_snapshot: Some("drover-3".into()),
             reserve_bytes: 1 << 30,
             ended: None,
+            limits: IoLimits { revision: 3, iops: Some(500), bytes_per_s: None, burst_ms: 2_000 },
         };
         let bytes = record.encode();
         assert_eq!(SeatRecord::decode(&bytes), Ok(record));
@@ -122,6 +162,26 @@ mod tests {
             assert!(SeatRecord::decode(&damaged).is_err(), "bit {bit}");
         }
         assert!(SeatRecord::decode(&bytes[..3]).is_err());
+    }
+
+    /// A node that was started with the next version would have lost what it is to its volumes.
+    #[test]
+    fn a_record_of_the_first_version_has_no_limits() {
+        let first = FirstSeatRecord {
+            epoch: Epoch(4),
+            revision: 2,
+            holder: address("a"),
+            role: Role::Holder,
+            ttl_ms: None,
+            leg: None,
+            direction: LegDirection::Return,
+            base_snapshot: None,
+            reserve_bytes: 7,
+            ended: Some(MigrationId(3)),
+        };
+        let record = SeatRecord::decode(&seal(&Seat::V1(first))).unwrap();
+        assert_eq!((record.epoch, record.reserve_bytes, record.ended), (Epoch(4), 7, Some(MigrationId(3))));
+        assert_eq!(record.limits, IoLimits::default());
     }
 
     #[test]

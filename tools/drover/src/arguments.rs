@@ -45,6 +45,9 @@ pub enum Command {
     /// Snapshots of a volume
     #[command(subcommand)]
     Snapshot(Snapshot),
+    /// Whose volumes are, and how much of them there may be
+    #[command(subcommand)]
+    Tenant(Tenant),
     /// Move volumes between nodes
     #[command(subcommand)]
     Migrate(Migrate),
@@ -155,12 +158,21 @@ pub enum Volume {
         /// The node that is to hold it [default: the one with the most room]
         #[arg(long)]
         node: Option<String>,
+        /// Whose it is to be, for life [default: default]
+        #[arg(long)]
+        tenant: Option<String>,
     },
-    List,
+    List {
+        /// Only those of this tenant
+        #[arg(long)]
+        tenant: Option<String>,
+    },
     Show {
         /// Name or id
         volume: String,
     },
+    /// Limit what a volume's clients together may use a second; what is not given is not limited
+    Limit(VolumeLimit),
     /// Make a volume larger; clients see it when they connect again
     Resize {
         volume: String,
@@ -176,9 +188,7 @@ pub enum Volume {
         yes: bool,
     },
     /// Open a poisoned volume again, through recovery
-    Reopen {
-        volume: String,
-    },
+    Reopen { volume: String },
     /// Serve a volume to clients, and print how they reach it
     Attach(Attach),
     /// Serve it no longer
@@ -187,6 +197,45 @@ pub enum Volume {
         /// Only there [default: everywhere]
         #[arg(long)]
         node: Option<String>,
+    },
+}
+
+#[derive(Args)]
+pub struct VolumeLimit {
+    pub volume: String,
+    /// Requests a second, at least 100
+    #[arg(long, required_unless_present_any = ["bandwidth", "none"])]
+    pub iops: Option<u64>,
+    /// Bytes read and written a second, such as 50MB
+    #[arg(long, value_parser = drover_base::text::parse_bytes)]
+    pub bandwidth: Option<u64>,
+    /// For how long what is not used is saved, to be used at once later [default: 1s]
+    #[arg(long, value_name = "TIME", value_parser = time_ms)]
+    pub burst: Option<u64>,
+    /// No limits
+    #[arg(long, conflicts_with_all = ["iops", "bandwidth", "burst"])]
+    pub none: bool,
+}
+
+#[derive(Subcommand)]
+pub enum Tenant {
+    /// Those that have volumes or quotas
+    List,
+    Show {
+        name: String,
+    },
+    /// Set a tenant's quotas; what is not given is not limited
+    Set {
+        name: String,
+        /// Sizes of its volumes in all, such as 10TiB
+        #[arg(long, value_parser = drover_base::text::parse_bytes, required_unless_present_any = ["volumes", "none"])]
+        bytes: Option<u64>,
+        /// How many volumes
+        #[arg(long)]
+        volumes: Option<u64>,
+        /// No quotas
+        #[arg(long, conflicts_with_all = ["bytes", "volumes"])]
+        none: bool,
     },
 }
 
@@ -434,6 +483,9 @@ pub struct Import {
     /// The node for a new volume [default: the one with the most room]
     #[arg(long)]
     pub node: Option<String>,
+    /// Whose a new volume is to be [default: default]
+    #[arg(long)]
+    pub tenant: Option<String>,
     /// Size of a new volume [default: that of the source]
     #[arg(long, value_parser = drover_base::text::parse_bytes)]
     pub size: Option<u64>,

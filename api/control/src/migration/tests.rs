@@ -45,6 +45,8 @@ fn record() -> MigrationRecord {
         state: VolumeState::Ready,
         created_ms: 0,
         resize_to: None,
+        tenant: drover_types::DEFAULT_TENANT.into(),
+        limits: Default::default(),
     };
     let mut record = crate::migrations::blank(MIGRATION, &volume, node("a"), node("b"));
     record.options.retention_ms = 1000;

@@ -128,7 +128,7 @@ impl Cluster {
             cluster.start_node(name);
         }
         cluster.wait("the nodes to register", |control| control.list_nodes().len() == 2);
-        let request = CreateVolume { name: "v".into(), size_bytes: 1 << 30, node: "a".into() };
+        let request = CreateVolume { name: "v".into(), size_bytes: 1 << 30, node: "a".into(), tenant: None };
         let volume = cluster.run(|control| async move { control.create_volume(request, None).await });
         cluster.volume.set(volume.unwrap().value.id.parse().unwrap());
         cluster

@@ -12,7 +12,7 @@ use drover_wire::admin::MergeStatus;
 use std::{rc::Rc, time::Duration};
 
 fn create(name: &str) -> CreateVolume {
-    CreateVolume { name: name.into(), size_bytes: 1 << 20, node: "a".into() }
+    CreateVolume { name: name.into(), size_bytes: 1 << 20, node: "a".into(), tenant: None }
 }
 
 fn once(key: &str, what: &str) -> Option<Once> {
@@ -58,7 +58,7 @@ fn a_volume_that_its_node_refuses_is_not_there() {
     cluster.set_habits("a", |habits| habits.free_bytes = 0);
     let answer = cluster.run(|control| made(control, create("w"), once("k", "w")));
     assert_eq!(answer.unwrap_err().code, ErrorCode::NoSpace);
-    assert_eq!(cluster.look(|control| control.list_volumes().len()), Some(1));
+    assert_eq!(cluster.look(|control| control.list_volumes(None).len()), Some(1));
     cluster.set_habits("a", |habits| habits.free_bytes = 1 << 30);
     // What was refused may be tried again under the same key.
     cluster.run(|control| made(control, create("w"), once("k", "w"))).unwrap();
@@ -126,7 +126,7 @@ fn exports_come_back_with_their_node_and_keep_their_volume() {
     assert_eq!(restarted.exports.borrow().iter().collect::<Vec<_>>(), ["v"], "what is recorded, and nothing else");
     cluster.run(|control| async move { control.delete_export("b", "v", None).await }).unwrap();
     cluster.run(|control| async move { control.delete_volume("v", None).await }).unwrap();
-    assert_eq!(cluster.look(|control| control.list_volumes().len()), Some(0));
+    assert_eq!(cluster.look(|control| control.list_volumes(None).len()), Some(0));
     assert!(cluster.disk(&node("a")).borrow().is_empty());
 }
 

@@ -17,7 +17,7 @@ fn uncordon(cluster: &Rc<Cluster>, name: &'static str) -> Node {
 }
 
 fn create(cluster: &Rc<Cluster>, name: &str, node: &str) -> Result<(), ErrorCode> {
-    let request = CreateVolume { name: name.into(), size_bytes: 1 << 20, node: node.into() };
+    let request = CreateVolume { name: name.into(), size_bytes: 1 << 20, node: node.into(), tenant: None };
     let made = cluster.run(|control| async move { control.create_volume(request, None).await });
     made.map(|_| ()).map_err(|error| error.code)
 }

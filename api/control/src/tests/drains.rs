@@ -24,7 +24,7 @@ fn cluster(seed: u64, others: usize) -> Rc<Cluster> {
 }
 
 fn create(cluster: &Rc<Cluster>, name: &str, node: &str) -> Result<(), ApiError> {
-    let request = CreateVolume { name: name.into(), size_bytes: 1 << 20, node: node.into() };
+    let request = CreateVolume { name: name.into(), size_bytes: 1 << 20, node: node.into(), tenant: None };
     cluster.run(|control| async move { control.create_volume(request, None).await }).map(|_| ())
 }
 
@@ -146,7 +146,7 @@ fn a_target_that_dies_for_good_is_replaced() {
     // As long as a migration waits for its destination to return.
     cluster.sim.run_for(Duration::from_secs(600));
     wait_drained(&cluster);
-    let ended = cluster.look(|control| control.list_volumes().iter().all(|volume| volume.value.holder != "a"));
+    let ended = cluster.look(|control| control.list_volumes(None).iter().all(|volume| volume.value.holder != "a"));
     assert_eq!(ended, Some(true));
     cluster.start_node("b");
     wait_clean(&cluster);

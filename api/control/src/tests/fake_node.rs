@@ -34,6 +34,7 @@ pub struct Seat {
     pub damaged: BTreeSet<u64>,
     /// Each with the size that the volume had.
     pub snapshots: BTreeMap<String, u64>,
+    pub limits: IoLimits,
     /// What it did once: see [`OperationId`].
     pub operations: BTreeSet<OperationId>,
     pub rollbacks: u64,
@@ -467,6 +468,9 @@ impl FakeNode {
         let Some(seat) = disk.get_mut(&grant.volume) else {
             return Err(Refusal::NotFound { what: grant.volume.to_string() });
         };
+        if grant.limits.revision > seat.limits.revision {
+            seat.limits = grant.limits;
+        }
         if grant.epoch < seat.epoch {
             return Err(Refusal::Epoch { asked: grant.epoch, known: seat.epoch });
         }

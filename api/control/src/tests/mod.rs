@@ -6,6 +6,7 @@ mod cordons;
 mod drains;
 mod fake_node;
 mod faults;
+mod limits;
 mod migrations;
 mod nodes;
 #[cfg(feature = "planted")]

@@ -10,7 +10,7 @@ use std::{rc::Rc, time::Duration};
 const SIZE: u64 = 1 << 30;
 
 fn resize(cluster: &Rc<Cluster>, size_bytes: u64) -> Result<u64, ApiError> {
-    let change = ChangeVolume { size_bytes: Some(size_bytes) };
+    let change = ChangeVolume { size_bytes: Some(size_bytes), ..ChangeVolume::default() };
     let changed = cluster.run(|control| async move { control.change_volume("v", change, None).await });
     changed.map(|volume| volume.value.size_bytes)
 }
@@ -37,7 +37,7 @@ fn a_volume_grows_where_it_is_held() {
     }
     assert_eq!(at_node(&cluster, "a"), 2 * SIZE);
     assert_eq!(cluster.kinds().iter().filter(|kind| *kind == "volume.resized").count(), 1);
-    let stale = ChangeVolume { size_bytes: Some(3 * SIZE) };
+    let stale = ChangeVolume { size_bytes: Some(3 * SIZE), ..ChangeVolume::default() };
     let stale = cluster.run(|control| async move { control.change_volume("v", stale, Some(1)).await });
     assert_eq!(stale.unwrap_err().code, ErrorCode::PreconditionFailed);
     let options = MigrationOptions { cutover: Cutover::Manual, ..MigrationOptions::default() };
@@ -55,7 +55,7 @@ fn what_was_begun_is_done_after_a_restart() {
         cluster.kill_node("a");
         let caller = cluster.clone();
         cluster.sim.process("caller").spawn(async move {
-            let change = ChangeVolume { size_bytes: Some(2 * SIZE) };
+            let change = ChangeVolume { size_bytes: Some(2 * SIZE), ..ChangeVolume::default() };
             drop(caller.command(|control| async move { control.change_volume("v", change, None).await }).await);
         });
         cluster.sim.run_for(Duration::from_millis(100 + seed * 50));

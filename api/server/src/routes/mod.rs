@@ -7,6 +7,7 @@ mod leases;
 mod migrations;
 mod nodes;
 mod snapshots;
+mod tenants;
 mod volumes;
 
 use crate::{answer::Failure, auth, extract::BODY_BYTES_MAX, openapi};
@@ -32,6 +33,7 @@ pub fn described() -> Described {
         .merge(nodes::routes())
         .merge(volumes::routes())
         .merge(snapshots::routes())
+        .merge(tenants::routes())
         .merge(exports::routes())
         .merge(migrations::routes())
         .merge(leases::routes())

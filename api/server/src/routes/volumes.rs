@@ -7,18 +7,35 @@ use crate::page::{PageQuery, Paged};
 use axum::{extract::State, http::StatusCode};
 use drover_control::ControlHandle;
 use drover_types::{ApiError, ChangeVolume, CreateVolume, Page, Volume};
+use serde::Deserialize;
 use utoipa_axum::{router::OpenApiRouter, routes};
 
 pub fn routes() -> OpenApiRouter<ControlHandle> {
     OpenApiRouter::new().routes(routes!(list, create)).routes(routes!(show, change, delete)).routes(routes!(reopen))
 }
 
-#[utoipa::path(get, path = "/v1/volumes", tag = "volumes", params(PageQuery),
+#[derive(Debug, Deserialize, utoipa::IntoParams)]
+#[serde(deny_unknown_fields)]
+struct VolumeQuery {
+    /// Items at most, 1 to 1,000; 100 where absent.
+    #[param(minimum = 1, maximum = 1000)]
+    limit: Option<usize>,
+    /// `next` of the page before.
+    after: Option<String>,
+    /// Only those of this tenant.
+    tenant: Option<String>,
+}
+
+#[utoipa::path(get, path = "/v1/volumes", tag = "volumes", params(VolumeQuery),
     responses((status = 200, body = Page<Volume>)))]
-async fn list(State(control): State<ControlHandle>, Asked(query): Asked<PageQuery>) -> Answer<Paged<Volume>> {
-    let volumes = ask(&control, |control| Ok(control.list_volumes())).await?;
+async fn list(State(control): State<ControlHandle>, Asked(query): Asked<VolumeQuery>) -> Answer<Paged<Volume>> {
+    let tenant = query.tenant.clone();
+    let volumes = ask(&control, move |control| Ok(control.list_volumes(tenant.as_deref()))).await?;
     let volumes = volumes.into_iter().map(|volume| volume.value).collect();
-    Ok(query.cut("/v1/volumes", volumes, |volume: &Volume| volume.id.clone())?)
+    let pages = PageQuery { limit: query.limit, after: query.after };
+    let mut paged = pages.cut("/v1/volumes", volumes, |volume: &Volume| volume.id.clone())?;
+    paged.query.push(("tenant", query.tenant));
+    Ok(paged)
 }
 
 /// Makes an empty volume on a node.

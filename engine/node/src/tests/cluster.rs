@@ -9,7 +9,9 @@ use drover_disk::{Buffer, Device};
 use drover_sim::runtime::Sim;
 use drover_store::meta::memory::{MemoryImage, MemoryMeta};
 use drover_store::{Store, StoreConfig, TierClass, TierSpec, Tiers};
-use drover_wire::admin::{ControlReply, ControlRequest, Export, Grant, NodeAddress, NodeReply, NodeRequest, Refusal};
+use drover_wire::admin::{
+    ControlReply, ControlRequest, Export, Grant, IoLimits, NodeAddress, NodeReply, NodeRequest, Refusal,
+};
 use drover_wire::preamble::{Channel, Preamble};
 use drover_wire::rpc::{self, RpcClient};
 use std::{
@@ -60,7 +62,8 @@ pub fn address(name: &str) -> NodeAddress {
 }
 
 pub fn grant(epoch: u64, revision: u64, holder: &str, ttl_ms: Option<u64>) -> Grant {
-    Grant { volume: VOLUME, epoch: Epoch(epoch), revision, holder: address(holder), ttl_ms, leg: None }
+    let limits = IoLimits::default();
+    Grant { volume: VOLUME, epoch: Epoch(epoch), revision, holder: address(holder), ttl_ms, leg: None, limits }
 }
 
 impl Cluster {

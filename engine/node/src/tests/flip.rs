@@ -110,9 +110,11 @@ pub async fn confirm(cluster: &Cluster, name: &str, position: Position) {
 pub async fn flip(cluster: &Cluster, from: &str, to: &str, epoch: u64, attempt: u64) {
     let position = quiesce(cluster, from, epoch, attempt).await;
     confirm(cluster, to, position).await;
-    cluster.recorded.borrow_mut().grants.insert(VOLUME, flipped(epoch + 1, to, from));
-    cluster.set_grant(to, flipped(epoch + 1, to, from)).await;
-    cluster.set_grant(from, flipped(epoch + 1, to, to)).await;
+    let limits = cluster.recorded.borrow().grants[&VOLUME].limits;
+    let told = |other| Grant { limits, ..flipped(epoch + 1, to, other) };
+    cluster.recorded.borrow_mut().grants.insert(VOLUME, told(from));
+    cluster.set_grant(to, told(from)).await;
+    cluster.set_grant(from, told(to)).await;
 }
 
 /// Writes rounds of letters to its own blocks until told to stop, checking what it reads; says how many writes.

@@ -6,6 +6,7 @@ mod faults;
 mod flip;
 mod gateway;
 mod leases;
+mod limits;
 mod making;
 mod office;
 #[cfg(feature = "planted")]

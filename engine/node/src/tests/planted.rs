@@ -1,6 +1,6 @@
 //! Each bug of this crate's concern, planted, must fail a test here.
 
-use super::{flip, gateway, leases, making, reopening, restored, snapshots, writers};
+use super::{flip, gateway, leases, limits, making, reopening, restored, snapshots, writers};
 use drover_base::planted::{Bug, plant};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
@@ -9,6 +9,11 @@ fn caught(bug: Bug, test: fn()) {
     let outcome = catch_unwind(AssertUnwindSafe(test));
     plant(None);
     assert!(outcome.is_err(), "{bug:?} was planted and nothing failed");
+}
+
+#[test]
+fn limits_that_stay_behind_are_caught() {
+    caught(Bug::LimitsStayBehind, limits::a_destination_keeps_to_the_limits_from_its_first_request_on);
 }
 
 #[test]

@@ -102,7 +102,7 @@ impl Cluster {
         while cluster.command(|control| async move { control.list_nodes().len() }).await != Some(count) {
             sim.sleep(Duration::from_millis(10)).await;
         }
-        let volume = CreateVolume { name: VOLUME_NAME.into(), size_bytes: SIZE, node: "a".into() };
+        let volume = CreateVolume { name: VOLUME_NAME.into(), size_bytes: SIZE, node: "a".into(), tenant: None };
         let made = cluster.command(|control| async move { control.create_volume(volume, None).await }).await;
         let volume = made.expect("it lives").expect("there is room").value.id;
         for (node, _) in cluster.cast.clients {

@@ -7,6 +7,7 @@ mod migrate;
 mod nodes;
 mod snapshots;
 mod status;
+mod tenants;
 mod volumes;
 
 pub use exports::{Reach, create as create_export};
@@ -37,6 +38,7 @@ pub fn run(arguments: Arguments) -> Result<(), Failure> {
         Command::Control(file) => daemons::control(&file.config),
         Command::Volume(command) => block_on(volumes::run(&client()?, output, command)),
         Command::Snapshot(command) => block_on(snapshots::run(&client()?, output, command)),
+        Command::Tenant(command) => block_on(tenants::run(&client()?, output, command)),
         Command::Migrate(command) => block_on(migrate::run(&client()?, output, command)),
         Command::Import(import) => block_on(copy::import(&client()?, output, &import)),
         Command::Export(export) => block_on(copy::export(&client()?, output, &export)),

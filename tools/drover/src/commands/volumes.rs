@@ -6,7 +6,7 @@ use crate::client::{Client, escape};
 use crate::failure::{Exit, Failure};
 use crate::output::{Output, or_dash, table};
 use drover_base::text::show_bytes;
-use drover_types::{ChangeVolume, CreateVolume, Export, Merge, Volume, VolumeState};
+use drover_types::{ChangeVolume, CreateVolume, Export, Merge, Volume, VolumeLimits, VolumeState};
 use std::time::Duration;
 
 /// How long a new volume may take to be ready before the command leaves it to go on by itself.
@@ -14,13 +14,24 @@ const READY_DEADLINE: Duration = Duration::from_secs(60);
 
 pub async fn run(client: &Client, output: Output, command: Command) -> Result<(), Failure> {
     match command {
-        Command::Create { name, size, node } => {
-            let volume = create(client, &name, size, node).await?;
+        Command::Create { name, size, node, tenant } => {
+            let volume = create(client, &name, size, node, tenant).await?;
             output.show(&volume, |volume| {
                 format!("volume {} of {} made on {}", volume.name, show_bytes(volume.size_bytes), volume.holder)
             })
         }
-        Command::List => output.show(&list(client).await?, |volumes| show_volumes(volumes)),
+        Command::List { tenant } => {
+            let mut volumes = list(client).await?;
+            volumes.retain(|volume| tenant.as_ref().is_none_or(|tenant| volume.tenant == *tenant));
+            output.show(&volumes, |volumes| show_volumes(volumes))
+        }
+        Command::Limit(limit) => {
+            let limits = VolumeLimits { iops: limit.iops, bytes_per_s: limit.bandwidth, burst_ms: limit.burst };
+            limits.check()?;
+            let change = ChangeVolume { limits: Some(limits), ..ChangeVolume::default() };
+            let volume: Volume = client.patch(&path(&limit.volume), &change).await?;
+            output.show(&volume, |volume| format!("volume {} has {}", volume.name, show_limits(&volume.limits)))
+        }
         Command::Show { volume } => {
             let volume = get(client, &volume).await?;
             let exports = exports::of(client, &volume).await?;
@@ -29,7 +40,7 @@ pub async fn run(client: &Client, output: Output, command: Command) -> Result<()
         }
         Command::Resize { volume, size } => {
             check_size(size)?;
-            let change = ChangeVolume { size_bytes: Some(size) };
+            let change = ChangeVolume { size_bytes: Some(size), ..ChangeVolume::default() };
             let volume: Volume = client.patch(&path(&volume), &change).await?;
             output.show(&volume, |volume| format!("volume {} has {}", volume.name, show_bytes(volume.size_bytes)))
         }
@@ -70,7 +81,13 @@ pub async fn remove(client: &Client, volume: &Volume) -> Result<(), Failure> {
 }
 
 /// Makes a volume and waits until it can be used.
-pub async fn create(client: &Client, name: &str, size_bytes: u64, node: Option<String>) -> Result<Volume, Failure> {
+pub async fn create(
+    client: &Client,
+    name: &str,
+    size_bytes: u64,
+    node: Option<String>,
+    tenant: Option<String>,
+) -> Result<Volume, Failure> {
     if !drover_base::ids::is_name(name, 63) {
         return Err(Failure::usage(format!("{name:?} is not a name"))
             .hint("1 to 63 of a-z 0-9 - . that begin and end with a letter or digit"));
@@ -80,7 +97,7 @@ pub async fn create(client: &Client, name: &str, size_bytes: u64, node: Option<S
         Some(node) => node,
         None => nodes::roomiest(client).await?,
     };
-    let request = CreateVolume { name: name.into(), size_bytes, node };
+    let request = CreateVolume { name: name.into(), size_bytes, node, tenant };
     let mut volume: Volume = client.post("/v1/volumes", &request).await?;
     let begin = std::time::Instant::now();
     while volume.state == VolumeState::Creating {
@@ -125,6 +142,13 @@ fn show_state(volume: &Volume) -> String {
     }
 }
 
+fn show_limits(limits: &VolumeLimits) -> String {
+    let requests = limits.iops.map(|iops| format!("at most {iops} requests a second"));
+    let bytes = limits.bytes_per_s.map(|bytes| format!("at most {} a second", show_bytes(bytes)));
+    let given: Vec<String> = requests.into_iter().chain(bytes).collect();
+    if given.is_empty() { "no limits".into() } else { given.join(", ") }
+}
+
 fn show_volume(volume: &Volume, exports: &[Export]) -> String {
     let mut text = format!(
         "volume   {} ({})\nsize     {}\nused     {}, of it valid {}\nholder   {} under epoch {}\nstate    {}\n",
@@ -140,6 +164,11 @@ fn show_volume(volume: &Volume, exports: &[Export]) -> String {
     if let Some(Merge { snapshots, bytes_left }) = volume.merge {
         let left = show_bytes(bytes_left);
         text.push_str(&format!("merging  {snapshots} deleted snapshots, {left} left\n"));
+    }
+    text.push_str(&format!("tenant   {}\nlimits   {}\n", volume.tenant, show_limits(&volume.limits)));
+    if let (Some(requests @ 1..), Some(waited)) = (volume.limited_requests, volume.limited_ms) {
+        let waited = crate::output::show_ms(waited);
+        text.push_str(&format!("waited   {requests} requests for its limits, {waited} in all\n"));
     }
     for export in exports {
         text.push_str(&format!("served   by {} as {}: {}\n", export.node, export.name, export.uris.join(" ")));

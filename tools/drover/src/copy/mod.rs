@@ -61,7 +61,8 @@ pub async fn import(client: &Client, output: Output, import: &Import) -> Result<
             if wanted < size {
                 return Err(Failure::usage(format!("the source has {}, more than --size", show_bytes(size))));
             }
-            commands::create_volume(client, &import.volume, wanted, import.node.clone()).await?
+            let (node, tenant) = (import.node.clone(), import.tenant.clone());
+            commands::create_volume(client, &import.volume, wanted, node, tenant).await?
         }
     };
     // What the volume held beyond the source's end goes, too.

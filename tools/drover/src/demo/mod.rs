@@ -177,7 +177,7 @@ async fn demo(arguments: &Demo, output: Output, dir: &Path, stop: &Stop) -> Resu
 
     let mut cluster = Cluster::start(&plan).await?;
     let client = plan.client()?;
-    let volume = create_volume(&client, "demo", VOLUME_BYTES, Some(plan.nodes[0].name.clone())).await?;
+    let volume = create_volume(&client, "demo", VOLUME_BYTES, Some(plan.nodes[0].name.clone()), None).await?;
     create_export(&client, &volume, &plan.nodes[0].name, None).await?;
     let uri = endpoint(&plan.nodes[0].nbd_socket(&plan), "demo")?;
     let stage = Stage { output, dir, plan, client, volume, uri, network };

@@ -26,6 +26,7 @@ fn a_volume_is_imported_shown_served_moved_exported_and_deleted() {
     let (code, text) = up.fails(&["volume", "attach", "disk", "--node", "node-2", "--workload", "db"]);
     assert!(code == 5 && text.contains("detach"), "a workload is not dropped silently: {code}: {text}");
 
+    limited_and_counted(&up);
     up.json(&["snapshot", "create", "disk", "first"]);
     assert_eq!(up.json(&["snapshot", "list", "disk"])[0]["name"], "first");
     up.json(&["snapshot", "delete", "disk", "first"]);
@@ -54,6 +55,35 @@ fn a_volume_is_imported_shown_served_moved_exported_and_deleted() {
     let kinds = String::from_utf8(events.stdout).unwrap();
     assert!(kinds.contains("migration.committed") && kinds.contains("volume.deleted"), "{kinds}");
     up.stop();
+}
+
+/// Limits are shown as they were set; a tenant gets no more than its quotas.
+fn limited_and_counted(up: &Up) {
+    assert_eq!(up.fails(&["volume", "limit", "disk"]).0, 2, "a limit, or --none");
+    assert_eq!(up.fails(&["volume", "limit", "disk", "--iops", "1"]).0, 2);
+    assert_eq!(up.fails(&["volume", "limit", "nothing", "--iops", "1000"]).0, 4);
+    up.json(&["volume", "limit", "disk", "--iops", "1000", "--bandwidth", "64MiB", "--burst", "2s"]);
+    let limits = up.json(&["volume", "show", "disk"])["volume"]["limits"].clone();
+    assert_eq!(limits, serde_json::json!({ "iops": 1000, "bytes_per_s": 64 << 20, "burst_ms": 2000 }));
+    assert!(up.text(&["volume", "show", "disk"]).contains("at most 1000 requests a second"));
+    let free = up.json(&["volume", "limit", "disk", "--none"]);
+    assert_eq!(free["limits"], serde_json::json!({}));
+
+    up.json(&["tenant", "set", "red", "--bytes", "3MiB", "--volumes", "1"]);
+    let (code, text) = up.fails(&["volume", "create", "large", "--size", "4MiB", "--tenant", "red"]);
+    assert!(code == 5 && text.contains("quota"), "{code}: {text}");
+    up.json(&["volume", "create", "small", "--size", "1MiB", "--tenant", "red"]);
+    assert_eq!(up.fails(&["volume", "create", "second", "--size", "1MiB", "--tenant", "red"]).0, 5);
+    assert_eq!(up.fails(&["volume", "resize", "small", "4MiB"]).0, 5);
+    let red = up.json(&["tenant", "show", "red"]);
+    assert_eq!((&red["volumes"], &red["provisioned_bytes"]), (&1.into(), &(1 << 20).into()), "{red:#}");
+    let names =
+        |list: serde_json::Value| list.as_array().unwrap().iter().map(|it| it["name"].clone()).collect::<Vec<_>>();
+    assert_eq!(names(up.json(&["volume", "list", "--tenant", "red"])), ["small"]);
+    assert_eq!(names(up.json(&["tenant", "list"])), ["default", "red"]);
+    up.json(&["tenant", "set", "red", "--none"]);
+    up.json(&["volume", "delete", "small", "--yes"]);
+    assert_eq!(up.fails(&["tenant", "show", "red"]).0, 4);
 }
 
 /// A node's RocksDB is lost: its volumes come back from the checkpoint, and a start without it is refused, since it

@@ -84,6 +84,7 @@ impl FakeNode {
             content: BTreeSet::new(),
             damaged: BTreeSet::new(),
             snapshots: BTreeMap::new(),
+            limits: IoLimits::default(),
             operations: BTreeSet::new(),
             rollbacks: 0,
         });
@@ -257,6 +258,7 @@ impl FakeNode {
                         content: BTreeSet::new(),
                         damaged: BTreeSet::new(),
                         snapshots: BTreeMap::new(),
+                        limits: IoLimits::default(),
                         operations: BTreeSet::new(),
                         rollbacks: 0,
                     },
@@ -458,6 +460,9 @@ impl FakeNode {
             merge: habits.merge,
             read_bytes: 0,
             written_bytes: seat.content.len() as u64 * WRITE_BYTES,
+            limits: seat.limits,
+            limited_requests: 3,
+            limited_us: 7_000,
         };
         let volume_id = self.cluster().volume.get();
         let usage = |export: &String| WorkloadUsage {
