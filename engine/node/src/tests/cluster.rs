@@ -264,6 +264,10 @@ impl Recorded {
                     }
                 }
             }
+            // Another start is registered under the name, or none: over a connection made anew, too.
+            ControlRequest::Renew { .. } if self.refusal.is_some() => {
+                ControlReply::Refused(Refusal::Conflict { reason: "register first".into() })
+            }
             ControlRequest::Renew { node, leases, .. } => {
                 let mut renewed = Vec::new();
                 let mut changed = Vec::new();
