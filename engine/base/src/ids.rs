@@ -48,6 +48,23 @@ number!(
     /// One change that is asked of a node and must not happen twice, however often it is asked.
     OperationId, "op-");
 
+impl VolumeId {
+    /// What a volume and its clones have in common. It decides which shard is their home.
+    pub fn kin(self) -> u32 {
+        self.0 as u32
+    }
+
+    /// Whether the two may share layers.
+    pub fn is_kin_of(self, other: Self) -> bool {
+        self.kin() == other.kin()
+    }
+
+    /// The id of a clone of `origin`, from a number drawn by chance.
+    pub fn kin_of(origin: Self, chance: u64) -> Self {
+        Self(chance << 32 | u64::from(origin.kin()))
+    }
+}
+
 /// The number under which one node may apply a volume's writes. It only grows.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct Epoch(pub u64);

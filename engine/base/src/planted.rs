@@ -39,6 +39,12 @@ bugs! {
     HiddenNotZeroed,
     /// A merge moves a block over one that the child has hidden.
     MergeIgnoresHidden,
+    /// A clone is made on layers that a merge has changed and no flush made durable.
+    CloneWithoutFlush,
+    /// A merge between layers that several volumes see changes them in memory before it is durable.
+    SharedMergedBeforeDurable,
+    /// A volume that is deleted takes with it what its clones stand on.
+    GhostNotKept,
     /// A write goes ahead before its region's activation is durable.
     ActivationNotAwaited,
     /// A failed sync is reported once and then forgotten.

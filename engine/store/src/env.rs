@@ -4,13 +4,14 @@ use crate::{
     StoreConfig, StoreError, Volume,
     checkpoint::{self, CheckpointPlace},
     entry::SlotAddress,
+    health::Health,
     meta::{Batch, Meta, MetaError},
     record,
     room::{Attendance, Room},
     slots::{CheckpointTurn, NoRoom, Tiers},
 };
 use drover_base::{IoError, LayerId, LocalFuture, VolumeId, World};
-use drover_disk::Device;
+use drover_disk::{Buffer, Device};
 use futures::{
     StreamExt,
     channel::{mpsc, oneshot},
@@ -96,6 +97,21 @@ impl Env {
             // The shard's tasks were dropped, so nothing goes on; nor does the caller.
             Err(_) => std::future::pending().await,
         }
+    }
+
+    /// Writes to a device; until its next sync what was written is at stake for whoever's health it is.
+    pub async fn write(&self, health: &Health, device: u8, offset: u64, data: Buffer) -> Result<(), IoError> {
+        health.touch(device);
+        let (result, _) = self.devices[usize::from(device)].write(offset, data).await;
+        health.touch(device);
+        result.map_err(|error| {
+            tracing::warn!(device, %error, "write failed");
+            if !error.is_no_space() {
+                return IoError::Device;
+            }
+            self.tiers.refused_write(device);
+            IoError::NoSpace
+        })
     }
 
     /// Commits; a failure poisons every volume of the node.

@@ -21,6 +21,8 @@
 use crate::{
     Volume,
     entry::SlotAddress,
+    env::Env,
+    health::Health,
     meta::{Batch, Change},
     outcome::Outcome,
     record,
@@ -219,7 +221,7 @@ impl Volume {
     /// Steps (1) and (2).
     async fn run_cut(&self, cut: &mut Cut, structural: &[Structural]) -> Result<(), IoError> {
         if !is_planted(Bug::FlushSkipsSync) {
-            self.sync_devices().await?;
+            sync_devices(&self.env, &self.health).await?;
         }
         if is_planted(Bug::FlushCommitsCurrent) {
             cut.changes = self.encode(&cut.regions);
@@ -250,11 +252,11 @@ impl Volume {
     }
 
     fn encode(&self, regions: &[(RegionIndex, Vec<LayerId>)]) -> Vec<Change> {
-        let stack = self.stack.borrow();
+        let tree = self.family.tree.borrow();
         let mut changes = Vec::with_capacity(regions.len());
         for (region, layers) in regions {
             // A layer that is gone took its stored map with it.
-            for layer in layers.iter().filter_map(|id| stack.layer(*id)) {
+            for layer in layers.iter().filter_map(|id| tree.layer(*id)) {
                 let key = record::map_key(layer.id, *region);
                 let (map, remote) = (layer.map(), layer.remote());
                 let remote = remote.region(*region).filter(|_| !is_planted(Bug::RemoteForgotten));
@@ -266,24 +268,25 @@ impl Volume {
         }
         changes
     }
+}
 
-    async fn sync_devices(&self) -> Result<(), IoError> {
-        let devices = self.health.begin_sync();
-        let syncs = devices.iter().map(|device| async move {
-            let result = self.env.devices[usize::from(*device)].sync().await;
-            (*device, result)
-        });
-        let mut failed = false;
-        for (device, result) in futures::future::join_all(syncs).await {
-            let Err(error) = result else { continue };
-            failed = true;
-            if is_planted(Bug::SyncFailureForgotten) {
-                continue;
-            }
-            tracing::error!(device, %error, "sync failed; every volume with unsynced writes there is poisoned");
-            self.env.tiers.sync_failed(device);
+/// Syncs every device that was written to under this health since its last sync.
+pub(crate) async fn sync_devices(env: &Env, health: &Health) -> Result<(), IoError> {
+    let devices = health.begin_sync();
+    let syncs = devices.iter().map(|device| async move {
+        let result = env.devices[usize::from(*device)].sync().await;
+        (*device, result)
+    });
+    let mut failed = false;
+    for (device, result) in futures::future::join_all(syncs).await {
+        let Err(error) = result else { continue };
+        failed = true;
+        if is_planted(Bug::SyncFailureForgotten) {
+            continue;
         }
-        self.health.end_sync()?;
-        if failed { Err(IoError::Device) } else { Ok(()) }
+        tracing::error!(device, %error, "sync failed; every volume with unsynced writes there is poisoned");
+        env.tiers.sync_failed(device);
     }
+    health.end_sync()?;
+    if failed { Err(IoError::Device) } else { Ok(()) }
 }

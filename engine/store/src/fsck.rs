@@ -1,7 +1,7 @@
 //! Offline check of a node's metadata: every problem is found and told, nothing is changed.
 //!
-//! Checked: keys and checksums of all records; that layers form a tree under their volume, with the head as a
-//! leaf and snapshots on frozen layers; sizes; that entries are of known kinds and inside their devices; that
+//! Checked: keys and checksums of all records; that the layers of each family form a forest, with the heads of its volumes
+//! as leaves and snapshots on frozen layers; sizes; that entries are of known kinds and inside their devices; that
 //! no slot is named twice; that only a head has remote blocks, inside the volume; that active regions and the volumes of notes exist.
 
 use crate::{
@@ -9,9 +9,9 @@ use crate::{
     checkpoint::{self, CheckpointPlace},
     entry::SlotAddress,
     meta::{Batch, Meta, MetaError},
-    record::{self, LayerRecord, RegionRecord, VolumeRecord},
+    record::{self, FamilyId, LayerRecord, RegionRecord, VolumeRecord},
     recovery,
-    stack::check_tree,
+    tree::check_family,
 };
 use drover_base::{
     BlockMask, LayerId, RegionIndex, VolumeId,
@@ -91,9 +91,16 @@ pub async fn forget_volume(meta: &dyn Meta, id: VolumeId) -> Result<(), StoreErr
     batch.delete(record::volume_key(id));
     batch.delete_prefix(record::activity_prefix(id));
     batch.delete(record::note_key(id));
-    for layer in recovery::layer_records(meta).await?.remove(&id).unwrap_or_default() {
-        batch.delete(record::layer_key(layer.id));
-        batch.delete_prefix(record::map_prefix(layer.id));
+    if let Some(family) = recovery::family_of(meta, id).await? {
+        let seen = family.seen_by_others(id);
+        for layer in family.layers.iter().filter(|layer| !seen.contains(&layer.id)) {
+            batch.delete(record::layer_key(layer.id));
+            batch.delete_prefix(record::map_prefix(layer.id));
+        }
+        // What clones stand on stays for them.
+        for layer in family.nameless_without(id) {
+            batch.put(record::layer_key(layer.id), LayerRecord { deleting: true, ..layer }.encode());
+        }
     }
     Ok(meta.commit(batch).await?)
 }
@@ -123,22 +130,26 @@ impl Check<'_> {
         if size == 0 || !size.is_multiple_of(BLOCK_BYTES) || size > VOLUME_BYTES_MAX {
             self.problem(layer.id, format!("its size is {size}"));
         }
-        if !self.volumes.contains_key(&layer.volume) {
-            self.problem(layer.id, format!("its volume {} is missing", layer.volume));
-        }
         self.layers.insert(layer.id, layer);
     }
 
     fn trees(&mut self) {
+        let mut families: BTreeMap<FamilyId, (Vec<VolumeRecord>, Vec<LayerRecord>)> = BTreeMap::new();
+        for layer in self.layers.values() {
+            families.entry(layer.family).or_default().1.push(*layer);
+        }
         for volume in self.volumes.clone().into_values() {
-            let of_volume = self.layers.values().filter(|layer| layer.volume == volume.id);
-            let layers: Vec<LayerRecord> = of_volume.copied().collect();
-            if let Err(error) = check_tree(&volume, &layers) {
-                self.problem(volume.id, error);
+            match self.layers.get(&volume.head).and_then(|head| families.get_mut(&head.family)) {
+                Some((volumes, _)) => volumes.push(volume),
+                None => self.problem(volume.id, format!("the head {} is missing", volume.head)),
+            }
+        }
+        for (volumes, layers) in families.into_values() {
+            if let Err(error) = check_family(&volumes, &layers) {
+                self.problem(volumes.first().map_or_else(|| layers[0].id.to_string(), |v| v.id.to_string()), error);
                 continue;
             }
-            let mut named: BTreeSet<LayerId> = volume.snapshots.iter().map(|snapshot| snapshot.layer).collect();
-            named.insert(volume.head);
+            let named: BTreeSet<LayerId> = volumes.iter().flat_map(VolumeRecord::names).collect();
             for layer in layers {
                 if layer.deleting == named.contains(&layer.id) {
                     let what = if layer.deleting { "it is being deleted but named" } else { "nothing names it" };
@@ -177,7 +188,7 @@ impl Check<'_> {
 
     fn remote(&mut self, id: LayerId, region: RegionIndex, masks: &RegionMasks) {
         let layer = &self.layers[&id];
-        let (size, is_head) = (layer.size_bytes, self.volumes.get(&layer.volume).is_some_and(|v| v.head == id));
+        let (size, is_head) = (layer.size_bytes, self.volumes.values().any(|volume| volume.head == id));
         if !is_head {
             self.problem(id, format!("region {} has remote blocks, and it is no head", region.0));
         }

@@ -68,6 +68,17 @@ impl Layer {
         }
     }
 
+    /// Says what `other`, the same layer as stored, says.
+    pub fn take_over(&self, other: &Layer) {
+        self.parent.set(other.parent.get());
+        self.deleting.set(other.deleting.get());
+        self.size_bytes.set(other.size_bytes.get());
+        self.slots.set(other.slots.get());
+        self.valid_blocks.set(other.valid_blocks.get());
+        self.map.swap(&other.map);
+        self.remote.swap(&other.remote);
+    }
+
     /// The extent's blocks whose data is at another node.
     pub fn remote_mask(&self, extent: ExtentIndex) -> BlockMask {
         self.remote.borrow().get(extent)

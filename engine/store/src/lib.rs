@@ -12,6 +12,7 @@ mod discard;
 mod entry;
 mod env;
 mod error;
+mod family;
 mod flush;
 pub mod fsck;
 mod health;
@@ -33,6 +34,7 @@ mod store;
 mod tap;
 #[cfg(test)]
 mod testing;
+mod tree;
 mod volume;
 
 pub use activity::ActivityPin;

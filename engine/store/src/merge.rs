@@ -16,17 +16,23 @@
 //! - Copies go to blocks that no lookup reaches: through the only child they are shadowed, and no snapshot
 //!   names the parent. So a merge that a crash cut short is merely begun again.
 //! - With several children the layer stays, until one or none is left.
+//! - Where one volume sees the two layers, its flushes carry the merge. Where several do, a region's entries change in
+//!   memory when they are durable (copy, sync, commit, then change): nobody reads by an entry that a failed sync takes back,
+//!   and what is seen by several never waits for the flush of one. While a volume of the family is poisoned nothing merges.
 
 use crate::{
     Volume,
     entry::{Entry, Place, SlotAddress},
-    flush::{Scope, Structural},
+    env::Env,
+    family::Family,
+    flush::{Scope, Structural, sync_devices},
+    health::Health,
     layer::Layer,
-    meta::Change,
+    map::NOTHING,
+    meta::{Batch, Change},
     outcome::Outcome,
     record,
     snapshot::forget_layer,
-    volume::Run,
 };
 use drover_base::{
     BlockMask, ByteRange, ExtentIndex, IoError, LayerId, RegionIndex,
@@ -63,10 +69,9 @@ pub struct Merged {
     pub freed_bytes: u64,
 }
 
-/// The merging of one volume.
+/// The merging of one family.
 #[derive(Default)]
 pub struct Merger {
-    done: Cell<Merged>,
     running: Cell<bool>,
     idle: RefCell<Outcome<()>>,
     /// Regions merged since the last flush.
@@ -75,61 +80,121 @@ pub struct Merger {
     cursor: Cell<(LayerId, u64)>,
 }
 
-impl Merger {
-    fn count(&self, layers: u64, slots: u64) {
-        let Merged { layers: before, freed_bytes } = self.done.get();
-        self.done.set(Merged { layers: before + layers, freed_bytes: freed_bytes + slots * EXTENT_BYTES });
-    }
-}
-
 /// What can be done next for a layer that is being deleted.
 enum Job {
     /// Nothing stands on it.
     Drop(Rc<Layer>),
-    /// One layer stands on it.
-    Merge { parent: Rc<Layer>, child: Rc<Layer> },
+    /// One layer stands on it. `by`: the only volume that sees them; none: several do.
+    Merge { parent: Rc<Layer>, child: Rc<Layer>, by: Option<Rc<Volume>> },
 }
 
 impl Volume {
     /// Merges in the background what can be merged.
     pub(crate) fn start_merging(&self) {
-        if self.next_job().is_some() && !self.merger.running.replace(true) {
-            *self.merger.idle.borrow_mut() = Outcome::default();
-            self.env.world.spawn(self.me().run_merges()).detach();
-        }
+        self.family.start_merging();
     }
 
-    /// Waits until nothing is left to merge, or the volume is poisoned.
+    /// Waits until nothing is left to merge, or a volume that it shares layers with, or itself, is poisoned.
     pub async fn merges_done(&self) {
-        while self.merger.running.get() {
-            let idle = self.merger.idle.borrow().clone();
+        let merger = &self.family.merger;
+        while merger.running.get() {
+            let idle = merger.idle.borrow().clone();
             idle.wait().await;
         }
     }
 
     /// `None`: nothing is left to merge.
     pub fn merge_left(&self) -> Option<MergeLeft> {
-        let stack = self.stack.borrow();
-        let going = stack.layers().filter(|layer| layer.deleting.get() && stack.children(layer.id).len() <= 1);
-        let left = going.fold(MergeLeft::default(), |left, layer| MergeLeft {
+        let (mine, others) = (self.family.seen_by(self), self.family.seen_by_others(self.id));
+        let tree = self.family.tree.borrow();
+        let children = tree.children();
+        let of_mine = |layer: &&Rc<Layer>| mine.contains(&layer.id) || !others.contains(&layer.id);
+        let is_going = |layer: &&Rc<Layer>| {
+            layer.deleting.get() && children.get(&layer.id).is_none_or(|children| children.len() == 1)
+        };
+        let left = tree.layers().filter(is_going).filter(of_mine).fold(MergeLeft::default(), |left, layer| MergeLeft {
             layers: left.layers + 1,
             left_bytes: left.left_bytes + layer.slots() * EXTENT_BYTES,
         });
         (left.layers > 0).then_some(left)
     }
 
+    /// What several volumes see is counted with the first of them.
     pub fn merged(&self) -> Merged {
-        self.merger.done.get()
+        self.merged.get()
+    }
+
+    fn count_merged(&self, layers: u64, slots: u64) {
+        let Merged { layers: before, freed_bytes } = self.merged.get();
+        self.merged.set(Merged { layers: before + layers, freed_bytes: freed_bytes + slots * EXTENT_BYTES });
+    }
+
+    async fn finish_merge(&self, parent: Rc<Layer>, child: Rc<Layer>) -> Result<(), IoError> {
+        let changes = merged_records(&self.family, &parent, &child);
+        let volume = self.me();
+        let then = Box::new(move || {
+            volume.family.remove(parent.id);
+            volume.family.merger.unflushed.set(0);
+            volume.count_merged(1, 0);
+        });
+        self.make_durable(Scope::All, Some(Structural { changes, then })).await
+    }
+
+    async fn merge_region(&self, parent: &Layer, child: &Layer, region: RegionIndex) -> Result<(), IoError> {
+        for extent in region.extents() {
+            if parent.entry(extent) != Entry::NOTHING {
+                let lock = self.locks.enqueue(ByteRange { offset: extent.offset(), len: EXTENT_BYTES });
+                let _guard = lock.await;
+                self.merge_extent(parent, child, extent).await?;
+            }
+        }
+        parent.forget_region(region);
+        let unflushed = &self.family.merger.unflushed;
+        unflushed.set(unflushed.get() + 1);
+        if unflushed.get() >= REGIONS_AT_ONCE {
+            self.make_durable(Scope::All, None).await?;
+            unflushed.set(0);
+        }
+        Ok(())
+    }
+
+    async fn merge_extent(&self, parent: &Layer, child: &Layer, extent: ExtentIndex) -> Result<(), IoError> {
+        let is_bottom = parent.parent.get().is_none();
+        // Remote blocks of the child shadow the parent's, as its data does.
+        let below = parent.entry(extent).without(child.remote_mask(extent));
+        let plan = plan_extent(below, child.entry(extent), is_bottom);
+        let running = self.inflight.begin();
+        plan.copy(&self.env, &self.health).await?;
+        drop(running);
+        self.change_entry(child, extent, plan.child);
+        self.change_entry(parent, extent, Entry::NOTHING);
+        if let Some(slot) = plan.freed {
+            self.release(extent, slot);
+            self.count_merged(0, 1);
+        }
+        Ok(())
+    }
+}
+
+impl Family {
+    /// Merges in the background what can be merged.
+    pub(crate) fn start_merging(self: &Rc<Self>) {
+        if self.next_job().is_some() && !self.merger.running.replace(true) {
+            *self.merger.idle.borrow_mut() = Outcome::default();
+            self.env.world.spawn(self.clone().run_merges()).detach();
+        }
     }
 
     async fn run_merges(self: Rc<Self>) {
+        self.health.reset();
         loop {
             match self.merge_step().await {
                 Ok(true) => yield_once().await,
                 Ok(false) => break,
-                Err(error) if self.health.check().is_ok() => {
-                    tracing::warn!(volume = %self.id, %error, "a merge of layers failed and will be tried again");
+                Err(error) if self.are_sound().is_ok() => {
+                    tracing::warn!(family = ?self.id, %error, "a merge of layers failed and will be tried again");
                     self.env.world.sleep(RETRY_AFTER).await;
+                    self.health.reset();
                 }
                 Err(_) => break,
             }
@@ -137,33 +202,45 @@ impl Volume {
         self.merger.running.set(false);
         self.merger.idle.borrow().set(());
         // A snapshot deleted between the last look and now found a merge running.
-        if self.health.check().is_ok() {
+        if self.are_sound().is_ok() {
             self.start_merging();
         }
     }
 
+    fn are_sound(&self) -> Result<(), IoError> {
+        self.members().iter().try_for_each(|volume| volume.health.check())
+    }
+
     fn next_job(&self) -> Option<Job> {
-        let stack = self.stack.borrow();
-        stack.layers().filter(|layer| layer.deleting.get()).find_map(|layer| {
-            let mut children = stack.children(layer.id);
-            match children.len() {
-                0 => Some(Job::Drop(layer.clone())),
-                1 => Some(Job::Merge { parent: layer.clone(), child: children.remove(0) }),
-                _ => None,
-            }
+        let tree = self.tree.borrow();
+        let mut deleting = tree.layers().filter(|layer| layer.deleting.get()).peekable();
+        deleting.peek()?;
+        let mut children = tree.children();
+        let members = self.members();
+        let seen: Vec<_> = members.iter().map(|volume| self.seen_by(volume)).collect();
+        deleting.find_map(|parent| {
+            let mut children = children.remove(&parent.id).unwrap_or_default();
+            let Some(child) = children.pop() else { return Some(Job::Drop(parent.clone())) };
+            let mut see = members.iter().zip(&seen).filter(|(_, seen)| seen.contains(&child.id));
+            let (first, is_one) = (see.next().map(|(volume, _)| volume.clone()), see.next().is_none());
+            // What nobody sees goes from the top down.
+            let first = first.filter(|_| children.is_empty())?;
+            Some(Job::Merge { parent: parent.clone(), child, by: is_one.then_some(first) })
         })
     }
 
     /// One region's worth. False: nothing is left to do.
     async fn merge_step(&self) -> Result<bool, IoError> {
-        let _turn = self.tree.clone().lock_owned().await;
-        self.health.check()?;
+        let _turn = self.turn.clone().lock_owned().await;
+        self.are_sound()?;
         match self.next_job() {
             None => return Ok(false),
             Some(Job::Drop(layer)) => self.drop_layer(layer).await?,
-            Some(Job::Merge { parent, child }) => match self.next_merge_region(&parent) {
-                Some(region) => self.merge_region(&parent, &child, region).await?,
-                None => self.finish_merge(parent, child).await?,
+            Some(Job::Merge { parent, child, by }) => match (self.next_merge_region(&parent), by) {
+                (Some(region), Some(volume)) => volume.merge_region(&parent, &child, region).await?,
+                (Some(region), None) => self.merge_region(&parent, &child, region).await?,
+                (None, Some(volume)) => volume.finish_merge(parent, child).await?,
+                (None, None) => self.finish_merge(parent, child).await?,
             },
         }
         Ok(true)
@@ -180,80 +257,79 @@ impl Volume {
         found
     }
 
+    async fn commit(&self, changes: Vec<Change>) -> Result<(), IoError> {
+        self.env.commit(Batch { changes }).await.map_err(|_| IoError::Poisoned)?;
+        self.health.check()
+    }
+
+    /// Nobody sees it, so no flush carries anything of it.
     async fn drop_layer(&self, layer: Rc<Layer>) -> Result<(), IoError> {
-        let changes = forget_layer(&layer).into();
-        let volume = self.me();
-        let then = Box::new(move || {
-            volume.stack.borrow_mut().remove(layer.id);
-            volume.inflight.retire(layer.slot_addresses());
-            volume.merger.count(1, layer.slots());
-        });
-        self.make_durable(Scope::All, Some(Structural { changes, then })).await
+        self.commit(forget_layer(&layer).into()).await?;
+        self.remove(layer.id);
+        self.inflight.retire(layer.slot_addresses());
+        self.count_merged(1, layer.slots());
+        Ok(())
     }
 
     async fn finish_merge(&self, parent: Rc<Layer>, child: Rc<Layer>) -> Result<(), IoError> {
-        let mut merged = self.stack.borrow().layer_record(&child);
-        merged.parent = parent.parent.get();
-        let mut changes = vec![Change::Put { key: record::layer_key(child.id), value: merged.encode() }];
-        changes.extend(forget_layer(&parent));
-        let volume = self.me();
-        let then = Box::new(move || {
-            volume.stack.borrow_mut().remove(parent.id);
-            volume.merger.unflushed.set(0);
-            volume.merger.count(1, 0);
-        });
-        self.make_durable(Scope::All, Some(Structural { changes, then })).await
-    }
-
-    async fn merge_region(&self, parent: &Layer, child: &Layer, region: RegionIndex) -> Result<(), IoError> {
-        for extent in region.extents() {
-            if parent.entry(extent) != Entry::NOTHING {
-                let lock = self.locks.enqueue(ByteRange { offset: extent.offset(), len: EXTENT_BYTES });
-                let _guard = lock.await;
-                self.merge_extent(parent, child, extent).await?;
-            }
-        }
-        parent.forget_region(region);
-        self.merger.unflushed.set(self.merger.unflushed.get() + 1);
-        if self.merger.unflushed.get() >= REGIONS_AT_ONCE {
-            self.make_durable(Scope::All, None).await?;
-            self.merger.unflushed.set(0);
-        }
+        self.commit(merged_records(self, &parent, &child)).await?;
+        self.remove(parent.id);
+        self.count_merged(1, 0);
         Ok(())
     }
 
-    async fn merge_extent(&self, parent: &Layer, child: &Layer, extent: ExtentIndex) -> Result<(), IoError> {
+    /// Copies, syncs, commits, and only then changes what the volumes look things up by.
+    async fn merge_region(&self, parent: &Layer, child: &Layer, region: RegionIndex) -> Result<(), IoError> {
         let is_bottom = parent.parent.get().is_none();
-        // Remote blocks of the child shadow the parent's, as its data does.
-        let below = parent.entry(extent).without(child.remote_mask(extent));
-        let plan = plan_extent(below, child.entry(extent), is_bottom);
+        let mut entries = child.map().region(region).copied().unwrap_or(NOTHING);
+        let mut freed = Vec::new();
         let running = self.inflight.begin();
-        if let Some((at, blocks)) = plan.zero {
-            for (first, count) in blocks.runs() {
-                let len = u64::from(count) * BLOCK_BYTES;
-                self.write_copy(run(at, first, len), Buffer::zeroed(len as usize)).await?;
-            }
-        }
-        if let Some((from, to, blocks)) = plan.copy {
-            for (first, count) in blocks.runs() {
-                let len = u64::from(count) * BLOCK_BYTES;
-                let data = self.read_run(run(from, first, len), Buffer::for_read(len as usize)).await?;
-                self.write_copy(run(to, first, len), data).await?;
-            }
+        for extent in region.extents().filter(|extent| parent.entry(*extent) != Entry::NOTHING) {
+            let plan = plan_extent(parent.entry(extent), child.entry(extent), is_bottom);
+            plan.copy(&self.env, &self.health).await?;
+            entries[extent.in_region()] = plan.child;
+            freed.extend(plan.freed);
         }
         drop(running);
-        self.change_entry(child, extent, plan.child);
-        self.change_entry(parent, extent, Entry::NOTHING);
-        if let Some(slot) = plan.freed {
-            self.release(extent, slot);
-            self.merger.count(0, 1);
+        let apply = || {
+            for extent in region.extents() {
+                child.set(extent, entries[extent.in_region()]);
+                parent.set(extent, Entry::NOTHING);
+            }
+            parent.forget_region(region);
+        };
+        if is_planted(Bug::SharedMergedBeforeDurable) {
+            apply();
+            self.inflight.retire(freed);
+            return Ok(());
         }
+        sync_devices(&self.env, &self.health).await?;
+        let key = record::map_key(child.id, region);
+        let merged = match record::encode_region(child.id, region, Some(&entries), None) {
+            Some(value) => Change::Put { key, value },
+            None => Change::Delete { key },
+        };
+        self.commit(vec![merged, Change::Delete { key: record::map_key(parent.id, region) }]).await?;
+        apply();
+        self.count_merged(0, freed.len() as u64);
+        self.inflight.retire(freed);
         Ok(())
+    }
+
+    fn count_merged(&self, layers: u64, slots: u64) {
+        if let Some(volume) = self.members().first() {
+            volume.count_merged(layers, slots);
+        }
     }
 }
 
-fn run(at: SlotAddress, block: u32, len: u64) -> Run {
-    Run { at: Some((at.device, at.block_offset(block))), len }
+/// The child stands on what the parent stood on; the parent is gone.
+fn merged_records(family: &Family, parent: &Layer, child: &Layer) -> Vec<Change> {
+    let mut merged = family.record(child);
+    merged.parent = parent.parent.get();
+    let mut changes = vec![Change::Put { key: record::layer_key(child.id), value: merged.encode() }];
+    changes.extend(forget_layer(parent));
+    changes
 }
 
 /// What merging one extent takes.
@@ -267,6 +343,36 @@ struct ExtentPlan {
     copy: Option<(SlotAddress, SlotAddress, BlockMask)>,
     /// The slot that nobody names afterwards.
     freed: Option<SlotAddress>,
+}
+
+impl ExtentPlan {
+    /// Writes what has to be in the child's slot.
+    async fn copy(&self, env: &Env, health: &Health) -> Result<(), IoError> {
+        if let Some((at, blocks)) = self.zero {
+            for (first, count) in blocks.runs() {
+                let zeros = Buffer::zeroed(count as usize * BLOCK_BYTES as usize);
+                write(env, health, at, first, zeros).await?;
+            }
+        }
+        if let Some((from, to, blocks)) = self.copy {
+            for (first, count) in blocks.runs() {
+                let buffer = Buffer::for_read(count as usize * BLOCK_BYTES as usize);
+                let device = &env.devices[usize::from(from.device)];
+                let (read, data) = device.read(from.block_offset(first), buffer).await;
+                read.map_err(|error| {
+                    tracing::warn!(device = from.device, %error, "a merge could not read");
+                    IoError::Device
+                })?;
+                write(env, health, to, first, data).await?;
+            }
+        }
+        Ok(())
+    }
+}
+
+async fn write(env: &Env, health: &Health, at: SlotAddress, block: u32, data: Buffer) -> Result<(), IoError> {
+    health.check_device(at.device)?;
+    env.write(health, at.device, at.block_offset(block), data).await
 }
 
 /// The table at the head of this file. At the bottom a block that nobody has is zero anyway.

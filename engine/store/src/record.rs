@@ -3,7 +3,7 @@
 //! ```text
 //! key                                value, between a version byte and a CRC-32C
 //! v volume:u64be                     head:u64 name snapshots:u16 × (name layer:u64 created_ms:u64)
-//! l layer:u64be                      volume:u64 parent:u64 size_bytes:u64 flags:u8
+//! l layer:u64be                      family:u64 parent:u64 size_bytes:u64 flags:u8
 //! m layer:u64be region:u64be         64 × entry:u64; of version 2 then 64 × remote:u16, a bit per block
 //! a volume:u64be region:u64be        nothing: the region is active
 //! o volume:u64be                     the volume's note, as the node gave it
@@ -56,6 +56,11 @@ enum Version {
 const HAS_PARENT: u8 = 1;
 const IS_DELETING: u8 = 2;
 
+/// The volumes that share a tree of layers: a number that its first layer brought, or, in stores of before there were
+/// clones, the id of the only volume.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct FamilyId(pub u64);
+
 /// A volume as stored.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct VolumeRecord {
@@ -80,8 +85,8 @@ pub struct SnapshotRecord {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LayerRecord {
     pub id: LayerId,
-    /// The volume it was made for.
-    pub volume: VolumeId,
+    /// The volumes that share a tree of layers.
+    pub family: FamilyId,
     pub parent: Option<LayerId>,
     pub size_bytes: u64,
     pub deleting: bool,
@@ -239,6 +244,11 @@ fn push_name(payload: &mut Vec<u8>, name: &str) {
 }
 
 impl VolumeRecord {
+    /// The head and the layers that snapshots name.
+    pub fn names(&self) -> impl Iterator<Item = LayerId> {
+        [self.head].into_iter().chain(self.snapshots.iter().map(|snapshot| snapshot.layer))
+    }
+
     pub fn encode(&self) -> Vec<u8> {
         assert!(self.snapshots.len() <= SNAPSHOTS_MAX && self.operations.len() <= OPERATIONS_KEPT);
         let mut payload = Vec::new();
@@ -284,7 +294,7 @@ impl VolumeRecord {
 impl LayerRecord {
     pub fn encode(&self) -> Vec<u8> {
         let mut payload = Vec::with_capacity(25);
-        payload.extend_from_slice(&self.volume.0.to_le_bytes());
+        payload.extend_from_slice(&self.family.0.to_le_bytes());
         payload.extend_from_slice(&self.parent.map_or(0, |parent| parent.0).to_le_bytes());
         payload.extend_from_slice(&self.size_bytes.to_le_bytes());
         let has_parent = if self.parent.is_some() { HAS_PARENT } else { 0 };
@@ -295,7 +305,7 @@ impl LayerRecord {
     pub fn decode(key: &[u8], value: &[u8]) -> Result<Self, StoreError> {
         let [id] = numbers::<1>(LAYERS, key)?;
         let mut reader = unseal(key, value)?;
-        let volume = VolumeId(reader.u64()?);
+        let family = FamilyId(reader.u64()?);
         let parent = LayerId(reader.u64()?);
         let size_bytes = reader.u64()?;
         let flags = reader.u8()?;
@@ -304,7 +314,7 @@ impl LayerRecord {
         }
         reader.end()?;
         let parent = (flags & HAS_PARENT != 0).then_some(parent);
-        Ok(Self { id: LayerId(id), volume, parent, size_bytes, deleting: flags & IS_DELETING != 0 })
+        Ok(Self { id: LayerId(id), family, parent, size_bytes, deleting: flags & IS_DELETING != 0 })
     }
 }
 
@@ -418,7 +428,7 @@ mod tests {
         assert_eq!(VolumeRecord::decode(&volume_key(record.id), &record.encode()), Ok(record));
         for parent in [None, Some(LayerId(4))] {
             let layer =
-                LayerRecord { id: LayerId(5), volume: VolumeId(7), parent, size_bytes: 1 << 30, deleting: true };
+                LayerRecord { id: LayerId(5), family: FamilyId(7), parent, size_bytes: 1 << 30, deleting: true };
             assert_eq!(LayerRecord::decode(&layer_key(layer.id), &layer.encode()), Ok(layer));
         }
         let (id, region) = (VolumeId(7), RegionIndex(1 << 40));

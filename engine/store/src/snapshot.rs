@@ -62,7 +62,7 @@ impl Volume {
         // While clients are served: the flush below, for which they wait, then has little to do.
         self.make_durable(Scope::All, None).await?;
         let still = Rc::new(if is_planted(Bug::SnapshotWithoutDrain) {
-            Still { _turn: self.tree.clone().lock_owned().await, _clients: None, _mutations: None }
+            Still { _turn: self.family.turn.clone().lock_owned().await, _clients: None, _mutations: None }
         } else {
             self.hold_still().await
         });
@@ -87,10 +87,12 @@ impl Volume {
         let (volume, name, held) = (self.me(), name.to_string(), still.clone());
         let operations = record.operations;
         let then = Box::new(move || {
-            let mut stack = volume.stack.borrow_mut();
+            let (mut stack, mut tree) = (volume.stack.borrow_mut(), volume.family.tree.borrow_mut());
+            let id = head.id;
+            tree.insert(head);
             stack.operations = operations;
             stack.snapshots.insert(name, Snapshot { layer: frozen.id, created_ms });
-            stack.set_head(head);
+            stack.set_head(id, &tree);
             drop(held);
         });
         self.make_durable(Scope::All, Some(Structural { changes, then })).await?;
@@ -136,11 +138,13 @@ impl Volume {
         changes.extend(past.map(|region| Change::Delete { key: record::activity_key(self.id, region) }));
         let (volume, held, operations) = (self.me(), still.clone(), record.operations);
         let then = Box::new(move || {
-            let mut stack = volume.stack.borrow_mut();
+            let (mut stack, mut tree) = (volume.stack.borrow_mut(), volume.family.tree.borrow_mut());
+            let id = head.id;
+            tree.insert(head);
+            tree.remove(old.id);
             stack.operations = operations;
-            stack.set_head(head);
-            stack.remove(old.id);
-            drop(stack);
+            stack.set_head(id, &tree);
+            drop((stack, tree));
             volume.activity.truncate(regions);
             volume.inflight.retire(old.slot_addresses());
             drop(held);
@@ -154,14 +158,14 @@ impl Volume {
     /// Forgets the snapshot. Returns when that is durable; its layer merges into the one above in the background.
     pub async fn delete_snapshot(&self, name: &str) -> Result<(), StoreError> {
         self.health.check()?;
-        let turn = self.tree.clone().lock_owned().await;
+        let turn = self.family.turn.clone().lock_owned().await;
         let frozen = self.snapshot_layer(name)?;
         let mut record = self.stack.borrow().record();
         record.snapshots.retain(|snapshot| snapshot.name != name);
         let is_named = record.snapshots.iter().any(|snapshot| snapshot.layer == frozen.id);
         let mut changes = vec![put_volume(&record)];
         if !is_named {
-            let mut layer = self.stack.borrow().layer_record(&frozen);
+            let mut layer = self.family.record(&frozen);
             layer.deleting = true;
             changes.push(Change::Put { key: record::layer_key(layer.id), value: layer.encode() });
         }
@@ -188,7 +192,7 @@ impl Volume {
     pub async fn grow(&self, size_bytes: u64) -> Result<(), StoreError> {
         check_size(size_bytes)?;
         self.health.check()?;
-        let turn = self.tree.clone().lock_owned().await;
+        let turn = self.family.turn.clone().lock_owned().await;
         let head = self.stack.borrow().head().clone();
         if size_bytes == head.size_bytes.get() {
             return Ok(());
@@ -196,7 +200,7 @@ impl Volume {
         if size_bytes < head.size_bytes.get() {
             return Err(StoreError::Shrinks { size_bytes, has_bytes: head.size_bytes.get() });
         }
-        let mut record = self.stack.borrow().layer_record(&head);
+        let mut record = self.family.record(&head);
         record.size_bytes = size_bytes;
         let changes = vec![Change::Put { key: record::layer_key(head.id), value: record.encode() }];
         // Before it is durable nobody may write there: after a crash the map would go past the end.
@@ -208,24 +212,23 @@ impl Volume {
         Ok(())
     }
 
-    fn snapshot_layer(&self, name: &str) -> Result<Rc<Layer>, StoreError> {
+    pub(crate) fn snapshot_layer(&self, name: &str) -> Result<Rc<Layer>, StoreError> {
         let stack = self.stack.borrow();
         let snapshot = stack.snapshots.get(name).ok_or_else(|| StoreError::NoSnapshot { name: name.into() })?;
-        Ok(stack.layer(snapshot.layer).expect("a snapshot's layer is in the stack").clone())
+        Ok(self.family.layer(snapshot.layer).expect("a snapshot's layer is in the tree"))
     }
 
     /// Waits until no client request and no other mutation runs, and keeps it so. Clients drain first: they
     /// need the mutations gate to finish. Then the turn, since a merge holds it while it waits for locks.
     async fn hold_still(&self) -> Still {
         let clients = if is_planted(Bug::TrackingWithoutBarrier) { None } else { Some(self.clients.close().await) };
-        let turn = self.tree.clone().lock_owned().await;
+        let turn = self.family.turn.clone().lock_owned().await;
         let mutations = self.mutations.close().await;
         Still { _turn: turn, _clients: clients, _mutations: Some(mutations) }
     }
 
     pub(crate) fn put_layer(&self, layer: &Layer) -> Change {
-        let record = self.stack.borrow().layer_record(layer);
-        Change::Put { key: record::layer_key(layer.id), value: record.encode() }
+        Change::Put { key: record::layer_key(layer.id), value: self.family.record(layer).encode() }
     }
 }
 

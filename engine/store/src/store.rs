@@ -6,9 +6,13 @@ use crate::{
     discard::{self, DiscardPace},
     entry::SlotAddress,
     env::Env,
+    family::Family,
+    flush::Scope,
+    fsck,
     layer::Layer,
     meta::{Batch, Change, Meta},
-    record, recovery,
+    record::{self, FamilyId, LayerRecord, VolumeRecord},
+    recovery::{self, StoredFamily},
     slots::Tiers,
     snapshot::{check_size, forget_layer, put_volume},
     stack::Stack,
@@ -22,7 +26,11 @@ use drover_base::{
     units::EXTENT_BYTES,
 };
 use drover_disk::Device;
-use std::{collections::BTreeSet, rc::Rc, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    rc::Rc,
+    sync::Arc,
+};
 
 /// How a shard's store is set up.
 #[derive(Clone)]
@@ -52,10 +60,11 @@ impl Default for StoreConfig {
     }
 }
 
-/// The shard that a volume belongs to on a node of so many shards: ids are drawn by chance, so volumes are spread. It is
-/// recorded nowhere, and the number of shards may change between two starts.
+/// The shard that a volume belongs to on a node of so many shards: ids are drawn by chance, so volumes are spread; but
+/// kin, which may share layers, has one home. It is recorded nowhere, and the number of shards may change between two
+/// starts.
 pub fn home_shard(volume: VolumeId, shards: u32) -> u32 {
-    (volume.0 % u64::from(shards)) as u32
+    volume.kin() % shards
 }
 
 /// The volumes of one shard.
@@ -86,16 +95,10 @@ impl Store {
         }
         let env = Env::new(world, devices, tiers, meta, &config);
         let store = Rc::new(Store { config, env: env.clone(), turns: Arc::default() });
-        let mut layers = recovery::layer_records(&*env.meta).await?;
-        for record in recovery::volume_records(&*env.meta).await? {
-            if !store.is_home_of(record.id) {
-                continue;
+        for stored in recovery::families(&*env.meta).await? {
+            if store.is_home_of(stored.volumes[0].id) {
+                open_family(&env, &stored).await?;
             }
-            let layers = layers.remove(&record.id).unwrap_or_default();
-            let loaded = recovery::load_volume(&*env.meta, record, &layers, &env.tiers).await?;
-            let volume = Volume::new(env.clone(), loaded.stack, loaded.active, loaded.note);
-            volume.start_merging();
-            env.volumes.borrow_mut().insert(volume.id, volume);
         }
         if store.is_first() && env.tiers.has_discards() {
             let discards = discard::discard_free(Rc::downgrade(&env), env.world.clone(), store.config.discard_pace);
@@ -132,7 +135,40 @@ impl Store {
             .await
     }
 
-    /// Deletes the volume with its snapshots, once its I/O has ended. Nothing to do if it is not there.
+    /// A volume that holds what the snapshot of another holds: a new head on the snapshot's layer, nothing is copied. Again
+    /// with the same arguments: the one that exists.
+    pub async fn clone_volume(
+        &self,
+        origin: VolumeId,
+        snapshot: &str,
+        id: VolumeId,
+        name: &str,
+    ) -> Result<Rc<Volume>, StoreError> {
+        if !is_name(name, NAME_BYTES_MAX) {
+            return Err(StoreError::BadName { name: name.into() });
+        }
+        if !self.is_home_of(origin) || !id.is_kin_of(origin) {
+            return Err(StoreError::OtherShard { volume: id });
+        }
+        let (env, turns, snapshot, name) =
+            (self.env.clone(), self.turns.clone(), snapshot.to_string(), name.to_string());
+        self.env
+            .as_task(async move {
+                let _turn = turns.lock_owned().await;
+                let found = |id| env.volumes.borrow().get(&id).cloned();
+                let (origin, existing) = (found(origin).ok_or(StoreError::NoVolume { volume: origin }), found(id));
+                match existing {
+                    Some(volume) => {
+                        let is_same = volume.name() == name && Rc::ptr_eq(&volume.family, &origin?.family);
+                        if is_same { Ok(volume) } else { Err(StoreError::VolumeExists { volume: id }) }
+                    }
+                    None => origin?.clone_as(&snapshot, id, &name).await,
+                }
+            })
+            .await
+    }
+
+    /// Deletes the volume with its snapshots, once its I/O has ended; what clones stand on stays for them. Nothing to do if it is not there.
     pub async fn delete_volume(&self, id: VolumeId) -> Result<(), StoreError> {
         let (env, turns) = (self.env.clone(), self.turns.clone());
         self.env
@@ -152,6 +188,8 @@ impl Store {
                     volume.delete().await?;
                 }
                 env.volumes.borrow_mut().remove(&id);
+                volume.family.leave(id);
+                volume.family.start_merging();
                 Ok(())
             })
             .await
@@ -227,22 +265,69 @@ async fn create(env: &Rc<Env>, id: VolumeId, name: &str, size_bytes: u64) -> Res
         };
     }
     let head = Rc::new(Layer::new(env.new_layer_id(), None, size_bytes));
-    let stack = Stack::new(id, name, head.clone());
+    let family = Family::new(env.clone(), FamilyId(head.id.0));
+    add_volume(env, family, id, name, vec![head]).await
+}
+
+/// Records a new volume and its head, and puts both in.
+async fn add_volume(
+    env: &Rc<Env>,
+    family: Rc<Family>,
+    id: VolumeId,
+    name: &str,
+    chain: Vec<Rc<Layer>>,
+) -> Result<Rc<Volume>, StoreError> {
+    let head = chain[0].clone();
+    let stack = Stack::new(id, name, chain);
     let changes = vec![
         put_volume(&stack.record()),
-        Change::Put { key: record::layer_key(head.id), value: stack.layer_record(&head).encode() },
+        Change::Put { key: record::layer_key(head.id), value: family.record(&head).encode() },
     ];
     env.commit(Batch { changes }).await?;
-    let volume = Volume::new(env.clone(), stack, Vec::new(), Bytes::new());
+    family.tree.borrow_mut().insert(head);
+    let volume = Volume::new(env.clone(), family.clone(), stack, Vec::new(), Bytes::new());
+    family.join(&volume);
     env.volumes.borrow_mut().insert(id, volume.clone());
     Ok(volume)
 }
 
+/// Puts the volumes of a stored family in.
+async fn open_family(env: &Rc<Env>, stored: &StoredFamily) -> Result<(), StoreError> {
+    let family = Family::new(env.clone(), stored.id);
+    for layer in recovery::load_layers(&*env.meta, stored, &env.tiers).await?.into_values() {
+        family.tree.borrow_mut().insert(layer);
+    }
+    for record in &stored.volumes {
+        let stack = Stack::load(record.clone(), &family.tree.borrow());
+        let loaded = recovery::load_volume(&*env.meta, record.id, stack.head().size_bytes.get()).await?;
+        let volume = Volume::new(env.clone(), family.clone(), stack, loaded.active, loaded.note);
+        family.join(&volume);
+        env.volumes.borrow_mut().insert(volume.id, volume);
+    }
+    family.start_merging();
+    Ok(())
+}
+
 impl Volume {
-    /// Ends all I/O, forgets the volume durably, gives its slots back.
+    /// Makes a volume whose head stands on the snapshot's layer.
+    async fn clone_as(&self, snapshot: &str, id: VolumeId, name: &str) -> Result<Rc<Volume>, StoreError> {
+        self.health.check()?;
+        let _turn = self.family.turn.lock().await;
+        let frozen = self.snapshot_layer(snapshot)?;
+        // From here on several see it: merges into it that this volume's flushes were to carry must be durable.
+        if !is_planted(Bug::CloneWithoutFlush) {
+            self.make_durable(Scope::All, None).await?;
+        }
+        let head = Layer::new(self.env.new_layer_id(), Some(frozen.id), frozen.size_bytes.get());
+        let mut chain = vec![Rc::new(head)];
+        chain.extend(self.family.tree.borrow().chain(frozen.id));
+        add_volume(&self.env, self.family.clone(), id, name, chain).await
+    }
+
+    /// Ends all I/O, forgets the volume durably, gives back what no other volume sees.
     async fn delete(&self) -> Result<(), StoreError> {
         let _clients = self.clients.close().await;
-        let _turn = self.tree.lock().await;
+        let _turn = self.family.turn.lock().await;
         let _mutations = self.mutations.close().await;
         self.health.check()?;
         // From here on no flush and no activation begins; those under way end before anything is deleted.
@@ -259,55 +344,58 @@ impl Volume {
         batch.delete(record::volume_key(self.id));
         batch.delete_prefix(record::activity_prefix(self.id));
         batch.delete(record::note_key(self.id));
-        for layer in self.stack.borrow().layers() {
-            batch.changes.extend(forget_layer(layer));
+        let (seen, named) = (self.family.seen_by_others(self.id), self.family.named_by_others(self.id));
+        let all: Vec<Rc<Layer>> = self.family.tree.borrow().layers().cloned().collect();
+        let stays = |layer: &Rc<Layer>| seen.contains(&layer.id) && !is_planted(Bug::GhostNotKept);
+        let (stay, go): (Vec<_>, Vec<_>) = all.into_iter().partition(stays);
+        batch.changes.extend(go.iter().flat_map(|layer| forget_layer(layer)));
+        // What others stand on goes when one of them or none is left.
+        let nameless: Vec<_> = stay.into_iter().filter(|layer| !named.contains(&layer.id)).collect();
+        for layer in nameless.iter().filter(|layer| !layer.deleting.get()) {
+            let record = LayerRecord { deleting: true, ..self.family.record(layer) };
+            batch.put(record::layer_key(layer.id), record.encode());
         }
         self.env.commit(batch).await?;
-        self.release_all();
+        nameless.iter().for_each(|layer| layer.deleting.set(true));
+        self.become_nothing(&go);
         Ok(())
     }
 
-    /// Gives every slot back: nothing of the volume is stored any more.
-    fn release_all(&self) {
-        self.inflight.retire(self.take_slots());
+    /// Gives the slots of these layers back, and what waits for a batch: nothing of the volume is stored any more.
+    fn become_nothing(&self, layers: &[Rc<Layer>]) {
         let nothing = Layer::new(LayerId(0), None, self.size_bytes());
-        let stack = Stack::new(self.id, &self.name(), Rc::new(nothing));
-        *self.stack.borrow_mut() = stack;
-    }
-
-    /// Every slot that memory names, in maps or waiting for a batch.
-    fn take_slots(&self) -> Vec<SlotAddress> {
+        *self.stack.borrow_mut() = Stack::new(self.id, &self.name(), vec![Rc::new(nothing)]);
         let mut slots = self.flusher.clear();
-        slots.extend(self.stack.borrow().layers().flat_map(|layer| layer.slot_addresses()));
-        slots
+        let mut tree = self.family.tree.borrow_mut();
+        for layer in layers {
+            slots.extend(layer.slot_addresses());
+            tree.remove(layer.id);
+        }
+        self.inflight.retire(slots);
     }
 
     /// Loads the volume again from metadata. What is read afterwards is durable.
     async fn reopen(&self, inside: impl FnOnce()) -> Result<(), StoreError> {
         self.health.poison();
         let _clients = self.clients.close().await;
-        let _turn = self.tree.lock().await;
+        let _turn = self.family.turn.lock().await;
         let _mutations = self.mutations.close().await;
         self.flushes_end().await;
         self.activations_end().await;
         let env = &self.env;
         env.probe_metadata().await?;
-        let layers = recovery::layer_records(&*env.meta).await?.remove(&self.id).unwrap_or_default();
-        let value = env.meta.get(&record::volume_key(self.id)).await?;
-        let Some(value) = value else {
+        let stored = self.stored_family().await?;
+        let layers = recovery::load_layers(&*env.meta, &stored, &env.tiers).await?;
+        let Some(record) = stored.volume(self.id) else {
             self.health.set_gone();
-            self.release_all();
+            self.take_up(layers, &BTreeSet::new(), None);
             return Err(StoreError::NoVolume { volume: self.id });
         };
-        let record = record::VolumeRecord::decode(&record::volume_key(self.id), &value)?;
-        let loaded = recovery::load_volume(&*env.meta, record, &layers, &env.tiers).await?;
-        recovery::store_again(env, &loaded.stack, &self.activity.unflushed()).await?;
-        // Slots that only the memory of before names were never durable, or are no more.
-        let durable: BTreeSet<SlotAddress> = loaded.slots.into_iter().collect();
-        let mut slots = self.take_slots();
-        slots.retain(|slot| !durable.contains(slot));
-        self.inflight.retire(slots);
-        *self.stack.borrow_mut() = loaded.stack;
+        let seen = stored.seen_by(record);
+        let mine: Vec<Rc<Layer>> = seen.iter().filter_map(|id| layers.get(id).cloned()).collect();
+        let loaded = recovery::load_volume(&*env.meta, self.id, layers[&record.head].size_bytes.get()).await?;
+        recovery::store_again(env, &mine, &self.activity.unflushed()).await?;
+        self.take_up(layers, &seen, Some(record));
         self.activity.load(loaded.active);
         self.load_note(loaded.note);
         inside();
@@ -315,6 +403,43 @@ impl Volume {
         drop((_clients, _turn, _mutations));
         self.start_merging();
         Ok(())
+    }
+}
+
+impl Volume {
+    /// The family as it is stored. A clone that could not be recorded for certain, and that nobody was told of, is undone:
+    /// its head would stand on what others may merge.
+    async fn stored_family(&self) -> Result<StoredFamily, StoreError> {
+        let (env, family) = (&self.env, &self.family);
+        let stored = recovery::family(&*env.meta, family.id).await?;
+        let nothing = || StoredFamily { id: family.id, volumes: Vec::new(), layers: Vec::new() };
+        let stored = stored.unwrap_or_else(nothing);
+        let strays: Vec<VolumeId> = {
+            let known = env.volumes.borrow();
+            stored.volumes.iter().map(|volume| volume.id).filter(|id| !known.contains_key(id)).collect()
+        };
+        if strays.is_empty() {
+            return Ok(stored);
+        }
+        for stray in strays {
+            fsck::forget_volume(&*env.meta, stray).await?;
+        }
+        Ok(recovery::family(&*env.meta, family.id).await?.unwrap_or_else(nothing))
+    }
+
+    /// Goes on with what is stored; `None`: nothing of the volume is.
+    fn take_up(&self, layers: BTreeMap<LayerId, Rc<Layer>>, seen: &BTreeSet<LayerId>, record: Option<&VolumeRecord>) {
+        // Slots that only the memory of before names were never durable, or are no more.
+        let durable: BTreeSet<SlotAddress> = layers.values().flat_map(|layer| layer.slot_addresses()).collect();
+        let mut slots = self.flusher.clear();
+        slots.extend(self.family.take_up(self.id, layers, seen));
+        slots.retain(|slot| !durable.contains(slot));
+        match record {
+            Some(record) => *self.stack.borrow_mut() = Stack::load(record.clone(), &self.family.tree.borrow()),
+            None => self.become_nothing(&[]),
+        }
+        self.family.follow();
+        self.inflight.retire(slots);
     }
 }
 

@@ -10,7 +10,7 @@
 //! Invariants
 //! - The map in memory names only what completed writes stored: entries change on completion.
 //! - Whoever changes an entry holds its extent's lock; whoever changes the stack has the mutations gate
-//!   closed and the turn at `tree`.
+//!   closed and the family's turn.
 //! - No borrow of a `RefCell` is held across an await.
 
 mod digest;
@@ -21,7 +21,6 @@ mod write;
 mod zero;
 
 pub use digest::{ExtentContent, ExtentDigests, zero_block_digest};
-pub(crate) use read::Run;
 pub use remote::{Access, Origin};
 pub use status::{BlockStatus, SnapshotInfo, VolumeUsage};
 pub use zero::ZeroMode;
@@ -31,12 +30,13 @@ use crate::{
     admission::{Closed, Gate, Inside},
     entry::{Entry, SlotAddress},
     env::Env,
+    family::Family,
     flush::{Flusher, Scope},
     health::Health,
     inflight::Inflight,
     layer::Layer,
     locks::{LockGuard, LockTable, LockTicket},
-    merge::Merger,
+    merge::Merged,
     stack::Stack,
     tap::{Fence, Tap},
 };
@@ -48,9 +48,8 @@ use drover_base::{
     units::EXTENT_BYTES,
 };
 use std::{
-    cell::RefCell,
+    cell::{Cell, RefCell},
     rc::{Rc, Weak},
-    sync::Arc,
 };
 
 /// A volume of this shard. Stays usable through poisoning and reopening.
@@ -65,12 +64,13 @@ pub struct Volume {
     pub(crate) clients: Rc<Gate>,
     /// Whatever writes to slots or changes entries enters here, clients and receivers alike.
     pub(crate) mutations: Rc<Gate>,
-    /// Changes of the stack and steps of merges take turns.
-    pub(crate) tree: Arc<tokio::sync::Mutex<()>>,
+    /// The volumes it shares layers with.
+    pub(crate) family: Rc<Family>,
+    /// The family's.
     pub(crate) inflight: Rc<Inflight>,
     pub(crate) flusher: Flusher,
     pub(crate) activity: Rc<Activity>,
-    pub(crate) merger: Merger,
+    pub(crate) merged: Cell<Merged>,
     tap: RefCell<Option<Rc<dyn Tap>>>,
     origin: RefCell<Option<Rc<dyn Origin>>>,
     note: RefCell<Bytes>,
@@ -89,7 +89,13 @@ pub struct Quiesced {
 }
 
 impl Volume {
-    pub(crate) fn new(env: Rc<Env>, stack: Stack, active: Vec<RegionIndex>, note: Bytes) -> Rc<Self> {
+    pub(crate) fn new(
+        env: Rc<Env>,
+        family: Rc<Family>,
+        stack: Stack,
+        active: Vec<RegionIndex>,
+        note: Bytes,
+    ) -> Rc<Self> {
         let activity = Rc::new(Activity::default());
         activity.load(active);
         let tiers = env.tiers.clone();
@@ -97,16 +103,16 @@ impl Volume {
             id: stack.volume,
             me: me.clone(),
             env,
-            health: Health::new(tiers.clone()),
+            health: Health::new(tiers),
             stack: RefCell::new(stack),
             locks: Rc::default(),
             clients: Rc::default(),
             mutations: Rc::default(),
-            tree: Arc::default(),
-            inflight: Rc::new(Inflight::new(tiers)),
+            inflight: family.inflight.clone(),
+            family,
             flusher: Flusher::default(),
             activity,
-            merger: Merger::default(),
+            merged: Cell::default(),
             tap: RefCell::default(),
             origin: RefCell::default(),
             note: RefCell::new(note),

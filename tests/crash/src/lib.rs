@@ -7,6 +7,7 @@
 //! One of them becomes the start of the next life. The seed decides everything.
 
 pub mod checks;
+pub mod clones;
 pub mod content;
 pub mod directed;
 pub mod layers;

@@ -1,6 +1,6 @@
 //! One promise each.
 
-use drover_crash::{Finding, directed, shards};
+use drover_crash::{Finding, clones, directed, shards};
 
 fn each(check: fn(u64) -> Result<(), Finding>) {
     seeds(30, check);
@@ -38,4 +38,13 @@ fn a_checkpoint_brings_volumes_back() {
 #[test]
 fn shards_share_their_tiers() {
     seeds(300, shards::shards_share_their_tiers);
+}
+
+/// 150 families, times `DROVER_SOAK`.
+#[test]
+fn clones_share_layers() {
+    let seeds = 150 * std::env::var("DROVER_SOAK").map_or(1, |times| times.parse::<u64>().expect("a number"));
+    let look = |seed| clones::clones_share_layers(seed).unwrap_or_else(|finding| panic!("{finding}"));
+    let looked: usize = (1..=seeds).map(look).sum();
+    assert!(looked as u64 > 20 * seeds, "only {looked} crash points");
 }

@@ -2,7 +2,9 @@
 #![cfg(feature = "planted")]
 
 use drover_base::planted::{Bug, plant};
-use drover_crash::{Finding, checks::crash_run, directed, life::Conduct, remote::remote_run, shards};
+use drover_crash::{
+    Finding, checks::crash_run, clones, directed, life::Conduct, remote::remote_run, shards,
+};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 /// Seeds tried for each bug. All are caught in far fewer.
@@ -16,6 +18,10 @@ fn crashes(seed: u64) -> Result<(), Finding> {
 
 fn remote(seed: u64) -> Result<(), Finding> {
     remote_run(seed).map(|_| ())
+}
+
+fn families(seed: u64) -> Result<(), Finding> {
+    clones::clones_share_layers(seed).map(|_| ())
 }
 
 /// Who catches what.
@@ -33,6 +39,9 @@ const CAUGHT_BY: &[(Bug, Checker)] = &[
     (Bug::SnapshotWithoutDrain, crashes),
     (Bug::HiddenNotZeroed, crashes),
     (Bug::MergeIgnoresHidden, crashes),
+    (Bug::CloneWithoutFlush, families),
+    (Bug::SharedMergedBeforeDurable, families),
+    (Bug::GhostNotKept, families),
     (Bug::ActivationNotAwaited, crashes),
     (Bug::SyncFailureForgotten, directed::a_failed_sync_is_never_forgotten),
     (Bug::EpochNotChecked, directed::nothing_passes_an_ended_lease),

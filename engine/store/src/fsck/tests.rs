@@ -10,7 +10,13 @@ use drover_disk::sim::SoloWorld;
 const ID: VolumeId = VolumeId(1);
 
 fn layer(id: u64, parent: Option<u64>) -> LayerRecord {
-    LayerRecord { id: LayerId(id), volume: ID, parent: parent.map(LayerId), size_bytes: 8 << 20, deleting: false }
+    LayerRecord {
+        id: LayerId(id),
+        family: FamilyId(1),
+        parent: parent.map(LayerId),
+        size_bytes: 8 << 20,
+        deleting: false,
+    }
 }
 
 /// A sound volume: a snapshot's layer with two slots, and the head on it.
@@ -98,8 +104,37 @@ fn nothing_is_left_of_a_forgotten_volume() {
     });
 }
 
+/// A clone stands on the snapshot: what it needs of a forgotten volume stays, and nothing else.
+#[test]
+fn what_a_clone_stands_on_stays() {
+    let mut solo = SoloWorld::new(1);
+    let meta = MemoryMeta::new(solo.world());
+    solo.run(async move {
+        let mut batch = sound();
+        put_clone(&mut batch, 1 << 32 | 1, 3);
+        meta.commit(batch).await.unwrap();
+        assert_eq!(check(&meta, &[4, 1]).await.unwrap().problems, []);
+        forget_volume(&meta, ID).await.unwrap();
+        let report = check(&meta, &[4, 1]).await.unwrap();
+        assert_eq!((report.problems.len(), report.volumes, report.layers), (0, 1, 2));
+        assert_eq!(report.slots_used, [1, 1]);
+        forget_volume(&meta, VolumeId(1 << 32 | 1)).await.unwrap();
+        assert_eq!(meta.scan(&[]).await.unwrap(), []);
+    });
+}
+
+/// A clone of the snapshot with this head.
+fn put_clone(batch: &mut Batch, id: u64, head: u64) {
+    let (id, head) = (VolumeId(id), LayerId(head));
+    let volume = VolumeRecord { id, name: "copy".into(), head, snapshots: Vec::new(), operations: Vec::new() };
+    batch.put(record::volume_key(id), volume.encode());
+    put_layer(batch, layer(head.0, Some(1)));
+}
+
 #[test]
 fn every_kind_of_problem_is_told() {
+    finds("is the head of another", |batch| put_clone(batch, 1 << 32 | 1, 2));
+    finds("has another home", |batch| put_clone(batch, 2, 3));
     finds("as one of", |batch| put_slots(batch, 2, 0, &[(0, 3)]));
     finds("does not exist", |batch| put_slots(batch, 2, 0, &[(0, 4)]));
     finds("does not exist", |batch| put_slots(batch, 2, 0, &[(2, 0)]));
@@ -111,7 +146,7 @@ fn every_kind_of_problem_is_told() {
     finds("stands on itself", |batch| put_layer(batch, layer(1, Some(1))));
     finds("stands on the head", |batch| put_layer(batch, LayerRecord { deleting: true, ..layer(5, Some(2)) }));
     finds("its size is 5", |batch| put_layer(batch, LayerRecord { size_bytes: 5, ..layer(1, None) }));
-    finds("its volume", |batch| put_layer(batch, LayerRecord { volume: VolumeId(9), ..layer(5, None) }));
+    finds("nothing names it", |batch| put_layer(batch, LayerRecord { family: FamilyId(9), ..layer(5, None) }));
     finds("past the end", |batch| {
         batch.put(record::activity_key(ID, RegionIndex(2)), record::encode_activity(ID, RegionIndex(2)));
     });

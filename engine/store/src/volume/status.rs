@@ -13,7 +13,7 @@ use drover_base::{
 /// Regions that are looked at before other tasks have their turn: 16,384 entries, some 100 µs.
 const REGIONS_AT_ONCE: u64 = 256;
 
-/// Space that a volume takes: with all its layers, or as a copy of what it shows.
+/// Space that a volume takes: with all layers it stands on, or as a copy of what it shows.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct VolumeUsage {
     /// Slots × 64 KiB.
@@ -61,13 +61,22 @@ fn push(runs: &mut Vec<(u64, BlockStatus)>, most: usize, len: u64, status: Block
 
 impl Volume {
     pub fn usage(&self) -> VolumeUsage {
-        let stack = self.stack.borrow();
+        let tree = self.family.tree.borrow();
         let mut usage = VolumeUsage::default();
-        for layer in stack.layers() {
+        for layer in self.family.seen_by(self).iter().filter_map(|id| tree.layer(*id)) {
             usage.used_bytes += layer.slots() * EXTENT_BYTES;
             usage.valid_bytes += layer.valid_blocks() * BLOCK_BYTES;
         }
         usage
+    }
+
+    /// Of what it uses, what other volumes use, too: clones of it, or what it is a clone of. It stays when this one goes.
+    pub fn shared_bytes(&self) -> u64 {
+        let others = self.family.seen_by_others(self.id);
+        let tree = self.family.tree.borrow();
+        let seen = self.family.seen_by(self);
+        let shared = seen.intersection(&others).filter_map(|id| tree.layer(*id));
+        shared.map(|layer| layer.slots() * EXTENT_BYTES).sum()
     }
 
     /// What the head shows, of whatever layer it is: extents with data × 64 KiB, and blocks with data × 4 KiB. That is
@@ -105,7 +114,7 @@ impl Volume {
         let info = |(name, snapshot): (&String, &crate::stack::Snapshot)| SnapshotInfo {
             name: name.clone(),
             created_ms: snapshot.created_ms,
-            used_bytes: stack.layer(snapshot.layer).map_or(0, |layer| layer.slots() * EXTENT_BYTES),
+            used_bytes: self.family.layer(snapshot.layer).map_or(0, |layer| layer.slots() * EXTENT_BYTES),
         };
         stack.snapshots.iter().map(info).collect()
     }

@@ -222,28 +222,12 @@ impl Volume {
 
     async fn write_run(&self, run: Run, data: Buffer) -> Result<(), IoError> {
         let (device, offset) = run.at.expect("a plan writes to devices");
-        self.health.touch(device);
-        let (result, _) = self.env.devices[usize::from(device)].write(offset, data).await;
-        self.health.touch(device);
-        result.map_err(|error| {
-            tracing::warn!(volume = %self.id, device, %error, "write failed");
-            if !error.is_no_space() {
-                return IoError::Device;
-            }
-            self.env.tiers.refused_write(device);
-            IoError::NoSpace
-        })
+        self.env.write(&self.health, device, offset, data).await
     }
 
     /// Writes zeros at `run`.
     pub(crate) async fn write_zeros(&self, run: Run) -> Result<(), IoError> {
         self.write_run(run, Buffer::zeroed(run.len as usize)).await
-    }
-
-    /// Writes data that is not a client's change: a copy made by a merge.
-    pub(crate) async fn write_copy(&self, run: Run, data: Buffer) -> Result<(), IoError> {
-        self.health.check_device(run.at.expect("a copy goes to a device").0)?;
-        self.write_run(run, data).await
     }
 }
 
