@@ -18,6 +18,8 @@ pub struct ControlConfig {
     pub gate_deadline: Duration,
     /// How long a rollback waits for the way back before it is given up.
     pub rollback_deadline: Duration,
+    /// How long the volumes of a group admit nobody for their snapshots.
+    pub hold_deadline: Duration,
 }
 
 impl Default for ControlConfig {
@@ -29,6 +31,7 @@ impl Default for ControlConfig {
             link_bytes_per_s_assumed: 125_000_000,
             gate_deadline: GATE_DEADLINE,
             rollback_deadline: ROLLBACK_DEADLINE,
+            hold_deadline: HOLD_DEADLINE,
         }
     }
 }
@@ -54,6 +57,10 @@ pub const DIRTY_AT_FLIP_MAX: u64 = 32 << 20;
 /// Age of the destination's last flush at which a flip may begin: the final flush has little to do then.
 pub const FLUSH_AGE_AT_FLIP_MAX: Duration = Duration::from_secs(5);
 
+/// See [`ControlConfig`]. Clients wait for a minute before they see an error; this is far from it.
+pub const HOLD_DEADLINE: Duration = Duration::from_secs(5);
+/// Volumes whose snapshots are taken at one moment.
+pub const GROUP_VOLUMES_MAX: usize = 64;
 /// See [`ControlConfig`].
 pub const GATE_DEADLINE: Duration = Duration::from_secs(60);
 pub const ROLLBACK_DEADLINE: Duration = Duration::from_secs(120);

@@ -57,6 +57,7 @@ impl Control {
         let _ = control.tell(started).await;
         control.spawn_ticks();
         control.spawn_polls();
+        control.spawn_schedules();
         control.take_up();
         Ok(control)
     }
@@ -144,6 +145,10 @@ impl Control {
         }
         for volume in volumes {
             self.settle_volume(volume);
+        }
+        let groups: Vec<_> = self.ledger.state().groups.values().map(|kept| kept.record.clone()).collect();
+        for group in groups {
+            drop(self.undo_group(group));
         }
         for node in drains {
             self.carry_out_drain(node);

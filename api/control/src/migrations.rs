@@ -10,7 +10,7 @@ use crate::planner::{self, Estimate, Head};
 use crate::queries::{Tagged, check_version, find_migration, find_node, find_volume};
 use crate::snapshots::of_people;
 use crate::table::{Changes, NewEvent, State};
-use crate::volumes::find_idle;
+use crate::volumes::{check_not_cloned, find_idle};
 use drover_base::{Generation, MigrationId, NodeId, VolumeId};
 use drover_types::record::{LinkRecord, MigrationRecord, NodeRecord, Stage, VolumeRecord};
 use drover_types::{
@@ -273,6 +273,7 @@ fn new_record(
     plan: MigrationPlan,
 ) -> Result<MigrationRecord, ApiError> {
     let volume = find_idle(state, &asked.volume)?;
+    check_not_cloned(state, volume)?;
     let destination = find_node(state, &asked.destination)?.node.clone();
     check_takes_new(state, &destination)?;
     let lease = state.lease(volume.volume).filter(|lease| lease.holder.as_str() == plan.source);

@@ -5,8 +5,8 @@ use crate::table::State;
 use drover_base::{MigrationId, NodeId, VolumeId};
 use drover_types::record::{CleanupTask, ExportRecord, LeaseRecord, MigrationRecord, NodeRecord, VolumeRecord};
 use drover_types::{
-    ApiError, Cordon, DataMap, DataPlace, ErrorCode, Event, Export, Lease, Merge, Migration, Node, Tier, Volume,
-    VolumeRole,
+    ApiError, Cordon, DataMap, DataPlace, ErrorCode, Event, Export, Lease, Merge, Migration, Node, Origin, Tier,
+    Volume, VolumeRole,
 };
 use drover_wire::admin::{Role, TierStatus};
 use std::time::Duration;
@@ -195,6 +195,12 @@ impl Control {
             created_ms: record.created_ms,
             used_bytes: status.map(|status| status.used_bytes),
             valid_bytes: status.map(|status| status.valid_bytes),
+            shared_bytes: status.map(|status| status.shared_bytes).filter(|shared| *shared > 0),
+            origin: record.origin.as_ref().map(|of| Origin {
+                volume: of.volume.to_string(),
+                volume_name: of.volume_name.clone(),
+                snapshot: of.snapshot.clone(),
+            }),
             role: status.map(|status| match status.role {
                 Role::Holder => VolumeRole::Holder,
                 Role::Mirror => VolumeRole::Mirror,

@@ -123,7 +123,7 @@ impl Control {
     }
 }
 
-fn check_snapshot_name(name: &str) -> Result<(), ApiError> {
+pub(crate) fn check_snapshot_name(name: &str) -> Result<(), ApiError> {
     check_name("name", name)?;
     if name.starts_with(RESERVED) {
         return Err(ApiError::invalid("name", format!("names that begin with {RESERVED} are the migrations'")));

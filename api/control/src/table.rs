@@ -1,10 +1,10 @@
 //! The records in memory, by kind, and changes of them that go to the store as one transaction.
 
-use drover_base::{Epoch, MigrationId, NodeId, VolumeId};
+use drover_base::{Epoch, MigrationId, NodeId, OperationId, VolumeId};
 use drover_meta::{MetaError, MetaStore, Transaction, Version};
 use drover_types::record::{
-    CordonRecord, DrainRecord, ExportRecord, Format, IdempotencyRecord, LeaseRecord, LinkRecord, MigrationRecord,
-    NodeRecord, TenantRecord, VolumeRecord,
+    CordonRecord, DrainRecord, ExportRecord, Format, GroupRecord, IdempotencyRecord, LeaseRecord, LinkRecord,
+    MigrationRecord, NodeRecord, ScheduleRecord, TenantRecord, VolumeRecord,
 };
 use drover_types::{Event, Severity};
 use serde::{Serialize, de::DeserializeOwned};
@@ -90,6 +90,8 @@ record!(Link, (NodeId, NodeId), "link/", links, |this| (this.from.clone(), this.
     "{}/{}",
     key.0, key.1
 ));
+record!(ScheduleRecord, VolumeId, "schedule/", schedules, |this| this.volume, |key| key.to_string());
+record!(GroupRecord, OperationId, "group/", groups, |this| this.hold, |key| key.to_string());
 record!(Event, u64, "event/", events, |this| this.id, |key| format!("{key:016x}"));
 
 const FORMAT_KEY: &str = "format";
@@ -108,6 +110,8 @@ pub struct State {
     pub exports: Table<ExportRecord>,
     pub remembered: Table<Remembered>,
     pub links: Table<Link>,
+    pub groups: Table<GroupRecord>,
+    pub schedules: Table<ScheduleRecord>,
     pub events: Table<Event>,
     /// Grows with every change of which volume is where.
     pub data_map: u64,
@@ -134,6 +138,8 @@ impl State {
         state.load_table::<ExportRecord>(store).await?;
         state.load_table::<Remembered>(store).await?;
         state.load_table::<Link>(store).await?;
+        state.load_table::<GroupRecord>(store).await?;
+        state.load_table::<ScheduleRecord>(store).await?;
         state.load_table::<Event>(store).await?;
         Ok(state)
     }

@@ -13,8 +13,8 @@ use drover_base::ids::is_name;
 use drover_base::limits::VOLUME_BYTES_MAX;
 use drover_base::units::BLOCK_BYTES;
 use drover_base::{Epoch, NodeId, VolumeId};
-use drover_types::record::{LeaseRecord, LimitsRecord, VolumeRecord};
-use drover_types::{ApiError, CreateVolume, DEFAULT_TENANT, ErrorCode, Volume, VolumeState};
+use drover_types::record::{LeaseRecord, LimitsRecord, OriginRecord, ScheduleRecord, VolumeRecord};
+use drover_types::{ApiError, CloneVolume, CreateVolume, DEFAULT_TENANT, ErrorCode, Volume, VolumeState};
 use drover_wire::admin::{NodeReply, NodeRequest, Refusal};
 use futures::channel::oneshot;
 use std::{rc::Rc, time::Duration};
@@ -50,6 +50,10 @@ pub(crate) fn find_idle<'a>(state: &'a State, name: &str) -> Result<&'a VolumeRe
         return Err(ApiError::new(ErrorCode::VolumeMigrating, message)
             .cause(format!("{} is {}", migration.migration, migration.phase()))
             .hint("wait for its end, or cancel it"));
+    }
+    if let Some(group) = state.groups.values().find(|kept| kept.record.volumes.contains(&record.volume)) {
+        let message = format!("{} is being frozen with others", record.name);
+        return Err(ApiError::new(ErrorCode::VolumeBusy, message).cause(format!("snapshot {}", group.record.name)));
     }
     let busy = |what: &str| Err(ApiError::new(ErrorCode::VolumeBusy, format!("{} is being {what}", record.name)));
     match record.state {
@@ -96,37 +100,52 @@ impl Control {
         self.ledger
             .commit(|state, changes| {
                 let node = find_node(state, &request.node)?.node.clone();
-                check_takes_new(state, &node)?;
-                if let Some(other) = state.volume_named(&request.name) {
-                    let message = format!("there is a volume {} already", request.name);
-                    return Err(
-                        ApiError::new(ErrorCode::VolumeExists, message).cause(format!("it is {}", other.volume))
-                    );
-                }
-                check_quota(state, &tenant, size_bytes, 1)?;
-                changes.put(VolumeRecord {
-                    volume,
-                    name: request.name.clone(),
-                    size_bytes,
-                    state: VolumeState::Creating,
-                    created_ms: changes.wall_ms(),
-                    resize_to: None,
-                    tenant,
-                    limits: LimitsRecord::default(),
-                });
-                changes.put(LeaseRecord {
-                    volume,
-                    epoch: Epoch(1),
-                    revision: 0,
-                    holder: node,
-                    ttl_ms: None,
-                    leg: None,
-                });
-                changes.moves_data();
-                holding.remember(state, changes, &volume.to_string());
-                Ok(())
+                let new = New { volume, name: request.name.clone(), size_bytes, node, tenant, origin: None };
+                new.record(state, changes, &holding)
             })
             .await?;
+        self.made(volume, &holding).await
+    }
+
+    /// A volume that holds what the snapshot holds, on the same node: nothing is copied.
+    pub async fn clone_volume(
+        self: &Rc<Self>,
+        origin: &str,
+        snapshot: &str,
+        request: CloneVolume,
+        once: Option<Once>,
+    ) -> Result<Tagged<Volume>, ApiError> {
+        check_name("name", &request.name)?;
+        let holding = match self.attempt(once)? {
+            Attempt::First(holding) => holding,
+            Attempt::Repeated(made) => return self.show_volume(&made),
+        };
+        let volume = self
+            .ledger
+            .commit(|state, changes| {
+                let of = find_idle(state, origin)?;
+                let lease = state.lease(of.volume).map(|lease| lease.holder.clone());
+                let node = lease.ok_or_else(|| ApiError::new(ErrorCode::VolumeBusy, "the volume has no lease"))?;
+                let volume = loop {
+                    let volume = VolumeId::kin_of(of.volume, self.world.random.next_u64());
+                    if state.volume(volume).is_none() {
+                        break volume;
+                    }
+                };
+                let (snapshot, volume_name) = (snapshot.to_owned(), of.name.clone());
+                let origin = Some(OriginRecord { volume: of.volume, volume_name, snapshot });
+                // Its holder says how large it is.
+                let (tenant, size_bytes) = (of.tenant.clone(), of.size_bytes);
+                let new = New { volume, name: request.name.clone(), size_bytes, node, tenant, origin };
+                new.record(state, changes, &holding)?;
+                Ok::<_, ApiError>(volume)
+            })
+            .await?;
+        self.made(volume, &holding).await
+    }
+
+    /// Waits for a volume to be made.
+    async fn made(self: &Rc<Self>, volume: VolumeId, holding: &Holding) -> Result<Tagged<Volume>, ApiError> {
         let outcome = self.wait_settled(volume, "it is being created").await;
         if let (Err(error), Some(key)) = (&outcome, holding.key())
             && error.code != ErrorCode::OutcomeUnknown
@@ -153,6 +172,7 @@ impl Control {
                 }
                 let record = find_idle(state, name)?;
                 check_unused(state, record)?;
+                check_not_cloned(state, record)?;
                 changes.put(VolumeRecord { state: VolumeState::Deleting, ..record.clone() });
                 Ok(record.volume)
             })
@@ -262,6 +282,9 @@ impl Control {
             };
             let outcome = match (record.state, answer) {
                 (VolumeState::Creating, Ok(NodeReply::Done)) => self.created(&record, &lease).await,
+                (VolumeState::Creating, Ok(NodeReply::Size { size_bytes })) => {
+                    self.created(&VolumeRecord { size_bytes, ..record }, &lease).await
+                }
                 (VolumeState::Deleting, Ok(NodeReply::Done) | Err(CallError::Refused(Refusal::NotFound { .. }))) => {
                     self.deleted(&record).await
                 }
@@ -301,7 +324,8 @@ impl Control {
 
     async fn created(&self, record: &VolumeRecord, lease: &LeaseRecord) -> Settled {
         let ready = VolumeRecord { state: VolumeState::Ready, ..record.clone() };
-        let text = format!("{} was created, {} bytes", record.name, record.size_bytes);
+        let of = record.origin.as_ref().map(|of| format!(" of snapshot {} of {}", of.snapshot, of.volume_name));
+        let text = format!("{} was created{}, {} bytes", record.name, of.unwrap_or_default(), record.size_bytes);
         self.ledger
             .commit(|_, changes| {
                 changes.put(ready);
@@ -313,7 +337,14 @@ impl Control {
 
     async fn not_created(&self, record: &VolumeRecord, lease: &LeaseRecord, refusal: &Refusal) -> Settled {
         self.forget(record, None).await?;
-        Err(Self::refusal_error(&lease.holder, refusal))
+        let error = Self::refusal_error(&lease.holder, refusal);
+        match (&record.origin, refusal) {
+            (Some(of), Refusal::NotFound { .. }) => {
+                let message = format!("{} has no snapshot {:?}", of.volume_name, of.snapshot);
+                Err(ApiError { code: ErrorCode::SnapshotNotFound, message, ..error })
+            }
+            _ => Err(error),
+        }
     }
 
     async fn deleted(&self, record: &VolumeRecord) -> Settled {
@@ -335,9 +366,12 @@ impl Control {
 
     async fn forget(&self, record: &VolumeRecord, told: Option<NewEvent>) -> Settled {
         self.ledger
-            .commit(|_, changes| {
+            .commit(|state, changes| {
                 changes.delete::<VolumeRecord>(record.volume);
                 changes.delete::<LeaseRecord>(record.volume);
+                if state.schedules.contains_key(&record.volume) {
+                    changes.delete::<ScheduleRecord>(record.volume);
+                }
                 changes.moves_data();
                 if let Some(told) = told {
                     changes.event(told);
@@ -358,10 +392,64 @@ fn request(record: &VolumeRecord, lease: &LeaseRecord) -> (NodeRequest, Duration
             let size_bytes = record.resize_to.unwrap_or(record.size_bytes);
             (NodeRequest::ResizeVolume { volume, size_bytes, epoch }, LONG_WORK_DEADLINE)
         }
+        VolumeState::Creating if let Some(of) = &record.origin => {
+            let (name, origin, snapshot) = (record.name.clone(), of.volume, of.snapshot.clone());
+            (NodeRequest::CloneVolume { volume, name, origin, snapshot, epoch }, WORK_DEADLINE)
+        }
         VolumeState::Creating => {
             let (name, size_bytes) = (record.name.clone(), record.size_bytes);
             (NodeRequest::CreateVolume { volume, name, size_bytes, epoch }, WORK_DEADLINE)
         }
+    }
+}
+
+/// A volume that is to be made.
+struct New {
+    volume: VolumeId,
+    name: String,
+    size_bytes: u64,
+    node: NodeId,
+    tenant: String,
+    origin: Option<OriginRecord>,
+}
+
+impl New {
+    fn record(self, state: &State, changes: &mut Changes, holding: &Holding) -> Result<(), ApiError> {
+        let Self { volume, name, size_bytes, node, tenant, origin } = self;
+        check_takes_new(state, &node)?;
+        if let Some(other) = state.volume_named(&name) {
+            let message = format!("there is a volume {name} already");
+            return Err(ApiError::new(ErrorCode::VolumeExists, message).cause(format!("it is {}", other.volume)));
+        }
+        check_quota(state, &tenant, size_bytes, 1)?;
+        changes.put(VolumeRecord {
+            volume,
+            name,
+            size_bytes,
+            state: VolumeState::Creating,
+            created_ms: changes.wall_ms(),
+            resize_to: None,
+            tenant,
+            limits: LimitsRecord::default(),
+            origin,
+        });
+        let (epoch, revision) = (Epoch(1), 0);
+        changes.put(LeaseRecord { volume, epoch, revision, holder: node, ttl_ms: None, leg: None });
+        changes.moves_data();
+        holding.remember(state, changes, &volume.to_string());
+        Ok(())
+    }
+}
+
+/// A volume of which a clone is being made stays where it is.
+pub(crate) fn check_not_cloned(state: &State, record: &VolumeRecord) -> Result<(), ApiError> {
+    let is_made_of = |other: &VolumeRecord| {
+        other.state == VolumeState::Creating && other.origin.as_ref().is_some_and(|of| of.volume == record.volume)
+    };
+    match state.volumes.values().find(|kept| is_made_of(&kept.record)) {
+        Some(clone) => Err(ApiError::new(ErrorCode::VolumeBusy, format!("{} is being cloned", record.name))
+            .cause(format!("{} is being made of it", clone.record.name))),
+        None => Ok(()),
     }
 }
 

@@ -38,9 +38,9 @@ pub fn complete(description: &mut utoipa::openapi::OpenApi) {
     let token = SecurityScheme::Http(Http::new(HttpAuthScheme::Bearer));
     description.components.get_or_insert_default().add_security_scheme(TOKEN, token);
     for (path, item) in &mut description.paths.paths {
-        let PathItem { get, post, delete, patch, .. } = item;
+        let PathItem { get, put, post, delete, patch, .. } = item;
         let is_post = post.is_some();
-        for (operation, posts) in [(get, false), (post, is_post), (delete, false), (patch, false)] {
+        for (operation, posts) in [(get, false), (put, false), (post, is_post), (delete, false), (patch, false)] {
             if let Some(operation) = operation {
                 complete_operation(path, operation, posts);
             }

@@ -39,6 +39,7 @@ codes! {
     VolumeNotFound = 404,
     SnapshotNotFound = 404,
     ExportNotFound = 404,
+    ScheduleNotFound = 404,
     MigrationNotFound = 404,
     TenantNotFound = 404,
     /// The node is not being drained, and was not.

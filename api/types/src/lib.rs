@@ -11,6 +11,7 @@ pub mod migration;
 pub mod node;
 pub mod page;
 pub mod record;
+pub mod schedule;
 pub mod tenant;
 pub mod volume;
 
@@ -24,8 +25,9 @@ pub use migration::{
 };
 pub use node::{Cordon, CordonNode, Health, Node, Tier};
 pub use page::Page;
+pub use schedule::{Keep, Schedule, VolumeSchedule, utc};
 pub use tenant::{ChangeTenant, DEFAULT_TENANT, Quota, Tenant};
 pub use volume::{
-    ChangeVolume, CreateExport, CreateSnapshot, CreateVolume, Export, Merge, Snapshot, Volume, VolumeLimits,
-    VolumeRole, VolumeState, WorkloadUsage,
+    ChangeVolume, CloneVolume, CreateExport, CreateGroupSnapshot, CreateSnapshot, CreateVolume, Export, GroupSnapshot,
+    Merge, Origin, Snapshot, Volume, VolumeLimits, VolumeRole, VolumeState, WorkloadUsage,
 };

@@ -14,10 +14,12 @@
 //!  idempotency/<key>              IdempotencyRecord
 //!  data-map                       u64: its version
 //!  link/<node>/<node>             LinkRecord
+//!  group/<operation>              GroupRecord
+//!  schedule/<volume>              ScheduleRecord
 //! ```
 
 use crate::{
-    ApiError, DEFAULT_TENANT, DrainState, MigrationOptions, MigrationPlan, Phase, Quota, Receipt, VolumeLimits,
+    ApiError, DEFAULT_TENANT, DrainState, Keep, MigrationOptions, MigrationPlan, Phase, Quota, Receipt, VolumeLimits,
     VolumeState,
 };
 use drover_base::{Epoch, Generation, InstanceId, MigrationId, NodeId, OperationId, VolumeId};
@@ -120,6 +122,9 @@ pub struct VolumeRecord {
     pub tenant: String,
     #[serde(default)]
     pub limits: LimitsRecord,
+    /// What it was made of.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub origin: Option<OriginRecord>,
 }
 
 fn default_tenant() -> String {
@@ -139,6 +144,51 @@ pub struct LimitsRecord {
 pub struct TenantRecord {
     pub tenant: String,
     pub quota: Quota,
+}
+
+/// The snapshot that a clone was made of; either may be gone since.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OriginRecord {
+    pub volume: VolumeId,
+    pub volume_name: String,
+    pub snapshot: String,
+}
+
+/// When a volume gets snapshots, and which of them stay.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ScheduleRecord {
+    pub volume: VolumeId,
+    pub every_s: u64,
+    pub at_s: u64,
+    pub keep: Vec<Keep>,
+    /// The last moment that was dealt with, seconds since 1970.
+    pub last_s: u64,
+    /// What is being taken.
+    pub due: Option<DueRecord>,
+    /// What it has taken and not taken away.
+    pub made: Vec<MadeRecord>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DueRecord {
+    pub operation: OperationId,
+    pub epoch: Epoch,
+    pub at_s: u64,
+    pub name: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MadeRecord {
+    pub at_s: u64,
+    pub name: String,
+}
+
+/// A snapshot of several volumes that is being taken. It is recorded until all have it; found later, it is undone.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GroupRecord {
+    pub hold: OperationId,
+    pub name: String,
+    pub volumes: Vec<VolumeId>,
 }
 
 impl VolumeRecord {

@@ -39,6 +39,12 @@ pub struct Volume {
     /// Blocks that hold data.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub valid_bytes: Option<u64>,
+    /// Of what is used, what clones of it or the volume it is a clone of use, too: it stays when this one goes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub shared_bytes: Option<u64>,
+    /// What it is a clone of.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub origin: Option<Origin>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub role: Option<VolumeRole>,
     /// A sync failed: every I/O fails until it is reopened.
@@ -127,6 +133,41 @@ pub struct CreateVolume {
     #[schema(min_length = 1, max_length = 63, pattern = "^[a-z0-9]([a-z0-9.-]*[a-z0-9])?$")]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tenant: Option<String>,
+}
+
+/// The snapshot that a clone was made of; either may be gone since.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Origin {
+    pub volume: String,
+    pub volume_name: String,
+    pub snapshot: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct CloneVolume {
+    /// As a volume's name.
+    #[schema(min_length = 1, max_length = 63, pattern = "^[a-z0-9]([a-z0-9.-]*[a-z0-9])?$")]
+    pub name: String,
+}
+
+/// Snapshots of several volumes at one moment.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct CreateGroupSnapshot {
+    /// Each of them gets this name.
+    #[schema(min_length = 1, max_length = 63, pattern = "^[a-z0-9]([a-z0-9.-]*[a-z0-9])?$")]
+    pub name: String,
+    /// Ids or names, 1 to 64.
+    #[schema(min_items = 1, max_items = 64)]
+    pub volumes: Vec<String>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct GroupSnapshot {
+    pub name: String,
+    /// In the order in which the volumes were named.
+    pub snapshots: Vec<Snapshot>,
 }
 
 /// What is to be another of a volume; what is absent stays.

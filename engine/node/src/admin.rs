@@ -14,11 +14,11 @@ use crate::session::SessionKey;
 use drover_base::planted::{Bug, is_planted};
 use drover_base::{Epoch, Generation, IoError, MigrationId, VolumeId};
 use drover_store::meta::Batch;
-use drover_store::{StoreError, VolumeUsage};
+use drover_store::{StoreError, Volume, VolumeUsage};
 use drover_wire::admin::{Export, IoLimits, NodeReply, NodeRequest, Refusal, Role};
 use drover_wire::seat_record::{LegDirection, SeatRecord, encode_export};
 use drover_wire::writer_record::WriterRecord;
-use std::rc::Rc;
+use std::{rc::Rc, time::Duration};
 use tokio::sync::OwnedMutexGuard;
 
 pub(crate) type Outcome = Result<NodeReply, Refusal>;
@@ -66,6 +66,15 @@ impl Node {
             Ask::CreateVolume { volume, name, size_bytes, epoch } => {
                 self.create_volume(volume, &name, size_bytes, epoch).await
             }
+            Ask::CloneVolume { volume, name, origin, snapshot, epoch } => {
+                self.clone_volume(volume, &name, origin, &snapshot, epoch).await
+            }
+            Ask::HoldVolume { volume, hold, deadline_ms } => {
+                self.hold_volume(volume, hold, Duration::from_millis(deadline_ms)).await
+            }
+            Ask::SnapshotHeld { volume, name, hold } => self.snapshot_held(volume, &name, hold).await,
+            Ask::ReleaseVolume { volume, hold } => self.release_volume(volume, hold),
+            Ask::UndoSnapshot { volume, name, hold } => self.undo_snapshot(volume, &name, hold).await,
             Ask::ResizeVolume { volume, size_bytes, epoch } => self.resize_volume(volume, size_bytes, epoch).await,
             Ask::DeleteVolume { volume, epoch } => self.delete_volume(volume, epoch).await,
             Ask::CreateSnapshot { volume, name, operation } => {
@@ -114,6 +123,35 @@ impl Node {
             return Err(Refusal::NoTiers);
         }
         let made = self.context.store.create_volume(volume, name, size_bytes).await.map_err(refusal_of)?;
+        self.take_new(made, epoch).await?;
+        Ok(NodeReply::Done)
+    }
+
+    async fn clone_volume(
+        self: &Rc<Self>,
+        volume: VolumeId,
+        name: &str,
+        origin: VolumeId,
+        snapshot: &str,
+        epoch: Epoch,
+    ) -> Outcome {
+        let _turn = self.making.lock().await;
+        if let Some(seat) = self.seat(volume) {
+            let size_bytes = seat.volume.size_bytes();
+            return match seat.volume.name() == name && seat.record_view().epoch == epoch {
+                true => Ok(NodeReply::Size { size_bytes }),
+                false => Err(Refusal::Conflict { reason: format!("{volume} exists with another name or epoch") }),
+            };
+        }
+        let (_seat, _its_turn) = self.free_holder(origin).await?;
+        let made = self.context.store.clone_volume(origin, snapshot, volume, name).await.map_err(refusal_of)?;
+        let size_bytes = made.size_bytes();
+        self.take_new(made, epoch).await?;
+        Ok(NodeReply::Size { size_bytes })
+    }
+
+    /// Holds a volume that was made here.
+    async fn take_new(self: &Rc<Self>, made: Rc<Volume>, epoch: Epoch) -> Result<(), Refusal> {
         let record = SeatRecord {
             epoch,
             revision: 0,
@@ -128,9 +166,9 @@ impl Node {
             limits: IoLimits::default(),
         };
         // Not served before the record is durable: a crash in between leaves a volume that nobody holds.
-        self.write_record(volume, &record).await?;
+        self.write_record(made.id(), &record).await?;
         self.seat_volume(made, record, WriterRecord::default());
-        Ok(NodeReply::Done)
+        Ok(())
     }
 
     async fn resize_volume(self: &Rc<Self>, volume: VolumeId, size_bytes: u64, epoch: Epoch) -> Outcome {
@@ -285,7 +323,7 @@ impl Node {
     }
 
     /// The seat as holder of a volume that no migration has, and the turn to change it.
-    async fn free_holder(&self, volume: VolumeId) -> Result<(Rc<Seat>, OwnedMutexGuard<()>), Refusal> {
+    pub(crate) async fn free_holder(&self, volume: VolumeId) -> Result<(Rc<Seat>, OwnedMutexGuard<()>), Refusal> {
         let (seat, turn) = self.seat_in_turn(volume).await.ok_or_else(|| not_here(volume))?;
         if let Some(leg) = &seat.record_view().leg {
             return Err(Refusal::Conflict { reason: format!("migration {} has the volume", leg.migration) });
@@ -319,6 +357,11 @@ pub(crate) fn request_name(request: &NodeRequest) -> &'static str {
     match request {
         Ask::Status => "Status",
         Ask::CreateVolume { .. } => "CreateVolume",
+        Ask::CloneVolume { .. } => "CloneVolume",
+        Ask::HoldVolume { .. } => "HoldVolume",
+        Ask::SnapshotHeld { .. } => "SnapshotHeld",
+        Ask::ReleaseVolume { .. } => "ReleaseVolume",
+        Ask::UndoSnapshot { .. } => "UndoSnapshot",
         Ask::ResizeVolume { .. } => "ResizeVolume",
         Ask::DeleteVolume { .. } => "DeleteVolume",
         Ask::MeasureVolume { .. } => "MeasureVolume",

@@ -27,6 +27,7 @@ mod control_link;
 pub mod daemon;
 mod gateway;
 mod grants;
+mod holds;
 mod lease;
 mod limiter;
 mod membership;

@@ -15,6 +15,7 @@
 //! - Changes of the seat take turns (`changing`).
 
 use crate::context::Context;
+use crate::holds::Hold;
 use crate::lease::LeaseGuard;
 use crate::limiter::{Limiter, Waited};
 use crate::migration::Outbound;
@@ -102,6 +103,8 @@ pub(crate) struct Seat {
     /// The volume admits nobody for a flip, or is about to.
     quiescing: Cell<bool>,
     pub stopped: RefCell<Option<Stopped>>,
+    /// It admits nobody for a snapshot of several volumes.
+    pub held: RefCell<Option<Hold>>,
     /// The newest attempt at a flip within the epoch that was resumed or begun.
     pub attempt: Cell<u64>,
     /// The lease moved away from this instance after it had drained: what it acknowledged is durable at the holder.
@@ -147,6 +150,7 @@ impl Seat {
             keeps_copies: Cell::new(keeps_copies),
             quiescing: Cell::new(false),
             stopped: RefCell::default(),
+            held: RefCell::default(),
             attempt: Cell::new(0),
             handed_over: Cell::new(false),
             outbound: RefCell::default(),
@@ -529,6 +533,7 @@ impl Seat {
             size_bytes: self.volume.size_bytes(),
             used_bytes: usage.used_bytes,
             valid_bytes: usage.valid_bytes,
+            shared_bytes: self.volume.shared_bytes(),
             epoch: record.epoch,
             role,
             poisoned: self.volume.is_poisoned(),

@@ -223,7 +223,12 @@ fn concerns(request: &NodeRequest) -> Concerns {
         Ask::Status => Concerns::All,
         Ask::SetExport { .. } | Ask::RemoveExport { .. } => Concerns::First,
         Ask::CreateVolume { volume, .. }
+        | Ask::CloneVolume { volume, .. }
         | Ask::ResizeVolume { volume, .. }
+        | Ask::HoldVolume { volume, .. }
+        | Ask::SnapshotHeld { volume, .. }
+        | Ask::ReleaseVolume { volume, .. }
+        | Ask::UndoSnapshot { volume, .. }
         | Ask::DeleteVolume { volume, .. }
         | Ask::MeasureVolume { volume }
         | Ask::CreateSnapshot { volume, .. }

@@ -8,7 +8,7 @@
 //! happened twice would lose what was written in between.
 
 use crate::{
-    NAME_BYTES_MAX, StoreError, Volume,
+    NAME_BYTES_MAX, Quiesced, StoreError, Volume,
     admission::Closed,
     flush::{Scope, Structural},
     layer::Layer,
@@ -43,6 +43,16 @@ impl Volume {
         self.take_snapshot(name, Some(operation), || ()).await
     }
 
+    /// The same, of a volume that admits nobody already.
+    pub async fn snapshot_quiesced(
+        &self,
+        name: &str,
+        operation: OperationId,
+        quiesced: &Quiesced,
+    ) -> Result<(), StoreError> {
+        self.freeze(name, Some(operation), Some(quiesced), || ()).await
+    }
+
     /// The same, and runs `inside` while no client request is admitted: what it starts sees exactly what
     /// comes after the snapshot.
     pub async fn snapshot_with(&self, name: &str, inside: impl FnOnce()) -> Result<(), StoreError> {
@@ -55,16 +65,27 @@ impl Volume {
         operation: Option<OperationId>,
         inside: impl FnOnce(),
     ) -> Result<(), StoreError> {
+        self.health.check()?;
+        // While clients are served: the flush below, for which they wait, then has little to do.
+        self.make_durable(Scope::All, None).await?;
+        self.freeze(name, operation, None, inside).await
+    }
+
+    async fn freeze(
+        &self,
+        name: &str,
+        operation: Option<OperationId>,
+        quiesced: Option<&Quiesced>,
+        inside: impl FnOnce(),
+    ) -> Result<(), StoreError> {
         if !is_name(name, NAME_BYTES_MAX) {
             return Err(StoreError::BadName { name: name.into() });
         }
         self.health.check()?;
-        // While clients are served: the flush below, for which they wait, then has little to do.
-        self.make_durable(Scope::All, None).await?;
         let still = Rc::new(if is_planted(Bug::SnapshotWithoutDrain) {
             Still { _turn: self.family.turn.clone().lock_owned().await, _clients: None, _mutations: None }
         } else {
-            self.hold_still().await
+            self.hold_still(quiesced).await
         });
         if operation.is_some_and(|operation| self.has_done(operation)) {
             return Ok(());
@@ -118,7 +139,7 @@ impl Volume {
 
     async fn go_back(&self, name: &str, operation: Option<OperationId>) -> Result<(), StoreError> {
         self.health.check()?;
-        let still = Rc::new(self.hold_still().await);
+        let still = Rc::new(self.hold_still(None).await);
         if operation.is_some_and(|operation| self.has_done(operation)) {
             return Ok(());
         }
@@ -220,8 +241,9 @@ impl Volume {
 
     /// Waits until no client request and no other mutation runs, and keeps it so. Clients drain first: they
     /// need the mutations gate to finish. Then the turn, since a merge holds it while it waits for locks.
-    async fn hold_still(&self) -> Still {
-        let clients = if is_planted(Bug::TrackingWithoutBarrier) { None } else { Some(self.clients.close().await) };
+    async fn hold_still(&self, quiesced: Option<&Quiesced>) -> Still {
+        let are_outside = quiesced.is_some() || is_planted(Bug::TrackingWithoutBarrier);
+        let clients = if are_outside { None } else { Some(self.clients.close().await) };
         let turn = self.family.turn.clone().lock_owned().await;
         let mutations = self.mutations.close().await;
         Still { _turn: turn, _clients: clients, _mutations: Some(mutations) }

@@ -159,7 +159,8 @@ impl Store {
                 let (origin, existing) = (found(origin).ok_or(StoreError::NoVolume { volume: origin }), found(id));
                 match existing {
                     Some(volume) => {
-                        let is_same = volume.name() == name && Rc::ptr_eq(&volume.family, &origin?.family);
+                        let is_kin = origin.map_or(true, |origin| Rc::ptr_eq(&volume.family, &origin.family));
+                        let is_same = volume.name() == name && is_kin;
                         if is_same { Ok(volume) } else { Err(StoreError::VolumeExists { volume: id }) }
                     }
                     None => origin?.clone_as(&snapshot, id, &name).await,

@@ -114,6 +114,15 @@ pub enum NodeRequest {
     MeasureVolume {
         volume: VolumeId,
     },
+    /// Makes a volume that holds what the snapshot of another of this node holds. Its lease this node holds from the
+    /// start. Answers `Size`.
+    CloneVolume {
+        volume: VolumeId,
+        name: String,
+        origin: VolumeId,
+        snapshot: String,
+        epoch: Epoch,
+    },
     /// Makes the volume larger; nothing to do if it is. Answers `Size`.
     ResizeVolume {
         volume: VolumeId,
@@ -140,6 +149,29 @@ pub enum NodeRequest {
     DeleteSnapshot {
         volume: VolumeId,
         name: String,
+    },
+    /// Admits no client of the volume from now on, until `ReleaseVolume` or until so much time has passed since the
+    /// request came. Answers when those that were admitted have ended.
+    HoldVolume {
+        volume: VolumeId,
+        hold: OperationId,
+        deadline_ms: u64,
+    },
+    /// Takes the snapshot of what the volume held when it was held; refused with `Conflict` if the hold is over.
+    SnapshotHeld {
+        volume: VolumeId,
+        name: String,
+        hold: OperationId,
+    },
+    ReleaseVolume {
+        volume: VolumeId,
+        hold: OperationId,
+    },
+    /// Deletes the snapshot if it was taken under that hold.
+    UndoSnapshot {
+        volume: VolumeId,
+        name: String,
+        hold: OperationId,
     },
     /// Serves the volume under `export.name`, whoever holds it.
     SetExport {
@@ -349,6 +381,8 @@ pub struct VolumeStatus {
     pub size_bytes: u64,
     pub used_bytes: u64,
     pub valid_bytes: u64,
+    /// Of what is used, what other volumes use, too: clones.
+    pub shared_bytes: u64,
     pub epoch: Epoch,
     pub role: Role,
     pub poisoned: bool,

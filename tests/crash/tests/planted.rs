@@ -2,9 +2,7 @@
 #![cfg(feature = "planted")]
 
 use drover_base::planted::{Bug, plant};
-use drover_crash::{
-    Finding, checks::crash_run, clones, directed, life::Conduct, remote::remote_run, shards,
-};
+use drover_crash::{Finding, checks::crash_run, clones, directed, life::Conduct, remote::remote_run, shards};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 /// Seeds tried for each bug. All are caught in far fewer.

@@ -173,6 +173,14 @@ pub enum Volume {
     },
     /// Limit what a volume's clients together may use a second; what is not given is not limited
     Limit(VolumeLimit),
+    /// Make a volume of a snapshot, on the same node; nothing is copied
+    Clone {
+        /// Such as web@monday
+        #[arg(value_name = "VOLUME@SNAPSHOT")]
+        snapshot: String,
+        /// The new volume
+        name: String,
+    },
     /// Make a volume larger; clients see it when they connect again
     Resize {
         volume: String,
@@ -282,6 +290,15 @@ pub enum Snapshot {
         volume: String,
         name: String,
     },
+    /// Freeze several volumes at one moment: all, or none
+    Group {
+        name: String,
+        #[arg(required = true)]
+        volumes: Vec<String>,
+    },
+    /// Snapshots by the clock
+    #[command(subcommand)]
+    Schedule(SnapshotSchedule),
     /// Make the volume as it was; what was written since is lost
     Rollback {
         volume: String,
@@ -289,6 +306,30 @@ pub enum Snapshot {
         /// Do not ask
         #[arg(long)]
         yes: bool,
+    },
+}
+
+#[derive(Subcommand)]
+pub enum SnapshotSchedule {
+    /// Take one every so often, and keep some
+    Set {
+        volume: String,
+        /// Time from one to the next, such as 1h
+        #[arg(long, value_parser = time_ms)]
+        every: u64,
+        /// So long after, by UTC: 3h with --every 24h is three in the morning
+        #[arg(long, value_parser = time_ms, default_value = "0")]
+        at: u64,
+        /// How many stay: 24, or the newest of each of the last 7 days: 7x24h
+        #[arg(long, required = true, value_name = "COUNT[xTIME]")]
+        keep: Vec<String>,
+    },
+    Show {
+        volume: String,
+    },
+    /// Take no more; those that were taken stay
+    Clear {
+        volume: String,
     },
 }
 
@@ -453,7 +494,7 @@ fn commit(text: &str) -> Result<CommitPolicy, String> {
 }
 
 /// Milliseconds of a time such as `200ms`, `5s`, `10min`, `2h` or `3d`.
-fn time_ms(text: &str) -> Result<u64, String> {
+pub fn time_ms(text: &str) -> Result<u64, String> {
     let digits = text.len() - text.trim_start_matches(|c: char| c.is_ascii_digit()).len();
     let (number, unit) = text.split_at(digits);
     let unit_ms = match unit {

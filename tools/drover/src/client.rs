@@ -160,6 +160,10 @@ impl Client {
         self.decoded(self.request(Method::PATCH, path).json(body)).await
     }
 
+    pub async fn put<B: Serialize, T: DeserializeOwned>(&self, path: &str, body: &B) -> Result<T, Failure> {
+        self.decoded(self.request(Method::PUT, path).json(body)).await
+    }
+
     pub async fn delete(&self, path: &str) -> Result<(), Failure> {
         self.send(self.request(Method::DELETE, path).timeout(DEADLINE)).await.map(drop)
     }

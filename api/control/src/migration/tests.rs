@@ -47,6 +47,7 @@ fn record() -> MigrationRecord {
         resize_to: None,
         tenant: drover_types::DEFAULT_TENANT.into(),
         limits: Default::default(),
+        origin: None,
     };
     let mut record = crate::migrations::blank(MIGRATION, &volume, node("a"), node("b"));
     record.options.retention_ms = 1000;

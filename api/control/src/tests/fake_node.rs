@@ -46,6 +46,7 @@ pub type Disk = Rc<RefCell<BTreeMap<VolumeId, Seat>>>;
 #[derive(Default)]
 pub struct Life {
     pub lease_from: Option<Instant>,
+    pub held: Option<OperationId>,
     confirmed_at: Option<Instant>,
     /// The attempt it drains or has drained for, and whether it has.
     quiesced: Option<(u64, bool)>,
@@ -88,6 +89,8 @@ pub struct Habits {
     pub thickens: bool,
     /// A snapshot or rollback takes so long.
     pub snapshots_take: Duration,
+    /// Until a volume is held.
+    pub holds_take: Duration,
     pub free_bytes: u64,
     /// What its volumes' deleted snapshots still hold.
     pub merge: Option<MergeStatus>,

@@ -6,6 +6,7 @@ mod health;
 mod leases;
 mod migrations;
 mod nodes;
+mod schedules;
 mod snapshots;
 mod tenants;
 mod volumes;
@@ -33,6 +34,7 @@ pub fn described() -> Described {
         .merge(nodes::routes())
         .merge(volumes::routes())
         .merge(snapshots::routes())
+        .merge(schedules::routes())
         .merge(tenants::routes())
         .merge(exports::routes())
         .merge(migrations::routes())

@@ -1,15 +1,20 @@
 //! Snapshots of a volume.
 
-use crate::answer::{Answer, Versioned, shown};
+use crate::answer::{Answer, Versioned, created, shown};
 use crate::extract::{Asked, Body, Expected, Named, Nothing};
 use crate::page::{PageQuery, Paged, escaped};
 use axum::{Json, extract::State, http::StatusCode};
 use drover_control::ControlHandle;
-use drover_types::{ApiError, CreateSnapshot, Page, Snapshot, Volume};
+use drover_types::{ApiError, CloneVolume, CreateGroupSnapshot, CreateSnapshot, GroupSnapshot, Page, Snapshot, Volume};
 use utoipa_axum::{router::OpenApiRouter, routes};
 
 pub fn routes() -> OpenApiRouter<ControlHandle> {
-    OpenApiRouter::new().routes(routes!(list, create)).routes(routes!(show, delete)).routes(routes!(rollback))
+    OpenApiRouter::new()
+        .routes(routes!(list, create))
+        .routes(routes!(show, delete))
+        .routes(routes!(rollback))
+        .routes(routes!(clone))
+        .routes(routes!(create_group))
 }
 
 #[utoipa::path(get, path = "/v1/volumes/{volume}/snapshots", tag = "snapshots", params(PageQuery, ("volume" = String, Path)),
@@ -77,4 +82,33 @@ async fn rollback(
         Box::pin(async move { control.rollback_to_snapshot(&volume, &snapshot, expected, once).await })
     });
     Ok(shown(back.await?))
+}
+
+/// Makes a volume that holds what the snapshot holds, on the same node. It shares what neither has written since: nothing
+/// is copied, and what it needs stays when the snapshot or its volume is deleted.
+#[utoipa::path(post, path = "/v1/volumes/{volume}/snapshots/{snapshot}/clone", tag = "snapshots",
+    params(("volume" = String, Path), ("snapshot" = String, Path)), request_body = CloneVolume,
+    responses((status = 201, body = Volume), (status = 404, body = ApiError), (status = 409, body = ApiError)))]
+async fn clone(
+    State(control): State<ControlHandle>,
+    Named((volume, snapshot)): Named<(String, String)>,
+    body: Body<CloneVolume>,
+) -> Answer<Versioned<Volume>> {
+    let make = control.run(move |control| {
+        Box::pin(async move { control.clone_volume(&volume, &snapshot, body.value, body.once).await })
+    });
+    Ok(created(make.await?))
+}
+
+/// Freezes several volumes at one moment, whichever nodes hold them: all have the snapshot, or none. Their clients wait
+/// meanwhile, for 5 seconds at most.
+#[utoipa::path(post, path = "/v1/snapshots", tag = "snapshots", request_body = CreateGroupSnapshot,
+    responses((status = 201, body = GroupSnapshot), (status = 404, body = ApiError), (status = 409, body = ApiError)))]
+async fn create_group(
+    State(control): State<ControlHandle>,
+    body: Body<CreateGroupSnapshot>,
+) -> Answer<(StatusCode, Json<GroupSnapshot>)> {
+    let make =
+        control.run(move |control| Box::pin(async move { control.create_group_snapshot(body.value, body.once).await }));
+    Ok((StatusCode::CREATED, Json(make.await?)))
 }

@@ -5,6 +5,7 @@ mod cluster;
 mod faults;
 mod flip;
 mod gateway;
+mod groups;
 mod leases;
 mod limits;
 mod making;

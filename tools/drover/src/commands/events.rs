@@ -118,7 +118,7 @@ pub fn show(event: &Event) -> String {
         Severity::Warning => "warning: ",
         Severity::Error => "ERROR: ",
     };
-    format!("{}  {:<27} {severity}{}", super::snapshots::utc(event.at_ms), event.kind, event.text)
+    format!("{}  {:<27} {severity}{}", drover_types::utc(event.at_ms), event.kind, event.text)
 }
 
 #[cfg(test)]

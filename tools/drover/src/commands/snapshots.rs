@@ -1,12 +1,12 @@
 //! Snapshots of a volume.
 
 use super::{confirm, show_done};
-use crate::arguments::Snapshot as Command;
+use crate::arguments::{Snapshot as Command, SnapshotSchedule, time_ms};
 use crate::client::{Client, escape};
 use crate::failure::Failure;
 use crate::output::{Output, table};
 use drover_base::text::show_bytes;
-use drover_types::{CreateSnapshot, Snapshot};
+use drover_types::{CreateGroupSnapshot, CreateSnapshot, GroupSnapshot, Keep, Schedule, Snapshot, VolumeSchedule, utc};
 
 pub async fn run(client: &Client, output: Output, command: Command) -> Result<(), Failure> {
     let path = |volume: &str| format!("/v1/volumes/{}/snapshots", escape(volume));
@@ -31,6 +31,14 @@ pub async fn run(client: &Client, output: Output, command: Command) -> Result<()
             );
             show_done(output, &text)
         }
+        Command::Group { name, volumes } => {
+            let request = CreateGroupSnapshot { name, volumes };
+            let made: GroupSnapshot = client.post("/v1/snapshots", &request).await?;
+            output.show(&made, |made| {
+                format!("snapshot {} of {} made at one moment", made.name, request.volumes.join(", "))
+            })
+        }
+        Command::Schedule(command) => schedule(client, output, command).await,
         Command::Rollback { volume, name, yes } => {
             confirm(&format!("What was written to {volume} since {name} will be lost. Go on?"), yes)?;
             let path = format!("{}/{}/rollback", path(&volume), escape(&name));
@@ -40,30 +48,47 @@ pub async fn run(client: &Client, output: Output, command: Command) -> Result<()
     }
 }
 
-/// A moment as `2026-11-21 04:05:06`, by the civil calendar (Howard Hinnant's days_from_civil, inverted).
-pub fn utc(ms: u64) -> String {
-    let seconds = ms / 1000;
-    let days = seconds / 86_400 + 719_468;
-    let (era, day_of_era) = (days / 146_097, days % 146_097);
-    let year_of_era = (day_of_era - day_of_era / 1_460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
-    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
-    let shifted_month = (5 * day_of_year + 2) / 153;
-    let day = day_of_year - (153 * shifted_month + 2) / 5 + 1;
-    let month = if shifted_month < 10 { shifted_month + 3 } else { shifted_month - 9 };
-    let year = year_of_era + era * 400 + u64::from(month <= 2);
-    let (hour, minute, second) = (seconds / 3600 % 24, seconds / 60 % 60, seconds % 60);
-    format!("{year:04}-{month:02}-{day:02} {hour:02}:{minute:02}:{second:02}")
+async fn schedule(client: &Client, output: Output, command: SnapshotSchedule) -> Result<(), Failure> {
+    let path = |volume: &str| format!("/v1/volumes/{}/schedule", escape(volume));
+    match command {
+        SnapshotSchedule::Set { volume, every, at, keep } => {
+            let every_s = whole_seconds(every)?;
+            let keep = keep.iter().map(|rule| rule_of(rule, every_s)).collect::<Result<_, _>>()?;
+            let schedule = Schedule { every_s, at_s: whole_seconds(at)?, keep };
+            output.show(&client.put(&path(&volume), &schedule).await?, show_schedule)
+        }
+        SnapshotSchedule::Show { volume } => output.show(&client.get(&path(&volume)).await?, show_schedule),
+        SnapshotSchedule::Clear { volume } => {
+            client.delete(&path(&volume)).await?;
+            show_done(output, &format!("{volume} gets no more snapshots by the clock"))
+        }
+    }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::utc;
-
-    #[test]
-    fn moments_are_shown_by_the_calendar() {
-        assert_eq!(utc(0), "1970-01-01 00:00:00");
-        assert_eq!(utc(951_782_400_000), "2000-02-29 00:00:00");
-        assert_eq!(utc(1_795_233_906_000), "2026-11-21 04:05:06");
-        assert_eq!(utc(4_102_444_799_000), "2099-12-31 23:59:59");
+fn whole_seconds(ms: u64) -> Result<u64, Failure> {
+    match ms % 1000 {
+        0 => Ok(ms / 1000),
+        _ => Err(Failure::usage(format!("{ms} ms are no whole seconds"))),
     }
+}
+
+/// `24`: so many of the schedule's own periods. `7x24h`: of others.
+fn rule_of(text: &str, every_s: u64) -> Result<Keep, Failure> {
+    let (count, every_s) = match text.split_once('x') {
+        None => (text, every_s),
+        Some((count, time)) => (count, whole_seconds(time_ms(time).map_err(Failure::usage)?)?),
+    };
+    let no_rule = || Failure::usage(format!("{text:?} does not say how many stay")).hint("such as 24, or 7x24h");
+    Ok(Keep { every_s, count: count.parse().map_err(|_| no_rule())? })
+}
+
+fn show_schedule(shown: &VolumeSchedule) -> String {
+    let Schedule { every_s, at_s, keep } = &shown.schedule;
+    let rules: Vec<String> = keep.iter().map(|rule| format!("{} of {} s each", rule.count, rule.every_s)).collect();
+    let next = utc(shown.next_ms);
+    let made = shown.made.len();
+    format!(
+        "every    {every_s} s, {at_s} s after\nkept     {}\nnext     {next} UTC\nmade     {made}\n",
+        rules.join(", ")
+    )
 }

@@ -6,7 +6,7 @@ use crate::client::{Client, escape};
 use crate::failure::{Exit, Failure};
 use crate::output::{Output, or_dash, table};
 use drover_base::text::show_bytes;
-use drover_types::{ChangeVolume, CreateVolume, Export, Merge, Volume, VolumeLimits, VolumeState};
+use drover_types::{ChangeVolume, CloneVolume, CreateVolume, Export, Merge, Volume, VolumeLimits, VolumeState};
 use std::time::Duration;
 
 /// How long a new volume may take to be ready before the command leaves it to go on by itself.
@@ -37,6 +37,14 @@ pub async fn run(client: &Client, output: Output, command: Command) -> Result<()
             let exports = exports::of(client, &volume).await?;
             let shown = serde_json::json!({ "volume": volume, "exports": exports });
             output.show(&shown, |_| show_volume(&volume, &exports))
+        }
+        Command::Clone { snapshot, name } => {
+            let Some((volume, snapshot)) = snapshot.split_once('@') else {
+                return Err(Failure::usage(format!("{snapshot:?} names no snapshot")).hint("write VOLUME@SNAPSHOT"));
+            };
+            let path = format!("{}/snapshots/{}/clone", path(volume), escape(snapshot));
+            let made: Volume = client.post(&path, &CloneVolume { name }).await?;
+            output.show(&made, |made| format!("volume {} made of {volume}@{snapshot}", made.name))
         }
         Command::Resize { volume, size } => {
             check_size(size)?;
@@ -161,6 +169,12 @@ fn show_volume(volume: &Volume, exports: &[Export]) -> String {
         volume.epoch,
         show_state(volume),
     );
+    if let Some(of) = &volume.origin {
+        text.push_str(&format!("clone    of {}@{}\n", of.volume_name, of.snapshot));
+    }
+    if let Some(shared) = volume.shared_bytes {
+        text.push_str(&format!("shared   {} of what is used, with other volumes\n", show_bytes(shared)));
+    }
     if let Some(Merge { snapshots, bytes_left }) = volume.merge {
         let left = show_bytes(bytes_left);
         text.push_str(&format!("merging  {snapshots} deleted snapshots, {left} left\n"));

@@ -2,6 +2,7 @@
 
 mod arguments;
 mod attach;
+mod clones;
 mod copies;
 mod migrations;
 mod nodes;

@@ -61,6 +61,16 @@ fn snapshots_are_made_gone_back_to_and_deleted_and_a_volume_is_reopened() {
     assert!(held() == after_bytes);
     up.json(&["snapshot", "delete", "disk", "small"]);
 
+    // By the clock.
+    assert_eq!(up.fails(&["snapshot", "schedule", "show", "disk"]).0, 4);
+    assert_eq!(up.fails(&["snapshot", "schedule", "set", "disk", "--every", "1h", "--keep", "some"]).0, 2);
+    assert_eq!(up.fails(&["snapshot", "schedule", "set", "disk", "--every", "1s", "--keep", "1"]).0, 2);
+    let set = ["snapshot", "schedule", "set", "disk", "--every", "1h", "--keep", "24", "--keep", "7x1d"];
+    assert_eq!(up.json(&set)["schedule"]["keep"][1]["every_s"], 86_400);
+    assert_eq!(up.json(&["snapshot", "schedule", "show", "disk"])["made"], Value::Array(vec![]));
+    assert!(up.text(&["snapshot", "schedule", "show", "disk"]).contains("24 of 3600 s each, 7 of 86400 s each"));
+    up.json(&["snapshot", "schedule", "clear", "disk"]);
+
     // A volume that is sound goes through the same recovery, and keeps what was flushed.
     let reopened = up.json(&["volume", "reopen", "disk"]);
     assert_eq!((&reopened["name"], &reopened["poisoned"]), (&"disk".into(), &false.into()));

@@ -36,6 +36,35 @@ impl FakeNode {
                 self.world.sleep(habits.snapshots_take).await;
                 made
             }
+            NodeRequest::CloneVolume { volume, origin, snapshot, epoch, .. } => {
+                let made = self.clone_of(volume, origin, &snapshot, epoch);
+                self.world.sleep(habits.snapshots_take).await;
+                made
+            }
+            NodeRequest::HoldVolume { volume, hold, .. } => {
+                self.world.sleep(habits.holds_take).await;
+                self.lives.borrow_mut().entry(volume).or_default().held = Some(hold);
+                Ok(NodeReply::Done)
+            }
+            NodeRequest::SnapshotHeld { volume, name, hold } => {
+                if self.lives.borrow_mut().entry(volume).or_default().held != Some(hold) {
+                    return refused("it is not held");
+                }
+                self.snapshot(volume, name, hold)
+            }
+            NodeRequest::ReleaseVolume { volume, .. } => {
+                self.lives.borrow_mut().entry(volume).or_default().held = None;
+                Ok(NodeReply::Done)
+            }
+            NodeRequest::UndoSnapshot { volume, name, hold } => {
+                self.lives.borrow_mut().entry(volume).or_default().held = None;
+                let mut disk = self.disk.borrow_mut();
+                let seat = disk.get_mut(&volume).ok_or(Refusal::NotFound { what: "volume".into() })?;
+                if seat.operations.contains(&hold) {
+                    seat.snapshots.remove(&name);
+                }
+                Ok(NodeReply::Done)
+            }
             NodeRequest::ResizeVolume { volume, size_bytes, .. } => {
                 let done = self.resize(volume, size_bytes);
                 self.world.sleep(habits.snapshots_take).await;
@@ -46,7 +75,12 @@ impl FakeNode {
                 self.world.sleep(habits.snapshots_take).await;
                 done
             }
-            NodeRequest::DeleteSnapshot { volume, name } => self.named(volume, name, |_| ()),
+            NodeRequest::DeleteSnapshot { volume, name } => {
+                let gone = name.clone();
+                self.named(volume, name, |seat| {
+                    seat.snapshots.remove(&gone);
+                })
+            }
             NodeRequest::MeasureVolume { volume } => {
                 let disk = self.disk.borrow();
                 let seat = disk.get(&volume).ok_or(Refusal::NotFound { what: "volume".into() })?;
@@ -91,6 +125,14 @@ impl FakeNode {
         Ok(NodeReply::Done)
     }
 
+    fn clone_of(&self, volume: VolumeId, origin: VolumeId, name: &str, epoch: Epoch) -> Result<NodeReply, Refusal> {
+        let missing = || Refusal::NotFound { what: name.into() };
+        let size_bytes =
+            *self.disk.borrow().get(&origin).and_then(|seat| seat.snapshots.get(name)).ok_or_else(missing)?;
+        self.create(volume, size_bytes, epoch, 1)?;
+        Ok(NodeReply::Size { size_bytes })
+    }
+
     fn resize(&self, volume: VolumeId, size_bytes: u64) -> Result<NodeReply, Refusal> {
         let mut disk = self.disk.borrow_mut();
         let seat = disk.get_mut(&volume).ok_or(Refusal::NotFound { what: "volume".into() })?;
@@ -125,12 +167,13 @@ impl FakeNode {
     fn snapshot(&self, volume: VolumeId, name: String, operation: OperationId) -> Result<NodeReply, Refusal> {
         let mut disk = self.disk.borrow_mut();
         let seat = disk.get_mut(&volume).ok_or(Refusal::NotFound { what: "volume".into() })?;
-        if !seat.operations.insert(operation) {
+        if seat.operations.contains(&operation) {
             return Ok(NodeReply::Done);
         }
         if seat.snapshots.contains_key(&name) {
             return refused("there is one of this name");
         }
+        seat.operations.insert(operation);
         seat.snapshots.insert(name, seat.size_bytes);
         Ok(NodeReply::Done)
     }
@@ -449,6 +492,7 @@ impl FakeNode {
             size_bytes: seat.size_bytes,
             used_bytes: seat.content.len() as u64 * WRITE_BYTES,
             valid_bytes: seat.content.len() as u64 * WRITE_BYTES,
+            shared_bytes: 0,
             epoch: seat.epoch,
             role: seat.role,
             poisoned: false,
