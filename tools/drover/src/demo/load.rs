@@ -12,6 +12,7 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::rc::Rc;
+use std::time::Duration;
 use tokio::task::JoinHandle;
 
 /// What fio is to do in which part of the volume.
@@ -29,6 +30,8 @@ pub enum Mode {
     WriteAndVerify,
     WriteOnly,
     VerifyOnly,
+    /// At random, for so long; what is read is not looked at.
+    ReadOnly(Duration),
 }
 
 /// What fio did.
@@ -58,9 +61,16 @@ pub async fn run(area: &Area, mode: Mode, seed: u64, log: &Path) -> Result<Done,
 }
 
 fn arguments<'a>(command: &'a mut Command, area: &Area, mode: Mode, seed: u64) -> &'a mut Command {
-    command.args(["--name=demo", "--ioengine=nbd", "--rw=randwrite", "--bsrange=4k-64k", "--blockalign=4k"]);
+    command.args(["--name=demo", "--ioengine=nbd", "--bsrange=4k-64k", "--blockalign=4k"]);
     command.args(["--iodepth=16", "--output-format=json", "--thread=1"]);
-    command.args(["--verify=crc32c", "--verify_fatal=0", "--verify_state_save=0"]);
+    match mode {
+        Mode::ReadOnly(time) => {
+            command.args(["--rw=randread", "--time_based", &format!("--runtime={}", time.as_secs())]);
+        }
+        _ => {
+            command.args(["--rw=randwrite", "--verify=crc32c", "--verify_fatal=0", "--verify_state_save=0"]);
+        }
+    }
     command.args([format!("--uri={}", area.uri), format!("--offset={}", area.offset), format!("--size={}", area.len)]);
     command.arg(format!("--randseed={seed}"));
     // Reads, then writes.
@@ -69,6 +79,7 @@ fn arguments<'a>(command: &'a mut Command, area: &Area, mode: Mode, seed: u64) -
         Mode::WriteAndVerify => command.arg("--do_verify=1"),
         Mode::WriteOnly => command.arg("--do_verify=0"),
         Mode::VerifyOnly => command.arg("--verify_only"),
+        Mode::ReadOnly(_) => command,
     }
 }
 

@@ -1,4 +1,5 @@
-//! `drover demo`: a live volume moves between two nodes under load, goes back without loss, and moves again.
+//! `drover demo`: a live volume moves between two nodes under load, goes back without loss, and moves again; then it moves
+//! hot first.
 //!
 //! ```text
 //!  fio, prober ──unix socket──► node-1 ◄══ 1 Gbit/s ══► node-2
@@ -7,6 +8,7 @@
 //! ```
 //! Everything runs as processes of its own and is gone afterwards, also when something fails or Ctrl-C is pressed.
 
+mod hot_first;
 mod image;
 mod load;
 mod network;
@@ -158,6 +160,13 @@ struct Stage<'a> {
     network: Option<Network>,
 }
 
+impl Stage<'_> {
+    /// Of migrations, where there is no link of its own.
+    fn throttle(&self) -> Option<u64> {
+        self.network.is_none().then_some(network::RATE_BITS / 8)
+    }
+}
+
 async fn demo(arguments: &Demo, output: Output, dir: &Path, stop: &Stop) -> Result<Receipt, Failure> {
     let begin = Instant::now();
     let (network, link) = link(output);
@@ -188,10 +197,10 @@ async fn demo(arguments: &Demo, output: Output, dir: &Path, stop: &Stop) -> Resu
 
     let acted = act(&stage, &mut cluster).await?;
     if arguments.sabotage {
-        let slots = stage.plan.nodes[1].slots(&stage.plan);
+        let slots = stage.plan.nodes[0].slots(&stage.plan);
         let image = image.path.clone();
         let flipped = blocking(move || sabotage::flip_a_byte(&image, &slots)).await?;
-        output.say(&format!("SABOTAGE: flipped a byte of image block {} in node-2's device file", flipped));
+        output.say(&format!("SABOTAGE: flipped a byte of image block {} in node-1's device file", flipped));
     }
     let checked = check(&stage, image, stop).await?;
     let checks = Checks { image_digest: checked.0, file_system: checked.1, ..acted.checks };
@@ -243,6 +252,7 @@ fn since(begin: Instant) -> String {
 struct Acted {
     first: Migration,
     second: Migration,
+    hot: Migration,
     load: load::Done,
     probe: probe::Seen,
     waits: Vec<(String, Duration)>,
@@ -255,6 +265,7 @@ impl Acted {
         receipt::Story {
             first: self.first,
             second: self.second,
+            hot: self.hot,
             load: self.load,
             probe: self.probe,
             waits: self.waits,
@@ -295,6 +306,7 @@ async fn act(stage: &Stage<'_>, cluster: &mut Cluster) -> Result<Acted, Failure>
     watch.reach("again", &second.id, |seen| seen.phase == Phase::Settling || seen.phase.is_final()).await?;
     let link_bytes = sent(0).zip(before).map(|(after, before)| after - before);
     let second = watch.reach("again", &second.id, |seen| seen.phase == Phase::Committed).await?;
+    let (hot, image_read) = hot_first::act(stage, &mut watch).await?;
     let waits = watch.waits;
     stage.output.say("committed; fio ends its round and verifies ...");
     let rounds = load.rounds();
@@ -303,22 +315,27 @@ async fn act(stage: &Stage<'_>, cluster: &mut Cluster) -> Result<Acted, Failure>
     stage.output.say(&format!("{rounds} rounds of fio, {} errors", load.errors));
     load.written_bytes += written.written_bytes;
     load.read_bytes += verified.read_bytes;
-    load.errors += written.errors + verified.errors;
+    load.errors += written.errors + verified.errors + image_read.errors;
     let checks = Checks {
         fio: load.errors == 0 && load.read_bytes > 0,
         after_rollback: verified.errors == 0 && verified.read_bytes >= FLIP_AREA.1,
         prober: probe.errors == 0,
+        mostly_remote: hot_first::was_mostly_remote(&hot),
         ..Checks::default()
     };
-    Ok(Acted { first, second, load, probe, waits, link_bytes, checks })
+    Ok(Acted { first, second, hot, load, probe, waits, link_bytes, checks })
 }
 
 async fn start(stage: &Stage<'_>, commit: CommitPolicy) -> Result<Migration, Failure> {
-    let throttle = stage.network.is_none().then_some(network::RATE_BITS / 8);
-    let options =
-        MigrationOptions { commit, retention_ms: 1_000, throttle_bytes_per_s: throttle, ..MigrationOptions::default() };
-    let request =
-        StartMigration { volume: stage.volume.id.clone(), destination: stage.plan.nodes[1].name.clone(), options };
+    let throttle_bytes_per_s = stage.throttle();
+    let options = MigrationOptions { commit, retention_ms: 1_000, throttle_bytes_per_s, ..MigrationOptions::default() };
+    start_move(stage, 1, options).await
+}
+
+/// Moves the volume to the node of this place in the plan.
+async fn start_move(stage: &Stage<'_>, to: usize, options: MigrationOptions) -> Result<Migration, Failure> {
+    let destination = stage.plan.nodes[to].name.clone();
+    let request = StartMigration { volume: stage.volume.id.clone(), destination, options };
     stage.client.post("/v1/migrations", &request).await
 }
 
@@ -379,8 +396,8 @@ impl Watch<'_> {
 /// Copies the volume from its new home with another program: does the image have its digest, and is the file system
 /// clean?
 async fn check(stage: &Stage<'_>, image: Image, stop: &Stop) -> Result<(bool, bool), Failure> {
-    stage.output.say("copying the volume from node-2 with nbdcopy, to compare and to e2fsck ...");
-    let node = &stage.plan.nodes[1];
+    stage.output.say("copying the volume from node-1 with nbdcopy, to compare and to e2fsck ...");
+    let node = &stage.plan.nodes[0];
     create_export(&stage.client, &stage.volume, &node.name, Some("check")).await?;
     let uri = endpoint(&node.nbd_socket(&stage.plan), "check")?.to_string();
     let copy = stage.dir.join("copy.ext4");

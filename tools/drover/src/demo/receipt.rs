@@ -16,6 +16,8 @@ pub struct Checks {
     pub after_rollback: bool,
     /// Everything the prober read back, too.
     pub prober: bool,
+    /// At the flip of the move that went hot first, most of what the volume holds was at the other node.
+    pub mostly_remote: bool,
     /// The image, copied from the new holder by nbdcopy, has the digest it had before.
     pub image_digest: bool,
     /// `e2fsck -fn` finds it clean.
@@ -24,13 +26,15 @@ pub struct Checks {
 
 impl Checks {
     fn all(self) -> bool {
-        self.fio && self.after_rollback && self.prober && self.image_digest && self.file_system
+        let Self { fio, after_rollback, prober, mostly_remote, image_digest, file_system } = self;
+        fio && after_rollback && prober && mostly_remote && image_digest && file_system
     }
 }
 
 pub struct Story {
     pub first: Migration,
     pub second: Migration,
+    pub hot: Migration,
     pub load: load::Done,
     pub probe: probe::Seen,
     /// The prober's longest wait in each part, in order.
@@ -39,7 +43,7 @@ pub struct Story {
     pub checks: Checks,
 }
 
-/// The figures of bytes, flip and commit are those of the migration that was committed.
+/// The figures of bytes, flip and commit are those of the first migration that was committed, where nothing else is said.
 #[derive(Serialize)]
 pub struct Receipt {
     pub verified: bool,
@@ -61,6 +65,13 @@ pub struct Receipt {
     /// What node-1's interface sent until the flip, headers and other traffic included; absent without a link of its own.
     pub link_bytes: Option<u64>,
     pub link: &'static str,
+    /// Of the move that went hot first: from its start to its flip.
+    pub hot_flip_ms: u64,
+    /// Bytes of blocks that were not at the new holder yet at its flip, and share of the accesses whose blocks were.
+    pub remote_bytes_at_flip: u64,
+    pub coverage_at_flip: f64,
+    /// Of the blocks that clients accessed in the minute after it, the share that were there.
+    pub local_share_60s: f64,
     pub checks: Checks,
     pub proof: Option<ProofResult>,
     pub written_bytes: u64,
@@ -82,13 +93,12 @@ fn ms(duration: Duration) -> f64 {
 
 impl Receipt {
     pub fn new(story: Story, link: &'static str, sabotage: bool, took: Duration) -> Self {
-        let Story { first, second, load, probe, waits, link_bytes, checks } = story;
+        let Story { first, second, hot, load, probe, waits, link_bytes, checks } = story;
         let rolled_back = first.phase == Phase::RolledBack;
-        let committed = second.phase == Phase::Committed;
+        let committed = second.phase == Phase::Committed && hot.phase == Phase::Committed;
+        let is_proven = [&second, &hot].iter().all(|migration| is_proven(migration.receipt.proof.as_ref()));
         let proof = second.receipt.proof;
-        let is_proven = proof.as_ref().is_some_and(|proof| {
-            proof.regions_different == 0 && proof.regions_equal == proof.regions_total && proof.regions_total > 0
-        });
+        let share = |permille: Option<u32>| f64::from(permille.unwrap_or(0)) / 1000.0;
         Self {
             verified: checks.all() && rolled_back && committed && is_proven,
             io_errors: load.errors + probe.errors,
@@ -103,6 +113,10 @@ impl Receipt {
             wire_bytes: second.receipt.wire_bytes,
             link_bytes,
             link,
+            hot_flip_ms: hot.receipt.flip_ms.unwrap_or(0),
+            remote_bytes_at_flip: hot.receipt.remote_bytes_at_flip,
+            coverage_at_flip: share(hot.receipt.coverage_permille_at_flip),
+            local_share_60s: share(hot.receipt.local_permille_60s),
             checks,
             proof,
             written_bytes: load.written_bytes,
@@ -112,6 +126,12 @@ impl Receipt {
             took_ms: took.as_millis() as u64,
         }
     }
+}
+
+fn is_proven(proof: Option<&ProofResult>) -> bool {
+    proof.is_some_and(|proof| {
+        proof.regions_different == 0 && proof.regions_equal == proof.regions_total && proof.regions_total > 0
+    })
 }
 
 pub fn show(receipt: &Receipt) -> String {
@@ -132,7 +152,8 @@ pub fn show(receipt: &Receipt) -> String {
          longest pause {} ms of {} requests of a 1 ms prober{}\n\
          clients       {} I/O errors; fio wrote {} and verified {}\n\
          rolled back   {}, then moved again and committed: {}\n\
-         data          fio {}, after the rollback {}, prober {}, image's digest {}, e2fsck {}\n\
+         hot first     back after {} with {} still remote; {:.1} % of what is accessed was there, {:.1} % in the next minute\n\
+         data          fio {}, after the rollback {}, prober {}, mostly remote {}, image's digest {}, e2fsck {}\n\
          verified      {}\n\
          took          {}{}",
         show_bytes(receipt.held_bytes),
@@ -150,9 +171,14 @@ pub fn show(receipt: &Receipt) -> String {
         show_bytes(receipt.verified_bytes),
         yes(receipt.rolled_back),
         yes(receipt.committed),
+        show_ms(receipt.hot_flip_ms),
+        show_bytes(receipt.remote_bytes_at_flip),
+        receipt.coverage_at_flip * 100.0,
+        receipt.local_share_60s * 100.0,
         yes(checks.fio),
         yes(checks.after_rollback),
         yes(checks.prober),
+        yes(checks.mostly_remote),
         yes(checks.image_digest),
         yes(checks.file_system),
         yes(receipt.verified),
@@ -172,6 +198,9 @@ mod tests {
             logical_bytes: 2 * scale,
             wire_bytes: 3 * scale,
             flip_ms: Some(4 * scale),
+            remote_bytes_at_flip: 6 * scale,
+            coverage_permille_at_flip: Some(970),
+            local_permille_60s: Some(930),
             commit_ms: (phase == Phase::Committed).then_some(5 * scale),
             proof: Some(ProofResult { regions_total: 7, regions_equal: 7, ..Default::default() }),
             ..Default::default()
@@ -214,11 +243,19 @@ mod tests {
         Story {
             first: migration(Phase::RolledBack, 1_000),
             second: migration(Phase::Committed, 10),
+            hot: migration(Phase::Committed, 20),
             load: load::Done { written_bytes: 100, read_bytes: 90, errors: 0 },
             probe: probe::Seen { requests: 50, errors: 0, longest: Duration::from_micros(12_346) },
             waits: vec![("before".into(), Duration::from_micros(1_500)), ("there: flipping".into(), Duration::ZERO)],
             link_bytes: Some(33),
-            checks: Checks { fio: true, after_rollback: true, prober: true, image_digest: true, file_system: true },
+            checks: Checks {
+                fio: true,
+                after_rollback: true,
+                prober: true,
+                mostly_remote: true,
+                image_digest: true,
+                file_system: true,
+            },
         }
     }
 
@@ -238,6 +275,8 @@ mod tests {
         assert_eq!((receipt.flip_ms, receipt.commit_ms, receipt.took_ms), (40, 50, 1_234));
         assert_eq!((receipt.written_bytes, receipt.verified_bytes, receipt.probe_requests), (100, 90, 50));
         assert_eq!((receipt.link_bytes, receipt.link, receipt.sabotage), (Some(33), "a link", false));
+        assert_eq!((receipt.hot_flip_ms, receipt.remote_bytes_at_flip), (80, 120), "the third move's");
+        assert_eq!((receipt.coverage_at_flip, receipt.local_share_60s), (0.97, 0.93));
         assert_eq!(receipt.pause_ms_max, 12.35, "hundredths of a millisecond");
         let parts: Vec<_> = receipt.pause_ms_by_part.iter().map(|part| (part.part.as_str(), part.pause_ms)).collect();
         assert_eq!(parts, [("before", 1.5), ("there: flipping", 0.0)]);
@@ -261,7 +300,7 @@ mod tests {
     #[test]
     fn nothing_is_verified_unless_every_check_says_so() {
         type Spoil = fn(&mut Story);
-        let spoils: [(&str, Spoil); 12] = [
+        let spoils: [(&str, Spoil); 15] = [
             ("fio", |story| story.checks.fio = false),
             ("after the rollback", |story| story.checks.after_rollback = false),
             ("the prober", |story| story.checks.prober = false),
@@ -269,6 +308,9 @@ mod tests {
             ("e2fsck", |story| story.checks.file_system = false),
             ("not rolled back", |story| story.first.phase = Phase::Committed),
             ("not committed", |story| story.second.phase = Phase::RolledBack),
+            ("little was remote", |story| story.checks.mostly_remote = false),
+            ("the hot one not committed", |story| story.hot.phase = Phase::RolledBack),
+            ("the hot one not proven", |story| story.hot.receipt.proof = None),
             ("no proof", |story| story.second.receipt.proof = None),
             ("a region differs", |story| proof(story).regions_different = 1),
             ("a region was not compared", |story| proof(story).regions_equal = 6),
