@@ -70,6 +70,15 @@
 //! - **M10** A new connection of a session fences and drains the old one.
 //! - **M11** A read waits while the other side lacks the last write of what it reads, under M4.
 //!
+//! # Hot first
+//! - **H1** What the other side lacks at a flip is announced on the stream while it is pending here; what is put there about a
+//!   block later takes that back. With the link, or another instance of the other side, nothing counts as announced.
+//! - **H2** Drained needs every pending block announced, and the flush of F2 after that.
+//! - **H3** What is remote is read by nobody and sent by nobody; a comparison leaves it out.
+//! - **H4** What is fetched is read in stream order, so behind every mirrored write before it; it is stored where it is still
+//!   remote, and goes to no mirror.
+//! - **H5** Nothing is proven while anything is remote.
+//!
 //! # Ends
 //! - **T1** Takeover: one transaction, way back open, L3 over: lease (N+2, source, untimed).
 //! - **T2** The source then does L5 (frames not yet answered may be dropped: nobody acknowledged them) and flushes before it
@@ -94,7 +103,7 @@
 //! order with: crashes (each lost or kept what was not flushed), broken links, lost answers, delayed copies of Quiesce,
 //! grants and OpenWayBack, restarts of the control plane, leases that run out. Not reaching a node is taking no step.
 //! Time is an order: the holder's clock stops before the grantor's wait is over. A node's crash includes its restart.
-//! Not modelled: G3 (the gateway always replays), G5 (one gateway), G6, F10, L4's second half, sizes.
+//! Not modelled: H1 to H5, G3 (the gateway always replays), G5 (one gateway), G6, F10, L4's second half, sizes.
 //!
 //! Checked in every reachable state: never do two nodes serve; a read returns what a disk with a volatile cache may
 //! return, and where the gateway survived no acknowledged write is lost; the source is not dropped while the

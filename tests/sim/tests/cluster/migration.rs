@@ -31,6 +31,8 @@ impl Wishes {
         let options = MigrationOptions {
             throttle_bytes_per_s: (random.below(4) > 0).then(|| random.between(1 << 16, 1 << 20)),
             mirror_at_once: random.below(3) == 0,
+            hot_first: random.below(3) == 0,
+            coverage_percent: random.below(101) as u32,
             cutover,
             retention_ms: random.below(20_000),
             // Whoever means to go back does not let it commit by itself.
