@@ -34,6 +34,9 @@ pub const REPLAY_LOG_BYTES_MAX: u64 = 64 << 20;
 /// Bytes a sender may have unacknowledged at the destination: 1 Gbit/s times 250 ms.
 pub const SEND_WINDOW_BYTES: u64 = 32 << 20;
 
+/// Bytes of clients' writes that a sender may have unacknowledged at the destination besides: half a second of 1 Gbit/s.
+pub const MIRRORED_BYTES_MAX: u64 = 64 << 20;
+
 /// Active regions a volume may have: 16 GiB of working set; above it idle ones are flushed out.
 pub const ACTIVE_REGIONS_MAX: usize = 4096;
 

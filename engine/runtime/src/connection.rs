@@ -15,7 +15,7 @@ use crate::framing::{self, Decoder};
 use crate::net::{DetachedSocket, Socket};
 use bytes::{Buf, Bytes};
 use drover_base::LocalFuture;
-use drover_base::limits::{MESSAGE_BODY_BYTES_MAX, MESSAGE_HEAD_BYTES_MAX, SEND_WINDOW_BYTES};
+use drover_base::limits::{MESSAGE_BODY_BYTES_MAX, MESSAGE_HEAD_BYTES_MAX, MIRRORED_BYTES_MAX, SEND_WINDOW_BYTES};
 use drover_base::world::{Connection, Message, MessageReceiver, MessageSender};
 use std::cell::RefCell;
 use std::collections::VecDeque;
@@ -36,7 +36,8 @@ pub(crate) const TURN_BYTES: usize = 256 << 10;
 /// Parts given to one write; the kernel takes at most 1,024.
 const PARTS_PER_WRITE: usize = 64;
 
-const _: () = assert!(QUEUE_BYTES_HARD > SEND_WINDOW_BYTES as usize + MESSAGE_HEAD_BYTES_MAX + MESSAGE_BODY_BYTES_MAX);
+const SENDER_BYTES_MAX: u64 = SEND_WINDOW_BYTES + MIRRORED_BYTES_MAX;
+const _: () = assert!(QUEUE_BYTES_HARD > SENDER_BYTES_MAX as usize + MESSAGE_HEAD_BYTES_MAX + MESSAGE_BODY_BYTES_MAX);
 
 #[derive(Default)]
 struct Queue {

@@ -97,6 +97,8 @@ pub struct SenderConfig {
     pub on_link_loss: OnLinkLoss,
     pub start: Start,
     pub ranking: Rc<dyn Ranking>,
+    /// Bytes of clients' writes that may be unacknowledged at once before the flip.
+    pub mirrored_bytes_max: u64,
 }
 
 /// Sends a volume to the other side and keeps it equal there. Installed as the volume's tap.

@@ -43,7 +43,7 @@ impl State {
 
     /// Somebody waits for what the landing of a mirrored write changes.
     pub fn is_landing_awaited(&self) -> bool {
-        self.draining || self.waiting > 0 || self.acknowledged_since_flush >= FLUSH_BYTES
+        self.draining || self.waiting > 0 || self.room_waits > 0 || self.acknowledged_since_flush >= FLUSH_BYTES
     }
 
     /// A flush of a client may be put on the stream, or answered without.

@@ -7,6 +7,8 @@
 //! - A mirrored write runs apart from the request that caused it: a client that goes away leaves no block in flight.
 //! - A write that waits has its blocks marked, and is sent again with its own data: no later change can have touched
 //!   its extents, because the store holds their locks until the write is answered. The copier cannot get at them.
+//! - Before the flip, at most `mirrored_bytes_max` are on their way, and one write more: what comes then is put on the stream
+//!   when there is room, or marked when the link is lost. All at once they would break the connection again and again.
 
 use super::copy::Reply;
 use super::{Sender, State, Step, Up};
@@ -32,6 +34,7 @@ pub struct Outstanding {
 
 /// One sending of a write.
 pub struct Attempt {
+    bytes: u64,
     flight: Flight,
     link: u64,
     reply: Reply,
@@ -124,6 +127,13 @@ impl Sender {
         let up = state.link.clone();
         match up {
             None => self.change_without_link(&mut state, range, operation, is_write),
+            Some(_) if !state.is_hold_kind() && state.mirrored_bytes >= self.config.mirrored_bytes_max => {
+                state.begin_pace(now);
+                state.room_waits += 1;
+                let failures = state.local_failures;
+                drop(state);
+                Some(self.apart(self.me.upgrade()?.carry_when_there_is_room(range, operation, is_write, failures)))
+            }
             Some(up) => {
                 state.begin_pace(now);
                 let number = state.is_hold_kind().then(|| state.register(range, operation.clone()));
@@ -155,8 +165,46 @@ impl Sender {
 
     /// Puts a write on the stream; its blocks are in flight and no longer pending.
     fn attempt(&self, range: ByteRange, operation: Operation, up: &Up) -> Attempt {
-        let flight = self.state.borrow_mut().ledger.depart_range(range);
-        Attempt { flight, link: up.number, reply: self.put(up, operation) }
+        let bytes = if matches!(operation, Operation::Write { .. }) { range.len } else { 0 };
+        let mut state = self.state.borrow_mut();
+        let flight = state.ledger.depart_range(range);
+        state.mirrored_bytes += bytes;
+        drop(state);
+        Attempt { bytes, flight, link: up.number, reply: self.put(up, operation) }
+    }
+
+    /// `failures`: local ones when it was asked.
+    async fn carry_when_there_is_room(
+        self: Rc<Self>,
+        range: ByteRange,
+        operation: Operation,
+        is_write: bool,
+        failures: u64,
+    ) -> Result<(), IoError> {
+        let room = |state: &mut State, _| match &state.link {
+            Some(up) if !state.stopped => {
+                if state.mirrored_bytes < self.config.mirrored_bytes_max {
+                    Step::Done(Some(up.clone()))
+                } else {
+                    Step::Wait
+                }
+            }
+            _ => Step::Done(None),
+        };
+        let up = self.until(room).await;
+        let attempt = up.map(|up| self.attempt(range, operation, &up));
+        {
+            let mut state = self.state.borrow_mut();
+            state.room_waits -= 1;
+            if attempt.is_none() && !is_planted(Bug::WaitingNotMarked) {
+                state.mark_change(range, is_write);
+            } else if state.local_failures != failures {
+                // It may be the one that failed here: that had marked it before it was sent.
+                state.ledger.mark(range);
+                state.unsync();
+            }
+        }
+        self.carry(None, range, attempt).await
     }
 
     /// Sees a write through until it may be answered. `number`: its place in `outstanding`, where answers may wait.
@@ -167,8 +215,9 @@ impl Sender {
         mut attempt: Option<Attempt>,
     ) -> Result<(), IoError> {
         loop {
-            if let Some(Attempt { flight, link, reply }) = attempt.take() {
+            if let Some(Attempt { bytes, flight, link, reply }) = attempt.take() {
                 let result = reply.await;
+                self.state.borrow_mut().mirrored_bytes -= bytes;
                 if self.landed(flight, link, result) {
                     break;
                 }

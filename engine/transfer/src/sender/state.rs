@@ -116,6 +116,9 @@ pub struct State {
     pub reads_wait: usize,
     /// Writes of this side that failed after they were put on the stream, or may have.
     pub local_failures: u64,
+    /// Bytes of mirrored writes that are on their way, and writes that wait until there are fewer.
+    pub mirrored_bytes: u64,
+    pub room_waits: usize,
     pub flush_sent_at: Instant,
     pub flushed_at: Option<Instant>,
     pub acknowledged_since_flush: u64,
@@ -158,6 +161,8 @@ impl State {
             flushed_link: 0,
             reads_wait: 0,
             local_failures: 0,
+            mirrored_bytes: 0,
+            room_waits: 0,
             flush_sent_at: now,
             flushed_at: None,
             acknowledged_since_flush: 0,

@@ -29,6 +29,9 @@ pub struct Pair {
     seen: RefCell<Option<SendProgress>>,
 }
 
+/// So little that clients meet it.
+pub const MIRRORED_BYTES_MAX: u64 = 64 << 10;
+
 /// Extents that are accessed, the first most.
 pub fn hot_extents() -> Vec<(ExtentIndex, f32)> {
     [129, 70, 66, 40, 3].into_iter().enumerate().map(|(at, extent)| (ExtentIndex(extent), 5.0 - at as f32)).collect()
@@ -60,6 +63,7 @@ pub fn config(on_link_loss: OnLinkLoss, start: Start, options: SendOptions) -> S
         on_link_loss,
         start,
         ranking: Rc::new(Ranked),
+        mirrored_bytes_max: MIRRORED_BYTES_MAX,
     }
 }
 

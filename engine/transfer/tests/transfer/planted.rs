@@ -1,7 +1,7 @@
 //! Each planted bug of this crate is caught by a scenario that passes without it.
 
 use crate::pair::run;
-use crate::{back, copying, hot, links, proving, pulling, thin};
+use crate::{back, copying, hot, links, proving, pulling, thin, tuning};
 use drover_base::planted::{Bug, plant};
 use drover_sim::runtime::Sim;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -47,6 +47,11 @@ fn mirror_not_awaited_is_caught() {
 #[test]
 fn way_back_not_recorded_is_caught() {
     is_caught(Bug::WayBackNotRecorded, 0..60, back::holder_dies);
+}
+
+#[test]
+fn waiting_not_marked_is_caught() {
+    is_caught(Bug::WaitingNotMarked, 800..808, tuning::more_than_there_is_room_for);
 }
 
 #[test]

@@ -1,6 +1,7 @@
 //! Throttle and pause: of background sending only, changeable at any time.
 
-use crate::pair::{Pair, options, run, run_each};
+use crate::pair::{MIRRORED_BYTES_MAX, Pair, options, run, run_each};
+use drover_sim::runtime::Sim;
 use drover_wire::admin::{SendOptions, SendPhase, SendProgress};
 use std::{cell::Cell, rc::Rc, time::Duration};
 
@@ -136,4 +137,29 @@ fn who_is_slowed_to_the_link_is_told_from_who_is_not() {
         assert!(!pair.progress().writes_wait, "{:?}", pair.progress());
         pair.drain_and_compare().await.unwrap();
     });
+}
+
+/// More than may be on its way is written while the link carries nothing; then it goes on, or is lost.
+pub async fn more_than_there_is_room_for(sim: Sim) -> Result<(), String> {
+    let mut pair = Pair::new(&sim, options()).await;
+    let wire = pair.connect();
+    pair.until_synced().await;
+    wire.hold(true);
+    for block in 0..60 {
+        pair.begin_write(block * 20);
+    }
+    pair.sleep(Duration::from_millis(50)).await;
+    assert!(wire.queued_bytes() <= MIRRORED_BYTES_MAX, "{}", wire.queued_bytes());
+    wire.hold(false);
+    if sim.generator("lost").below(2) == 0 {
+        pair.cut_and_connect().await;
+    }
+    pair.drain_and_compare().await
+}
+
+/// Five connections with full windows over a slow link had more on their way than a connection may queue: it broke, they
+/// were marked, and came again, for as long as they went on.
+#[test]
+fn mirrored_writes_wait_for_room_on_the_stream() {
+    run_each(800..808, more_than_there_is_room_for);
 }
