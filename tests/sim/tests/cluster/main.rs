@@ -64,11 +64,15 @@ fn migrations_lose_nothing_and_end() {
     let in_time: u64 = ended.iter().map(|end| end.faults_in_time).sum();
     let timed_out: u64 = ended.iter().map(|end| end.timed_out).sum();
     let given_up: u64 = ended.iter().map(|end| end.given_up).sum();
+    let (early, early_back) =
+        (count(|end| end.was_remote && end.committed), count(|end| end.was_remote && !end.committed));
     println!("{seeds} seeds: {committed} committed, {flipped_back} rolled back after a flip; {in_time} faults hit");
+    println!("flipped before all had come: {early} of the committed, {early_back} of those that went back");
     println!("{timed_out} requests passed their deadline, {given_up} times a gateway was given up");
     assert_eq!(ended.len() as u64, seeds);
     if seeds >= SEEDS {
         assert!(committed >= 10 && flipped_back >= 3, "the seeds no longer reach both ends");
+        assert!(early >= 2 && early_back >= 1, "the seeds no longer flip before all has come");
         assert!(in_time >= 5 * seeds, "most faults come when the migration is over");
     }
 }

@@ -19,6 +19,8 @@ pub struct Ended {
     pub trace: u64,
     pub committed: bool,
     pub flips: u32,
+    /// At the first flip some of it was at the source only.
+    pub was_remote: bool,
     pub faults: u64,
     /// Of the faults: before the migration was over.
     pub faults_in_time: u64,
@@ -104,6 +106,7 @@ pub fn run(seed: u64, tells: bool) -> Ended {
             trace: sim.trace_digest(),
             committed,
             flips: ended.receipt.flips,
+            was_remote: ended.receipt.remote_bytes_at_flip > 0,
             faults: faults_done.get(),
             faults_in_time,
             requests: clients.answered.get(),
