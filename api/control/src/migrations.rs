@@ -320,6 +320,7 @@ pub(crate) fn blank(migration: MigrationId, of: &VolumeRecord, source: NodeId, d
         paused: false,
         cutover_requested: false,
         commit_requested: false,
+        copy_lost: false,
         way_back_open: false,
         way_back_change: None,
         proven: false,

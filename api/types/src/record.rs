@@ -339,6 +339,9 @@ pub struct MigrationRecord {
     pub paused: bool,
     pub cutover_requested: bool,
     pub commit_requested: bool,
+    /// The source has lost its copy, and people were told: a commit that is asked for later is meant so.
+    #[serde(default)]
+    pub copy_lost: bool,
     /// Whether the side that does not hold has all that was acknowledged. Meaningful after the flip.
     pub way_back_open: bool,
     /// The last word about the way back: the holder's instance and its count. An older one changes nothing.

@@ -121,6 +121,8 @@ bugs! {
     SentStaysAnnounced,
     /// So does one that was announced on a link that is gone.
     AnnouncedOutlivesLink,
+    /// A proof begins with what was fetched not durable yet.
+    ProofWithoutFlush,
     /// A mirrored write that waited for room on a link that was lost is not marked.
     WaitingNotMarked,
     /// Tracking begins while writes are under way: those that asked before are missed.

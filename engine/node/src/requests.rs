@@ -13,6 +13,7 @@
 
 use crate::admin::{Outcome, check_epoch, check_generation, not_here, refusal_of};
 use crate::grants::{not_durable, open_admission, return_mirror, stop_sending};
+use crate::lease::EpochFence;
 use crate::migration::{Leaving, Outbound};
 use crate::node::Node;
 use crate::seat::{Confirmed, Seat, Stopped};
@@ -95,6 +96,10 @@ impl Node {
                 let bytes = seat.volume.remote_bytes();
                 if bytes > 0 {
                     return Err(Refusal::Conflict { reason: format!("{bytes} bytes are still at the other side") });
+                }
+                // What was brought is durable before the other side may be let go: no client may ever flush again.
+                if !is_planted(Bug::ProofWithoutFlush) {
+                    seat.volume.flush(&EpochFence(seat.lease())).await.map_err(Refusal::Io)?;
                 }
                 outbound.sender.begin_proof();
                 Ok(NodeReply::Done)

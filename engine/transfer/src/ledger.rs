@@ -104,6 +104,11 @@ impl Ledger {
         self.announced.bytes()
     }
 
+    /// The extent's blocks that have to be sent, or announced.
+    pub fn owed(&self, extent: ExtentIndex) -> BlockMask {
+        self.pending.get(extent).without(self.announced.get(extent))
+    }
+
     /// Regions with blocks that have to be sent, or announced.
     pub fn owed_regions(&self) -> impl Iterator<Item = RegionIndex> + '_ {
         let is_owed =

@@ -404,7 +404,9 @@ impl Puller {
             return Err(Failure::There(IoError::Remote));
         }
         let bytes = self.volume.remote_runs(part).iter().map(|run| run.len).sum::<u64>();
-        self.volume.fill_locked(&guard, &*self.fence, part.offset, data).await.map_err(Failure::Here)?;
+        // Where there is no room now, there may be later: a read is not to fail for that at once.
+        let failed = |error| if error == IoError::NoSpace { Failure::There(error) } else { Failure::Here(error) };
+        self.volume.fill_locked(&guard, &*self.fence, part.offset, data).await.map_err(failed)?;
         let mut state = self.state.borrow_mut();
         state.figures.pulled_bytes += bytes;
         state.figures.pulled_wire_bytes += wire_bytes;

@@ -460,8 +460,8 @@ pub struct SendProgress {
     pub dirty_bytes: u64,
     /// Bytes of blocks that stay behind if the volume flips now, as the other side knows.
     pub remote_bytes: u64,
-    /// Share of the accesses, by their decayed counts, whose blocks the other side has, in thousandths. Where none were
-    /// counted: share of the bytes.
+    /// Share of the accesses, by their decayed counts, whose blocks the other side has, in thousandths. Where hardly any
+    /// were counted: share of the bytes.
     pub coverage_permille: u32,
     /// Bytes of blocks sent, resends included, before and after compression, heads of frames included in `wire_bytes`.
     pub logical_bytes: u64,

@@ -539,10 +539,11 @@ impl Next<'_> {
         let record = self.record();
         if self.view.source_copy != SourceCopy::Lost {
             None
-        } else if record.stage == Stage::Settling && record.commit_requested {
-            Some(Transition::CommitAlone)
+        } else if !record.copy_lost {
+            Some(Transition::CopyLost)
         } else {
-            record.error.is_none().then_some(Transition::CopyLost)
+            let is_meant = record.stage == Stage::Settling && record.commit_requested;
+            is_meant.then_some(Transition::CommitAlone)
         }
     }
 

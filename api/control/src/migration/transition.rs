@@ -570,6 +570,9 @@ impl Draft<'_> {
             ))
         };
         self.record.error = Some(error);
+        self.record.copy_lost = true;
+        // One that was asked for before knew nothing of it.
+        self.record.commit_requested = false;
         self.warn("migration.copy_lost", message);
         Ok(())
     }
@@ -577,7 +580,7 @@ impl Draft<'_> {
     fn commit_alone(&mut self) -> Result<(), Stale> {
         ensure(self.record.stage == Stage::Settling, "the migration is in another phase")?;
         ensure(self.lease.holder == self.record.destination, "the lease is elsewhere")?;
-        ensure(self.record.commit_requested, "nobody asked for it")?;
+        ensure(self.record.commit_requested && self.record.copy_lost, "nobody asked for it knowing that")?;
         ensure(self.facts.source_copy == SourceCopy::Lost, "the source has its copy")?;
         self.record.way_back_open = false;
         let (source, destination) = (&self.record.source, &self.record.destination);

@@ -1,6 +1,6 @@
 //! Each bug of this crate's concern, planted, must fail a test here.
 
-use super::{flip, gateway, leases, limits, making, reopening, restored, snapshots, writers};
+use super::{flip, gateway, leases, limits, making, remote, reopening, restored, snapshots, writers};
 use drover_base::planted::{Bug, plant};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
@@ -14,6 +14,11 @@ fn caught(bug: Bug, test: fn()) {
 #[test]
 fn limits_that_stay_behind_are_caught() {
     caught(Bug::LimitsStayBehind, limits::a_destination_keeps_to_the_limits_from_its_first_request_on);
+}
+
+#[test]
+fn a_proof_before_what_was_brought_is_durable_is_caught() {
+    caught(Bug::ProofWithoutFlush, remote::what_the_flip_did_not_wait_for_is_served_brought_and_proven);
 }
 
 #[test]

@@ -88,7 +88,7 @@ async fn conflicts(cluster: &Cluster, request: NodeRequest) {
 }
 
 #[test]
-fn what_the_flip_did_not_wait_for_is_served_brought_and_proven() {
+pub fn what_the_flip_did_not_wait_for_is_served_brought_and_proven() {
     each_seed(0..6, async |cluster| {
         let clients = flipped_early(&cluster).await;
         let before = pull(&cluster).await;
@@ -116,6 +116,10 @@ fn what_the_flip_did_not_wait_for_is_served_brought_and_proven() {
         assert_eq!(cluster.set_grant("b", committed).await, NodeReply::Done);
         cluster.kill("a");
         reads_what_was_written(&clients[1..]).await;
+        // Nobody has flushed since it was brought, and there is nobody any more to bring it again.
+        cluster.kill("b");
+        cluster.start("b").await;
+        reads_what_was_written(&[cluster.attach("b").await]).await;
     });
 }
 

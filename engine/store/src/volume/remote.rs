@@ -81,10 +81,12 @@ impl Volume {
     }
 
     /// Admission and the locks of a client's change, once what it needs of blocks that it changes in part is here.
-    pub(super) async fn hold_with_edges(&self, range: ByteRange) -> Result<Held, IoError> {
+    pub(super) async fn hold_with_edges(&self, fence: &dyn Fence, range: ByteRange) -> Result<Held, IoError> {
         loop {
             let held = self.hold(range).await;
             let Some(missing) = edges(range).find(|edge| self.is_any_remote(*edge)) else { return Ok(held) };
+            // It may have waited for a node that holds the volume again: then nobody here is to be asked.
+            self.may_apply(fence)?;
             // Who brings it needs the locks.
             drop(held);
             self.bring(missing).await?;

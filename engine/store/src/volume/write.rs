@@ -91,7 +91,7 @@ impl Volume {
         self.health.check()?;
         if !range.is_empty() {
             self.tell_origin(range, Access::Change);
-            let held = self.hold_with_edges(range).await?;
+            let held = self.hold_with_edges(fence, range).await?;
             if range.block_aligned().len <= REQUEST_BYTES_MAX {
                 self.apply_write(fence, &held, range, data, self.tap()).await?;
             } else {

@@ -54,7 +54,7 @@ impl Volume {
         self.tell_origin(range, Access::Change);
         for part in parts(range) {
             // A fast zero has no edges: it is refused with any.
-            let held = if zero.fast_only { self.hold(part).await } else { self.hold_with_edges(part).await? };
+            let held = if zero.fast_only { self.hold(part).await } else { self.hold_with_edges(fence, part).await? };
             self.apply_zeroes(fence, &held, part, zero, self.tap()).await?;
         }
         if fua {

@@ -22,6 +22,9 @@ const ANNOUNCED_AT_ONCE_MAX: usize = 256;
 /// Wait after all that is owed was looked at in vain: that takes ten milliseconds a TiB.
 const SWEEP_DISTANCE: Duration = Duration::from_millis(50);
 
+/// Blocks accessed, decayed, from which on the counts say what is hot: a megabyte. Below it a single read would.
+const ACCESSES_MIN: f32 = 256.0;
+
 /// How long a coverage that was worked out is good for: it takes a few milliseconds.
 const COVERAGE_AGE_MAX: Duration = Duration::from_millis(500);
 
@@ -73,7 +76,7 @@ impl State {
     fn work_out_coverage(&self, ranking: &dyn Ranking) -> u32 {
         let pending = self.ledger.pending();
         let (hot, total) = ranking.hot_extents();
-        let (missing, whole) = if total > 0.0 {
+        let (missing, whole) = if total >= ACCESSES_MIN {
             let blocks = |extent| f32::from(pending.get(extent).count() as u16) / 16.0;
             let named: f32 = hot.iter().map(|(_, heat)| heat).sum();
             let unnamed = if pending.is_empty() { 0.0 } else { (total - named).max(0.0) };

@@ -126,13 +126,17 @@ impl Round {
                     *self.region.insert(self.regions.next()?)
                 }
             };
-            let pending = state.ledger.pending();
-            let Some(first) = pending.next_in_region(region, self.from) else {
+            let to_send = |extent| match self.only_owed {
+                true => state.ledger.owed(extent),
+                false => state.ledger.pending().get(extent),
+            };
+            let mut rest = (self.from..EXTENTS_PER_REGION as usize).map(|at| region.extent(at));
+            let Some(first) = rest.find(|extent| !to_send(*extent).is_empty()) else {
                 self.region = None;
                 continue;
             };
             let end = (EXTENTS_PER_REGION as usize).min(first.in_region() + RUN_EXTENTS_MAX);
-            let masks = (first.in_region()..end).map(|at| pending.get(region.extent(at)));
+            let masks = (first.in_region()..end).map(|at| to_send(region.extent(at)));
             let (mut extents, mut blocks) = (0, 0);
             for mask in masks.take_while(|mask| !mask.is_empty()) {
                 extents += 1;

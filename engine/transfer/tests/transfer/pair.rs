@@ -34,7 +34,11 @@ pub const MIRRORED_BYTES_MAX: u64 = 64 << 10;
 
 /// Extents that are accessed, the first most.
 pub fn hot_extents() -> Vec<(ExtentIndex, f32)> {
-    [129, 70, 66, 40, 3].into_iter().enumerate().map(|(at, extent)| (ExtentIndex(extent), 5.0 - at as f32)).collect()
+    [129, 70, 66, 40, 3]
+        .into_iter()
+        .enumerate()
+        .map(|(at, extent)| (ExtentIndex(extent), 1000.0 - 100.0 * at as f32))
+        .collect()
 }
 
 /// Written coldest: regions 1, 5, 9 …

@@ -387,3 +387,43 @@ fn who_waits_for_another_node_keeps_nobody_from_quiescing() {
         assert_eq!(waiting.await.unwrap()[..], [THERE]);
     });
 }
+
+/// A write of a part of a block waited for the node that held the volume again when it went on: its client got an error
+/// instead of being told where to go.
+#[test]
+fn a_write_that_waited_for_another_node_is_told_that_the_volume_has_moved() {
+    run(|node| async move {
+        let volume = node.volume().await;
+        mark(&volume, 0, 0xffff).await;
+        volume.set_origin(Some(Rc::new(Stopping(node.world.clone()))));
+        let fence = Rc::new(Falling::default());
+        let mut waiting = Box::pin(volume.write(&*fence, 1, bytes(10, 1), false));
+        assert!((&mut waiting).now_or_never().is_none());
+        fence.0.set(true);
+        volume.set_origin(None);
+        assert!(matches!(waiting.await, Err(IoError::Fenced { .. })));
+    });
+}
+
+/// Stops to bring anything while it is asked.
+struct Stopping(drover_base::World);
+
+impl Origin for Stopping {
+    fn bring(&self, _: ByteRange) -> LocalFuture<'static, Result<(), IoError>> {
+        let world = self.0.clone();
+        Box::pin(async move {
+            world.sleep(Duration::from_millis(1)).await;
+            Ok(())
+        })
+    }
+    fn accessed(&self, _: ByteRange, _: Access) {}
+}
+
+#[derive(Default)]
+struct Falling(std::cell::Cell<bool>);
+
+impl crate::Fence for Falling {
+    fn check(&self) -> Result<(), IoError> {
+        if self.0.get() { Err(IoError::Fenced { epoch: drover_base::Epoch(1) }) } else { Ok(()) }
+    }
+}
