@@ -20,7 +20,7 @@ use drover_types::{ApiError, CreateGroupSnapshot, ErrorCode, GroupSnapshot};
 use drover_wire::admin::{NodeRequest, Refusal};
 use futures::channel::oneshot;
 use futures::future::join_all;
-use std::{rc::Rc, time::Duration};
+use std::{cell::Cell, rc::Rc, time::Duration};
 
 /// How long who asked waits for a failed attempt to be undone.
 const UNDONE_WITHIN: Duration = Duration::from_secs(20);
@@ -57,13 +57,20 @@ impl Control {
                 Ok(record)
             })
             .await?;
-        let taken = match self.world.timeout(self.config.hold_deadline, self.freeze(&record)).await {
+        let asked = Cell::new(false);
+        let taken = match self.world.timeout(self.config.hold_deadline, self.freeze(&record, &asked)).await {
             Ok(taken) => taken,
             Err(_) => Err(ApiError::new(ErrorCode::NodeFailed, "the volumes could not be frozen at one moment")
                 .cause(format!("it took longer than {} s", self.config.hold_deadline.as_secs()))
                 .hint("none has the snapshot; try again")),
         };
         if let Err(error) = taken {
+            if !asked.get() {
+                // No holder was asked for a snapshot, and those that hold their clients let them go by themselves: the
+                // volumes need not wait for one that is away.
+                self.ledger.commit(|_, changes| Ok::<_, ApiError>(changes.delete::<GroupRecord>(hold))).await?;
+                return Err(error);
+            }
             // It is undone also where nobody waits for it any more.
             let undone = self.undo_group(record);
             let _ = self.world.timeout(UNDONE_WITHIN, undone).await;
@@ -94,13 +101,15 @@ impl Control {
         Ok(GroupSnapshot { name: name.into(), snapshots: shown.into_iter().collect::<Result<_, _>>()? })
     }
 
-    async fn freeze(&self, record: &GroupRecord) -> Result<(), ApiError> {
+    /// `asked` becomes true when a snapshot may have been made.
+    async fn freeze(&self, record: &GroupRecord, asked: &Cell<bool>) -> Result<(), ApiError> {
         let GroupRecord { hold, name, .. } = record;
         let hold = *hold;
         let deadline_ms = self.config.hold_deadline.as_millis() as u64;
         let held = self.ask_all(record, |volume| NodeRequest::HoldVolume { volume, hold, deadline_ms }).await;
         let frozen = match held {
             Ok(()) => {
+                asked.set(true);
                 let freeze = |volume| NodeRequest::SnapshotHeld { volume, name: name.clone(), hold };
                 self.ask_all(record, freeze).await
             }

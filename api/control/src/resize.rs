@@ -62,12 +62,14 @@ impl Control {
     }
 
     pub(crate) async fn resized(&self, record: &VolumeRecord, lease: &LeaseRecord, size_bytes: u64) -> Settled {
-        let sized = VolumeRecord { resize_to: None, size_bytes, ..record.clone() };
         let text = format!("{} has {size_bytes} bytes now, {} before", record.name, record.size_bytes);
         let grew = size_bytes != record.size_bytes;
         self.ledger
-            .commit(|_, changes| {
-                changes.put(sized);
+            .commit(|state, changes| {
+                // Other things about it may have changed while the holder was asked.
+                if let Some(now) = state.volume(record.volume) {
+                    changes.put(VolumeRecord { resize_to: None, size_bytes, ..now.clone() });
+                }
                 if grew {
                     changes.event(NewEvent::info("volume.resized", text).node(&lease.holder).volume(record.volume));
                 }
@@ -79,10 +81,11 @@ impl Control {
     }
 
     pub(crate) async fn not_resized(&self, record: &VolumeRecord, lease: &LeaseRecord, refusal: &Refusal) -> Settled {
-        let as_before = VolumeRecord { resize_to: None, ..record.clone() };
         self.ledger
-            .commit(|_, changes| {
-                changes.put(as_before);
+            .commit(|state, changes| {
+                if let Some(now) = state.volume(record.volume) {
+                    changes.put(VolumeRecord { resize_to: None, ..now.clone() });
+                }
                 Ok::<_, ApiError>(())
             })
             .await?;

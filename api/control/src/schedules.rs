@@ -123,7 +123,9 @@ impl Control {
     /// Records that a moment has come, and what is to be done about it.
     async fn pass_moment(&self, volume: VolumeId) -> Result<(), ApiError> {
         let now_s = self.world.clock.wall_ms() / 1000;
-        let is_due = |record: &ScheduleRecord| record.due.is_none() && moment(record, now_s) > record.last_s;
+        let is_due = |record: &ScheduleRecord| {
+            record.due.is_none() && (moment(record, now_s) > record.last_s || is_ahead(record, now_s))
+        };
         if !self.schedule(volume).is_some_and(|record| is_due(&record)) {
             return Ok(());
         }
@@ -133,6 +135,14 @@ impl Control {
                 let Some(kept) = state.schedules.get(&volume) else { return Ok(()) };
                 let mut record = kept.record.clone();
                 let at_s = moment(&record, now_s);
+                if is_ahead(&record, now_s) {
+                    record.last_s = at_s;
+                    let text =
+                        "the clock was ahead when a snapshot was last taken: it goes on by the clock as it is now";
+                    changes.event(NewEvent::warning("schedule.clock", text.to_owned()).volume(volume));
+                    changes.put(record);
+                    return Ok(());
+                }
                 if at_s <= record.last_s {
                     return Ok(());
                 }
@@ -231,6 +241,11 @@ impl Control {
         }
         Ok(())
     }
+}
+
+/// The last moment lies so far ahead that the clock must have been wrong then.
+fn is_ahead(record: &ScheduleRecord, now_s: u64) -> bool {
+    record.last_s > now_s.saturating_add(record.every_s)
 }
 
 /// The last moment of the schedule up to now, in seconds since 1970.

@@ -323,12 +323,14 @@ impl Control {
     }
 
     async fn created(&self, record: &VolumeRecord, lease: &LeaseRecord) -> Settled {
-        let ready = VolumeRecord { state: VolumeState::Ready, ..record.clone() };
         let of = record.origin.as_ref().map(|of| format!(" of snapshot {} of {}", of.snapshot, of.volume_name));
         let text = format!("{} was created{}, {} bytes", record.name, of.unwrap_or_default(), record.size_bytes);
         self.ledger
-            .commit(|_, changes| {
-                changes.put(ready);
+            .commit(|state, changes| {
+                if let Some(now) = state.volume(record.volume) {
+                    let (state, size_bytes) = (VolumeState::Ready, record.size_bytes);
+                    changes.put(VolumeRecord { state, size_bytes, ..now.clone() });
+                }
                 changes.event(NewEvent::info("volume.created", text).node(&lease.holder).volume(record.volume));
                 Ok(())
             })
@@ -353,10 +355,11 @@ impl Control {
     }
 
     async fn not_deleted(&self, record: &VolumeRecord, lease: &LeaseRecord, refusal: &Refusal) -> Settled {
-        let ready = VolumeRecord { state: VolumeState::Ready, ..record.clone() };
         self.ledger
-            .commit(|_, changes| {
-                changes.put(ready);
+            .commit(|state, changes| {
+                if let Some(now) = state.volume(record.volume) {
+                    changes.put(VolumeRecord { state: VolumeState::Ready, ..now.clone() });
+                }
                 Ok::<_, ApiError>(())
             })
             .await?;

@@ -73,10 +73,13 @@ fn where_one_fails_none_has_the_snapshot() {
     let down = cluster.run(|control| frozen(control, group("i")));
     assert!(matches!(down.unwrap_err().code, ErrorCode::NodeUnreachable | ErrorCode::OutcomeUnknown));
     assert_eq!(at_nodes(&cluster), ["g"]);
+    // The other one need not wait until that is back.
+    let request = CreateSnapshot { name: "j".into() };
+    cluster.run(|control| async move { control.create_snapshot("v", request, None).await }).unwrap();
     cluster.start_node("b");
     cluster.sim.run_for(Duration::from_secs(30));
     cluster.run(|control| frozen(control, group("i"))).unwrap();
-    assert_eq!(at_nodes(&cluster), ["i", "g", "i"]);
+    assert_eq!(at_nodes(&cluster), ["i", "j", "g", "i"]);
 }
 
 /// Whatever some had got by then is taken back.

@@ -4,6 +4,7 @@ use super::cluster::{Cluster, node};
 use crate::{Control, Once};
 use drover_types::{
     ApiError, ChangeVolume, CreateSnapshot, Cutover, ErrorCode, MigrationOptions, PlanRequest, StartMigration,
+    VolumeLimits,
 };
 use std::{rc::Rc, time::Duration};
 
@@ -91,5 +92,25 @@ fn a_rollback_brings_the_size_back() {
             cluster.run(|control| async move { control.plan_migration(&asked).await }).unwrap();
         }
         assert_eq!(shown(&cluster), SIZE);
+    }
+}
+
+/// What was recorded of a volume while its holder was asked for a size was written over with what had been known before.
+#[test]
+fn limits_that_are_set_while_it_grows_stay() {
+    for seed in 0..40 {
+        let cluster = Cluster::new(seed);
+        let caller = cluster.clone();
+        cluster.sim.process("caller").spawn(async move {
+            let change = ChangeVolume { size_bytes: Some(2 * SIZE), ..ChangeVolume::default() };
+            drop(caller.command(|control| async move { control.change_volume("v", change, None).await }).await);
+        });
+        cluster.sim.run_for(Duration::from_micros(seed * 150));
+        let limits = VolumeLimits { iops: Some(500), ..VolumeLimits::default() };
+        let change = ChangeVolume { limits: Some(limits), ..ChangeVolume::default() };
+        cluster.run(|control| async move { control.change_volume("v", change, None).await }).unwrap();
+        cluster.sim.run_for(Duration::from_secs(5));
+        let shown = cluster.look(|control| control.show_volume("v").unwrap().value).unwrap();
+        assert_eq!((shown.size_bytes, shown.limits), (2 * SIZE, limits), "seed {seed}");
     }
 }
