@@ -28,11 +28,14 @@ impl Wishes {
     pub fn draw(mut random: Generator) -> Self {
         let rolls_back = random.below(3) == 0;
         let cutover = if random.below(4) == 0 { Cutover::Manual } else { Cutover::Auto };
+        // So little that there is something left to stay behind.
+        let hot_first = random.below(2) == 0;
+        let rate_max = if hot_first { 1 << 17 } else { 1 << 20 };
         let options = MigrationOptions {
-            throttle_bytes_per_s: (random.below(4) > 0).then(|| random.between(1 << 16, 1 << 20)),
+            throttle_bytes_per_s: (hot_first || random.below(4) > 0).then(|| random.between(1 << 16, rate_max)),
             mirror_at_once: random.below(3) == 0,
-            hot_first: random.below(3) == 0,
-            coverage_percent: random.below(101) as u32,
+            hot_first,
+            coverage_percent: random.below(70) as u32,
             cutover,
             retention_ms: random.below(20_000),
             // Whoever means to go back does not let it commit by itself.
