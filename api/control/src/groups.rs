@@ -68,7 +68,12 @@ impl Control {
             if !asked.get() {
                 // No holder was asked for a snapshot, and those that hold their clients let them go by themselves: the
                 // volumes need not wait for one that is away.
-                self.ledger.commit(|_, changes| Ok::<_, ApiError>(changes.delete::<GroupRecord>(hold))).await?;
+                self.ledger
+                    .commit(|_, changes| {
+                        changes.delete::<GroupRecord>(hold);
+                        Ok::<_, ApiError>(())
+                    })
+                    .await?;
                 return Err(error);
             }
             // It is undone also where nobody waits for it any more.
