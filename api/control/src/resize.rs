@@ -7,7 +7,7 @@ use crate::Control;
 use crate::config::RPC_DEADLINE;
 use crate::limits::limited;
 use crate::queries::{Tagged, check_version, find_volume};
-use crate::table::{NewEvent, State};
+use crate::table::{Changes, NewEvent, State};
 use crate::tenants::check_quota;
 use crate::volumes::{Settled, check_size, find_idle};
 use drover_base::{NodeId, VolumeId};
@@ -62,16 +62,11 @@ impl Control {
     }
 
     pub(crate) async fn resized(&self, record: &VolumeRecord, lease: &LeaseRecord, size_bytes: u64) -> Settled {
-        let text = format!("{} has {size_bytes} bytes now, {} before", record.name, record.size_bytes);
-        let grew = size_bytes != record.size_bytes;
         self.ledger
             .commit(|state, changes| {
                 // Other things about it may have changed while the holder was asked.
                 if let Some(now) = state.volume(record.volume) {
-                    changes.put(VolumeRecord { resize_to: None, size_bytes, ..now.clone() });
-                }
-                if grew {
-                    changes.event(NewEvent::info("volume.resized", text).node(&lease.holder).volume(record.volume));
+                    put_size(changes, now, &lease.holder, size_bytes);
                 }
                 Ok::<_, ApiError>(())
             })
@@ -101,9 +96,7 @@ impl Control {
             .ledger
             .commit(|state, changes| {
                 let Some(record) = differs(state, volume, holder, size_bytes) else { return Ok(false) };
-                changes.put(VolumeRecord { size_bytes, ..record.clone() });
-                let text = format!("{} has {size_bytes} bytes now, {} before", record.name, record.size_bytes);
-                changes.event(NewEvent::info("volume.resized", text).node(holder).volume(volume));
+                put_size(changes, record, holder, size_bytes);
                 Ok::<_, ApiError>(true)
             })
             .await?;
@@ -130,6 +123,15 @@ impl Control {
             }
         }
     }
+}
+
+/// The volume has that size, as its holder says.
+fn put_size(changes: &mut Changes, record: &VolumeRecord, holder: &NodeId, size_bytes: u64) {
+    if size_bytes != record.size_bytes {
+        let text = format!("{} has {size_bytes} bytes now, {} before", record.name, record.size_bytes);
+        changes.event(NewEvent::info("volume.resized", text).node(holder).volume(record.volume));
+    }
+    changes.put(VolumeRecord { resize_to: None, size_bytes, ..record.clone() });
 }
 
 /// The record of a volume at rest, if it says another size than its holder.

@@ -102,19 +102,13 @@ impl BlockSet {
         self.regions.range(from..).next().map(|(region, _)| *region)
     }
 
-    /// Blocks of the region that are in this set and not in `other`.
-    pub fn without(&self, other: &Self, region: RegionIndex) -> Box<RegionMasks> {
-        let mut masks = Box::new([0; _]);
-        for (extent, mask) in region.extents().zip(masks.iter_mut()) {
-            *mask = self.get(extent).without(other.get(extent)).0;
+    /// Blocks of the region that are in this set and not in `other`; `None`: there are none.
+    pub fn region_without(&self, other: &Self, region: RegionIndex) -> Option<RegionMasks> {
+        let mut masks = *self.region(region)?;
+        if let Some(theirs) = other.region(region) {
+            masks.iter_mut().zip(theirs).for_each(|(mask, theirs)| *mask &= !theirs);
         }
-        masks
-    }
-
-    /// The first extent of `region`, from `from` (0..=64) on, that has blocks in the set.
-    pub fn next_in_region(&self, region: RegionIndex, from: usize) -> Option<ExtentIndex> {
-        let masks = self.regions.get(&region)?;
-        (from..masks.len()).find(|at| masks[*at] != 0).map(|at| region.extent(at))
+        masks.iter().any(|mask| *mask != 0).then_some(masks)
     }
 
     /// Marks everything that is in `other`.
@@ -160,10 +154,9 @@ mod tests {
     fn all_blocks(set: &BlockSet) -> BTreeSet<u64> {
         let mut found = BTreeSet::new();
         for region in set.regions() {
-            let mut from = 0;
-            while let Some(extent) = set.next_in_region(region, from) {
-                from = extent.in_region() + 1;
-                for (first, count) in set.get(extent).runs() {
+            let masks = set.region(region).expect("it has blocks");
+            for (extent, mask) in region.extents().zip(masks) {
+                for (first, count) in BlockMask(*mask).runs() {
                     found.extend((0..count).map(|at| extent.0 * 16 + u64::from(first + at)));
                 }
             }
@@ -205,6 +198,21 @@ mod tests {
             assert_eq!(set.bytes(), plain.len() as u64 * BLOCK_BYTES);
         }
         assert_eq!(all_blocks(&set), plain);
+    }
+
+    #[test]
+    fn a_region_without_another_set_s_blocks() {
+        let (mut set, mut other) = (BlockSet::default(), BlockSet::default());
+        assert_eq!(set.region_without(&other, RegionIndex(1)), None);
+        set.mark(ExtentIndex(70), BlockMask(0b1101));
+        set.mark(ExtentIndex(71), BlockMask(1));
+        other.mark(ExtentIndex(70), BlockMask(0b0110));
+        other.mark(ExtentIndex(72), BlockMask(1));
+        let mut left = [0; _];
+        (left[6], left[7]) = (0b1001, 1);
+        assert_eq!(set.region_without(&other, RegionIndex(1)), Some(left));
+        other.absorb(set.clone());
+        assert_eq!(set.region_without(&other, RegionIndex(1)), None);
     }
 
     #[test]

@@ -40,6 +40,17 @@ impl ExtentIndex {
     pub fn in_region(self) -> usize {
         (self.0 % EXTENTS_PER_REGION) as usize
     }
+    /// Adds these blocks of the extent to ascending ranges before it, neighbours together.
+    pub fn add_blocks(self, mask: BlockMask, ranges: &mut Vec<ByteRange>) {
+        for (first, count) in mask.runs() {
+            let offset = self.offset() + u64::from(first) * BLOCK_BYTES;
+            let len = u64::from(count) * BLOCK_BYTES;
+            match ranges.last_mut().filter(|last| last.end() == offset) {
+                Some(last) => last.len += len,
+                None => ranges.push(ByteRange { offset, len }),
+            }
+        }
+    }
 }
 
 impl RegionIndex {

@@ -145,9 +145,8 @@ impl Outbound {
 
     /// The volume has blocks that are at the other side only: requests find who brings them from here on.
     fn install_puller(&self, seat: &Seat) {
-        let ranked = self.seat.clone();
         let config = PullerConfig {
-            hot_first: Rc::new(move |region| ranked.upgrade().map_or(0, |seat| seat.heat_rank(region))),
+            ranking: Rc::new(Ranked(self.seat.clone())),
             demand_deadline: REMOTE_DEADLINE,
             throttle_bytes_per_s: None,
             paused: false,
@@ -392,6 +391,9 @@ struct Ranked(Weak<Seat>);
 impl Ranking for Ranked {
     fn write_rank(&self, region: RegionIndex) -> u64 {
         self.0.upgrade().map_or(0, |seat| seat.write_rank(region))
+    }
+    fn heat_rank(&self, region: RegionIndex) -> u64 {
+        self.0.upgrade().map_or(0, |seat| seat.heat_rank(region))
     }
     fn hot_extents(&self) -> (Vec<(ExtentIndex, f32)>, f32) {
         self.0.upgrade().map_or((Vec::new(), 0.0), |seat| seat.hot_extents())

@@ -135,6 +135,22 @@ impl Volume {
         self.stack.borrow().head().size_bytes.get()
     }
 
+    /// The part of `range` inside the volume; possibly none of it.
+    pub fn inside(&self, range: ByteRange) -> ByteRange {
+        let end = range.end().min(self.size_bytes());
+        ByteRange { offset: range.offset.min(end), len: end.saturating_sub(range.offset) }
+    }
+
+    /// What exists of the extent.
+    pub(crate) fn extent_range(&self, extent: ExtentIndex) -> Result<ByteRange, IoError> {
+        let size = self.size_bytes();
+        let offset = extent.0.saturating_mul(EXTENT_BYTES);
+        if offset >= size {
+            return Err(IoError::OutOfRange { offset, len: EXTENT_BYTES, size });
+        }
+        Ok(ByteRange { offset, len: EXTENT_BYTES.min(size - offset) })
+    }
+
     /// Whether every I/O fails until the volume is reopened.
     pub fn is_poisoned(&self) -> bool {
         self.health.check() == Err(IoError::Poisoned)

@@ -96,6 +96,7 @@ impl Ledger {
 
     /// The other side has, or has been sent, everything that it does not know to be here only.
     pub fn owes_nothing(&self) -> bool {
+        assert!(self.announced.bytes() <= self.pending.bytes(), "what is announced is pending");
         self.pending.bytes() == self.announced.bytes()
     }
 
@@ -104,16 +105,14 @@ impl Ledger {
         self.announced.bytes()
     }
 
-    /// The extent's blocks that have to be sent, or announced.
-    pub fn owed(&self, extent: ExtentIndex) -> BlockMask {
-        self.pending.get(extent).without(self.announced.get(extent))
+    /// Blocks of the region that have to be sent, or announced.
+    pub fn owed(&self, region: RegionIndex) -> Option<RegionMasks> {
+        self.pending.region_without(&self.announced, region)
     }
 
-    /// Regions with blocks that have to be sent, or announced.
+    /// Regions with such blocks.
     pub fn owed_regions(&self) -> impl Iterator<Item = RegionIndex> + '_ {
-        let is_owed =
-            |region: &RegionIndex| self.pending.without(&self.announced, *region).iter().any(|mask| *mask != 0);
-        self.pending.regions().filter(is_owed)
+        self.pending.regions().filter(|region| self.owed(*region).is_some())
     }
 
     /// The next region, from `from` on, with pending blocks that hold data and that the other side does not know to be here
@@ -122,9 +121,9 @@ impl Ledger {
         &mut self,
         from: RegionIndex,
         held: impl Fn(ExtentIndex) -> BlockMask,
-    ) -> Option<(RegionIndex, Box<RegionMasks>)> {
+    ) -> Option<(RegionIndex, RegionMasks)> {
         let (region, masks) = self.pending.regions_from(from).find_map(|region| {
-            let mut masks = self.pending.without(&self.announced, region);
+            let mut masks = self.owed(region)?;
             for (extent, mask) in region.extents().zip(masks.iter_mut()).filter(|(_, mask)| **mask != 0) {
                 *mask &= held(extent).0;
             }

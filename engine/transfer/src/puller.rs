@@ -19,12 +19,12 @@ mod ahead;
 mod background;
 
 use crate::compress::{POOL_BYTES_MIN, unpack};
-use crate::sender::{FRAME_HEAD_BYTES, Sender};
+use crate::sender::{FRAME_HEAD_BYTES, Ranking, Sender};
 use crate::throttle::Throttle;
 use ahead::Streams;
 use background::Plan;
 use drover_base::units::{BLOCK_BYTES, EXTENT_BYTES};
-use drover_base::{ByteRange, ExtentIndex, Instant, IoError, LocalFuture, RegionIndex, World};
+use drover_base::{ByteRange, ExtentIndex, Instant, IoError, LocalFuture, World};
 use drover_store::{Access, Fence, Origin, Volume};
 use drover_wire::admin::PullProgress;
 use drover_wire::peer::Payload;
@@ -64,8 +64,8 @@ const FIRST_ACCESSES: Duration = Duration::from_secs(60);
 const _: () = assert!(PULL_EXTENTS_MAX * EXTENT_BYTES <= DEMAND_WINDOW_BYTES);
 
 pub struct PullerConfig {
-    /// How much a region is wanted: the more, the earlier it is brought.
-    pub hot_first: Rc<dyn Fn(RegionIndex) -> u64>,
+    /// What is accessed more is brought earlier.
+    pub ranking: Rc<dyn Ranking>,
     /// How long a request waits for what is at the other side.
     pub demand_deadline: Duration,
     /// Bytes a second on the wire for what nobody waits for; `None`: as fast as it goes.
@@ -369,7 +369,7 @@ impl Puller {
             state.throttle.take(run.bytes, now);
         }
         let failures = self.sender.local_failures();
-        let parts = self.volume.remote_runs(self.inside(run.range()));
+        let parts = self.volume.remote_runs(self.volume.inside(run.range()));
         let replies: Vec<_> = parts.into_iter().map(|part| (part, self.sender.read(part))).collect();
         let pull = async move {
             let mut result = Ok(());
@@ -444,12 +444,6 @@ impl Puller {
         }
     }
 
-    /// The part of `range` inside the volume.
-    fn inside(&self, range: ByteRange) -> ByteRange {
-        let end = range.end().min(self.volume.size_bytes());
-        ByteRange { offset: range.offset, len: end.saturating_sub(range.offset) }
-    }
-
     /// Counts an access among the first: how many of its blocks are remote and needed.
     fn count_access(&self, range: ByteRange, access: Access) {
         let aligned = range.block_aligned();
@@ -498,7 +492,7 @@ impl Origin for Puller {
         let next = self.state.borrow_mut().streams.accessed(first, ExtentIndex(end.0 - 1));
         for (first, end) in neighbours(next) {
             let range = ByteRange { offset: first.offset(), len: (end.0 - first.0) * EXTENT_BYTES };
-            let inside = self.inside(range);
+            let inside = self.volume.inside(range);
             if self.volume.is_any_remote(inside) {
                 self.launch_all(inside, Why::Ahead);
             }

@@ -255,12 +255,6 @@ impl Sender {
         drop(state);
         self.changed.notify_waiters();
     }
-
-    /// The part of `range` inside the volume.
-    fn inside(&self, range: ByteRange) -> ByteRange {
-        let end = range.end().min(self.volume.size_bytes());
-        ByteRange { offset: range.offset, len: end.saturating_sub(range.offset) }
-    }
 }
 
 impl Tap for Sender {

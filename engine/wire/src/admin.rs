@@ -460,9 +460,9 @@ pub struct SendProgress {
     pub dirty_bytes: u64,
     /// Bytes of blocks that stay behind if the volume flips now, as the other side knows.
     pub remote_bytes: u64,
-    /// Share of the accesses, by their decayed counts, whose blocks the other side has, in thousandths. Where hardly any
-    /// were counted: share of the bytes.
-    pub coverage_permille: u32,
+    /// Of a sender that goes hot first: share of the accesses, by their decayed counts, whose blocks the other side has, in
+    /// thousandths. Where hardly any were counted: share of the bytes.
+    pub coverage_permille: Option<u32>,
     /// Bytes of blocks sent, resends included, before and after compression, heads of frames included in `wire_bytes`.
     pub logical_bytes: u64,
     pub wire_bytes: u64,

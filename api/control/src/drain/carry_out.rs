@@ -62,14 +62,18 @@ impl Control {
     }
 
     async fn begin_moves(self: &Rc<Self>, record: &DrainRecord) -> Result<(), ApiError> {
+        let mut going = self.moves_under_way(record).1;
         for volume in self.turns(record) {
             let still_runs =
                 self.ledger.state().drain(&record.node).is_some_and(|now| now.state == DrainState::Running);
-            if !still_runs || self.moves_under_way(record).1 >= record.parallel as usize {
+            if !still_runs || going >= record.parallel as usize {
                 break;
             }
             match self.place(record, volume).await {
-                Placed::Begun(migration) => self.note_begun(&record.node, volume, migration).await?,
+                Placed::Begun(migration) => {
+                    going += 1;
+                    self.note_begun(&record.node, volume, migration).await?;
+                }
                 Placed::NotYet => {}
                 Placed::Refused(error) => self.not_placed(&record.node, volume, error).await?,
             }

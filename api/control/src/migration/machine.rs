@@ -425,10 +425,11 @@ impl Next<'_> {
     fn covered(&self) -> Result<(), String> {
         let options = &self.record().options;
         let Some(progress) = self.fresh().filter(|_| options.hot_first) else { return Ok(()) };
-        if progress.coverage_permille >= options.coverage_percent * 10 {
+        let permille = progress.coverage_permille.unwrap_or(0);
+        if permille >= options.coverage_percent * 10 {
             return Ok(());
         }
-        let (percent, tenth) = (progress.coverage_permille / 10, progress.coverage_permille % 10);
+        let (percent, tenth) = (permille / 10, permille % 10);
         Err(format!(
             "the destination has {percent}.{tenth} % of what is accessed, {} % are asked for; {} are still at the source only",
             options.coverage_percent,

@@ -167,7 +167,10 @@ impl Walk {
         let reported = self.knowledge.report.as_ref().map(|report| &report.progress);
         match transition {
             Transition::BeginFlip if self.record().stage == Stage::Mirroring && self.record().options.hot_first => {
-                assert!(reported.expect("the gate asks").coverage_permille >= 950, "flipped without what is accessed");
+                assert!(
+                    reported.expect("the gate asks").coverage_permille >= Some(950),
+                    "flipped without what is accessed"
+                );
             }
             Transition::Proven { .. } => {
                 let pull = reported.and_then(|progress| progress.pull.as_ref());
@@ -346,7 +349,7 @@ impl Walk {
                 let remote_bytes = self.chance.below(3) << 20;
                 let pull = PullProgress { remote_bytes, ..PullProgress::default() };
                 let pull = (!self.record().stage.is_before_flip()).then_some(pull);
-                let coverage_permille = 900 + self.chance.below(101) as u32;
+                let coverage_permille = Some(900 + self.chance.below(101) as u32);
                 let told = progress(generation, phase);
                 Answer::Progress(Box::new(SendProgress { proof, link_up, pull, coverage_permille, ..told }))
             }
@@ -449,7 +452,7 @@ fn progress(generation: Generation, phase: SendPhase) -> SendProgress {
         done_bytes: 100,
         dirty_bytes: 0,
         remote_bytes: 0,
-        coverage_permille: 1000,
+        coverage_permille: Some(1000),
         logical_bytes: 100,
         wire_bytes: 50,
         rounds: 1,

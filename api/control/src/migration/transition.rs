@@ -469,7 +469,7 @@ impl Draft<'_> {
             receipt.rounds = earlier.rounds;
             if let Some(progress) = self.facts.progress.filter(|_| self.record.options.hot_first) {
                 receipt.remote_bytes_at_flip = progress.remote_bytes;
-                receipt.coverage_permille_at_flip = Some(progress.coverage_permille);
+                receipt.coverage_permille_at_flip = progress.coverage_permille;
             }
         }
         self.enter(to, format!("{other} holds the lease under epoch {}", self.lease.epoch));

@@ -118,9 +118,7 @@ pub fn view(record: &MigrationRecord, knowledge: Option<&Knowledge>, waits: Opti
         bytes_done: shown.bytes_done,
         bytes_left: left,
         remote_bytes: report.filter(|_| is_hot).map(|progress| progress.remote_bytes + remote_bytes(progress)),
-        coverage_permille: report
-            .filter(|_| is_hot && record.stage.is_before_flip())
-            .map(|progress| progress.coverage_permille),
+        coverage_permille: report.filter(|_| is_hot).and_then(|progress| progress.coverage_permille),
         permille: shown.permille,
         rate_bytes_per_s: rate,
         eta_s: eta(record, report, left, rate),

@@ -4,10 +4,7 @@
 //! read at most.
 
 use crate::{Volume, locks::LockGuard};
-use drover_base::{
-    BlockMask, ByteRange, ExtentIndex, IoError,
-    units::{BLOCK_BYTES, EXTENT_BYTES},
-};
+use drover_base::{BlockMask, ByteRange, ExtentIndex, IoError, units::BLOCK_BYTES};
 use drover_disk::Buffer;
 use std::sync::LazyLock;
 
@@ -83,12 +80,7 @@ impl Volume {
 
     /// The same, but remote blocks are left out: [`ExtentContent::remote`] tells which.
     pub async fn here_content_locked(&self, guard: &LockGuard, extent: ExtentIndex) -> Result<ExtentContent, IoError> {
-        let size = self.size_bytes();
-        let offset = extent.0.saturating_mul(EXTENT_BYTES);
-        if offset >= size {
-            return Err(IoError::OutOfRange { offset, len: EXTENT_BYTES, size });
-        }
-        let range = ByteRange { offset, len: EXTENT_BYTES.min(size - offset) };
+        let range = self.extent_range(extent)?;
         self.assert_locked(guard, range);
         self.health.check()?;
         let blocks = (range.len / BLOCK_BYTES) as usize;

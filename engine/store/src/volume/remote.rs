@@ -16,7 +16,7 @@ use crate::{Volume, entry::Entry, locks::LockGuard, tap::Fence, volume::write::H
 use drover_base::{
     BlockMask, ByteRange, ExtentIndex, IoError, LocalFuture, RegionIndex,
     planted::{Bug, is_planted},
-    units::{BLOCK_BYTES, EXTENT_BYTES},
+    units::BLOCK_BYTES,
 };
 use drover_disk::Buffer;
 use std::rc::Rc;
@@ -125,12 +125,7 @@ impl Volume {
         extent: ExtentIndex,
         mask: BlockMask,
     ) -> Result<(), IoError> {
-        let size = self.size_bytes();
-        let offset = extent.0.saturating_mul(EXTENT_BYTES);
-        if offset >= size {
-            return Err(IoError::OutOfRange { offset, len: EXTENT_BYTES, size });
-        }
-        let range = ByteRange { offset, len: EXTENT_BYTES.min(size - offset) };
+        let range = self.extent_range(extent)?;
         self.assert_locked(guard, range);
         self.health.check()?;
         let mask = mask.and(range.block_mask());
@@ -192,16 +187,9 @@ impl Volume {
         if is_planted(Bug::FillOverNewer) {
             return vec![range];
         }
-        let mut runs: Vec<ByteRange> = Vec::new();
+        let mut runs = Vec::new();
         for (extent, part) in range.by_extent() {
-            for (first, count) in self.remote_mask(extent).and(part.block_mask()).runs() {
-                let offset = extent.offset() + u64::from(first) * BLOCK_BYTES;
-                let len = u64::from(count) * BLOCK_BYTES;
-                match runs.last_mut().filter(|last| last.end() == offset) {
-                    Some(last) => last.len += len,
-                    None => runs.push(ByteRange { offset, len }),
-                }
-            }
+            extent.add_blocks(self.remote_mask(extent).and(part.block_mask()), &mut runs);
         }
         runs
     }

@@ -1,6 +1,6 @@
 //! What nobody waits for: the hottest regions first, within a window, a throttle and a pause.
 
-use super::{Puller, Run, State, Why};
+use super::{Puller, Ranking, Run, State, Why};
 use drover_base::units::{EXTENT_BYTES, EXTENTS_PER_REGION};
 use drover_base::{ExtentIndex, Instant, RegionIndex};
 use drover_store::Volume;
@@ -39,11 +39,11 @@ enum Next {
 }
 
 impl Plan {
-    fn make(&mut self, volume: &Volume, hot_first: &dyn Fn(RegionIndex) -> u64) {
+    fn make(&mut self, volume: &Volume, ranking: &dyn Ranking) {
         let mut from = RegionIndex(0);
         let mut regions = Vec::new();
         while let Some(region) = volume.next_remote_region(from) {
-            regions.push((std::cmp::Reverse(hot_first(region)), region));
+            regions.push((std::cmp::Reverse(ranking.heat_rank(region)), region));
             from = RegionIndex(region.0 + 1);
         }
         regions.sort_unstable();
@@ -54,7 +54,7 @@ impl Plan {
 }
 
 impl State {
-    fn next_background(&mut self, volume: &Volume, hot_first: &dyn Fn(RegionIndex) -> u64, now: Instant) -> Next {
+    fn next_background(&mut self, volume: &Volume, ranking: &dyn Ranking, now: Instant) -> Next {
         if self.stopped || volume.remote_bytes() == 0 {
             return Next::End;
         }
@@ -69,7 +69,7 @@ impl State {
         if let Some(run) = self.planned(volume, now) {
             return Next::Pull(run);
         }
-        self.plan.make(volume, hot_first);
+        self.plan.make(volume, ranking);
         match self.planned(volume, now) {
             Some(run) => Next::Pull(run),
             // All that is left is under way, or failed a moment ago.
@@ -101,8 +101,8 @@ impl Puller {
         loop {
             self.readable().await;
             let changed = self.changed.notified();
-            let hot_first = &*self.config.hot_first;
-            let next = self.state.borrow_mut().next_background(&self.volume, hot_first, self.world.now());
+            let ranking = &*self.config.ranking;
+            let next = self.state.borrow_mut().next_background(&self.volume, ranking, self.world.now());
             match next {
                 Next::Pull(run) => self.launch(run, Why::Background),
                 Next::Wait => changed.await,

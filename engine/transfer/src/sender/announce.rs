@@ -19,7 +19,7 @@ use std::{rc::Rc, time::Duration};
 /// Announcements unanswered at once, 200 bytes each: little beside the window of the stream.
 const ANNOUNCED_AT_ONCE_MAX: usize = 256;
 
-/// Wait after all that is owed was looked at in vain: that takes ten milliseconds a TiB.
+/// Wait after all that is pending was looked at in vain.
 const SWEEP_DISTANCE: Duration = Duration::from_millis(50);
 
 /// Blocks accessed, decayed, from which on the counts say what is hot: a megabyte. Below it a single read would.
@@ -32,6 +32,8 @@ const COVERAGE_AGE_MAX: Duration = Duration::from_millis(500);
 pub trait Ranking {
     /// How much a region is written: where it is much, what is sent early is sent twice.
     fn write_rank(&self, region: RegionIndex) -> u64;
+    /// How much a region is accessed: where it is much, it is wanted early.
+    fn heat_rank(&self, region: RegionIndex) -> u64;
     /// The extents that are accessed most, hottest first, with their counts; and what all of them count together.
     fn hot_extents(&self) -> (Vec<(ExtentIndex, f32)>, f32);
 }
@@ -87,18 +89,17 @@ impl State {
         ((1.0 - missing / whole).clamp(0.0, 1.0) * 1000.0) as u32
     }
 
-    /// Share of the accesses whose blocks the other side has, in thousandths.
-    pub fn coverage_permille(&mut self, ranking: &dyn Ranking, now: Instant) -> u32 {
-        if self.ledger.pending().is_empty() && !self.is_working_out() {
-            return 1000;
+    /// Share of the accesses whose blocks the other side has, in thousandths; `None`: nobody asks for it.
+    pub fn coverage_permille(&mut self, ranking: &dyn Ranking, now: Instant) -> Option<u32> {
+        if !self.copy.is_hot_first() {
+            return None;
         }
-        if self.is_working_out() {
-            return 0;
-        }
-        match self.announcer.coverage {
+        Some(match self.announcer.coverage {
+            _ if self.is_working_out() => 0,
+            _ if self.ledger.pending().is_empty() => 1000,
             Some((at, coverage)) if now.since(at) < COVERAGE_AGE_MAX => coverage,
             _ => self.announcer.coverage.insert((now, self.work_out_coverage(ranking))).1,
-        }
+        })
     }
 }
 
@@ -129,7 +130,7 @@ impl Sender {
             state.announcer.unanswered += 1;
             state.announcer.swept = false;
             drop(state);
-            let reply = self.put(&up, Operation::Remote { region, masks });
+            let reply = self.put(&up, Operation::Remote { region, masks: Box::new(masks) });
             let me = self.clone();
             let answered = async move {
                 let error = match reply.await {

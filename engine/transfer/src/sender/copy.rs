@@ -21,8 +21,8 @@ use crate::compress::{POOL_BYTES_MIN, Piece, pack};
 use crate::ledger::{Flight, Taken};
 use drover_base::limits::SEND_WINDOW_BYTES;
 use drover_base::planted::{Bug, is_planted};
-use drover_base::units::{BLOCK_BYTES, BLOCKS_PER_EXTENT, EXTENT_BYTES, EXTENTS_PER_REGION};
-use drover_base::{BlockMask, ByteRange, ExtentIndex, Instant, IoError, LocalFuture, RegionIndex};
+use drover_base::units::{BLOCK_BYTES, EXTENT_BYTES};
+use drover_base::{ByteRange, ExtentIndex, Instant, IoError, LocalFuture, RegionIndex};
 use drover_disk::Buffer;
 use drover_store::LockGuard;
 use drover_wire::admin::SendOptions;
@@ -126,24 +126,20 @@ impl Round {
                     *self.region.insert(self.regions.next()?)
                 }
             };
-            let to_send = |extent| match self.only_owed {
-                true => state.ledger.owed(extent),
-                false => state.ledger.pending().get(extent),
+            let masks = match self.only_owed {
+                true => state.ledger.owed(region),
+                false => state.ledger.pending().region(region).copied(),
             };
-            let mut rest = (self.from..EXTENTS_PER_REGION as usize).map(|at| region.extent(at));
-            let Some(first) = rest.find(|extent| !to_send(*extent).is_empty()) else {
+            let masks = masks.unwrap_or([0; _]);
+            let Some(first) = (self.from..masks.len()).find(|at| masks[*at] != 0) else {
                 self.region = None;
                 continue;
             };
-            let end = (EXTENTS_PER_REGION as usize).min(first.in_region() + RUN_EXTENTS_MAX);
-            let masks = (first.in_region()..end).map(|at| to_send(region.extent(at)));
-            let (mut extents, mut blocks) = (0, 0);
-            for mask in masks.take_while(|mask| !mask.is_empty()) {
-                extents += 1;
-                blocks += u64::from(mask.count());
-            }
-            self.from = first.in_region() + extents as usize;
-            return Some(Run { first, extents, bytes: blocks * BLOCK_BYTES });
+            let run = masks[first..].iter().take(RUN_EXTENTS_MAX).take_while(|mask| **mask != 0);
+            let (extents, blocks) =
+                run.fold((0, 0), |(extents, blocks), mask| (extents + 1, blocks + u64::from(mask.count_ones())));
+            self.from = first + extents as usize;
+            return Some(Run { first: region.extent(first), extents, bytes: blocks * BLOCK_BYTES });
         }
     }
 }
@@ -261,7 +257,7 @@ impl Sender {
 
     async fn send_run(self: Rc<Self>, run: Run) {
         let range = ByteRange { offset: run.first.offset(), len: run.extents * EXTENT_BYTES };
-        let guard = self.volume.enqueue(self.inside(range)).await;
+        let guard = self.volume.enqueue(self.volume.inside(range)).await;
         let replies = self.launch_run(&run, guard).await;
         let sent_bytes: u64 = replies.iter().map(|(flight, ..)| flight.range.len).sum();
         {
@@ -356,8 +352,8 @@ impl Sender {
             let Taken { data, zero } = state.ledger.depart_extent(extent, held);
             let is_sound = !data.with(zero).intersects(remote) || is_planted(Bug::RemoteSentAsZero);
             assert!(is_sound, "what is only at the other side is never sent there");
-            add_runs(&mut load.data, extent, data);
-            add_runs(&mut load.zero, extent, zero);
+            extent.add_blocks(data, &mut load.data);
+            extent.add_blocks(zero, &mut load.zero);
         }
         load
     }
@@ -445,16 +441,3 @@ impl Sender {
 }
 
 pub(super) type Reply = LocalFuture<'static, Result<Answer, IoError>>;
-
-/// Adds the extent's runs of blocks to ascending ranges, joining neighbours.
-fn add_runs(ranges: &mut Vec<ByteRange>, extent: ExtentIndex, mask: BlockMask) {
-    debug_assert!(mask.count() <= BLOCKS_PER_EXTENT);
-    for (first, count) in mask.runs() {
-        let offset = extent.offset() + u64::from(first) * BLOCK_BYTES;
-        let len = u64::from(count) * BLOCK_BYTES;
-        match ranges.last_mut().filter(|last| last.end() == offset) {
-            Some(last) => last.len += len,
-            None => ranges.push(ByteRange { offset, len }),
-        }
-    }
-}

@@ -155,7 +155,7 @@ fn block_count(range: ByteRange) -> usize {
 impl Sender {
     /// An error has been noted already; the region is to be asked about again.
     pub(super) async fn digests(&self, region: RegionIndex) -> Result<Pair, ()> {
-        let range = self.inside(ByteRange { offset: region.offset(), len: REGION_BYTES });
+        let range = self.volume.inside(ByteRange { offset: region.offset(), len: REGION_BYTES });
         let runs = self.runs(range);
         let pairs = stream::iter(runs).map(|run| self.run_pairs(run)).buffered(EXTENTS_AT_ONCE).try_concat().await?;
         Ok(Pair::of(range, pairs))

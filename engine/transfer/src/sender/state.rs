@@ -271,7 +271,7 @@ impl State {
         (pending + self.ledger.in_flight_bytes() + self.ledger.unflushed_bytes()).max(uncompared)
     }
 
-    pub fn progress(&self, config: &SenderConfig, coverage_permille: u32, now: Instant) -> SendProgress {
+    pub fn progress(&self, config: &SenderConfig, coverage_permille: Option<u32>, now: Instant) -> SendProgress {
         let total_bytes = self.ledger.initial_bytes();
         SendProgress {
             migration: config.migration,

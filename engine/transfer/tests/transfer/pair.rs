@@ -41,12 +41,15 @@ pub fn hot_extents() -> Vec<(ExtentIndex, f32)> {
         .collect()
 }
 
-/// Written coldest: regions 1, 5, 9 …
-struct Ranked;
+/// Written coldest: regions 1, 5, 9 … Accessed most: regions 1, 4, 7 …
+pub struct Ranked;
 
 impl Ranking for Ranked {
     fn write_rank(&self, region: RegionIndex) -> u64 {
         [2, 0, 3, 1][region.0 as usize % 4]
+    }
+    fn heat_rank(&self, region: RegionIndex) -> u64 {
+        [5, 9, 1][region.0 as usize % 3]
     }
     fn hot_extents(&self) -> (Vec<(ExtentIndex, f32)>, f32) {
         let hot = hot_extents();

@@ -1,6 +1,6 @@
 //! After a flip that did not wait for all data: the rest is brought, on demand and in the background.
 
-use crate::pair::{Pair, run, run_each};
+use crate::pair::{Pair, Ranked, run, run_each};
 use crate::side::{VOLUME_BLOCKS, VOLUME_BYTES};
 use drover_base::units::{BLOCK_BYTES, EXTENT_BYTES};
 use drover_base::{ByteRange, ExtentIndex, IoError, RegionIndex, World};
@@ -20,12 +20,7 @@ use std::{
 const DEADLINE: Duration = Duration::from_secs(5);
 
 fn config() -> PullerConfig {
-    PullerConfig {
-        hot_first: Rc::new(|region| region.0),
-        demand_deadline: DEADLINE,
-        throttle_bytes_per_s: None,
-        paused: false,
-    }
+    PullerConfig { ranking: Rc::new(Ranked), demand_deadline: DEADLINE, throttle_bytes_per_s: None, paused: false }
 }
 
 /// Nothing is brought that nobody asks for.
@@ -335,9 +330,8 @@ fn the_hottest_regions_come_first_within_throttle_and_pause() {
     run(5, async |sim| {
         let mut pair = none_copied(&sim).await;
         let remote_bytes = pair.from.volume.remote_bytes();
-        let hot_first = Rc::new(|region: RegionIndex| [5, 9, 1][region.0 as usize % 3]);
         let throttle = Some(1 << 20);
-        let puller = pair.puller(PullerConfig { hot_first, throttle_bytes_per_s: throttle, ..config() });
+        let puller = pair.puller(PullerConfig { throttle_bytes_per_s: throttle, ..config() });
         let wire = pair.connect();
         let began = sim.now();
         pair.sleep(Duration::from_millis(500)).await;

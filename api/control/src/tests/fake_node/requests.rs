@@ -458,7 +458,7 @@ impl FakeNode {
                 done_bytes: sender.total.saturating_sub(sender.dirty.len() as u64) * WRITE_BYTES,
                 dirty_bytes: sender.dirty.len() as u64 * WRITE_BYTES,
                 remote_bytes: 0,
-                coverage_permille: 1000,
+                coverage_permille: None,
                 logical_bytes: sender.sent * WRITE_BYTES,
                 wire_bytes: sender.sent * WRITE_BYTES / 2,
                 rounds: 1,

@@ -7,6 +7,7 @@ use crate::{
     testing::{ID, Node, SIZE, bytes, read, run},
 };
 use drover_base::World;
+use drover_base::units::EXTENT_BYTES;
 use drover_disk::Device;
 use futures::{FutureExt, future::join};
 use std::{
