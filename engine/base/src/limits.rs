@@ -34,6 +34,10 @@ pub const REPLAY_LOG_BYTES_MAX: u64 = 64 << 20;
 /// Bytes a sender may have unacknowledged at the destination: 1 Gbit/s times 250 ms.
 pub const SEND_WINDOW_BYTES: u64 = 32 << 20;
 
+/// Regions of a frozen layer that are sent between two flushes of the destination: 256 MiB, seconds of a gigabit link. What
+/// an interruption costs at most.
+pub const LAYER_STRETCH_REGIONS: usize = 64;
+
 /// Bytes of clients' writes that a sender may have unacknowledged at the destination besides: half a second of 1 Gbit/s.
 pub const MIRRORED_BYTES_MAX: u64 = 64 << 20;
 

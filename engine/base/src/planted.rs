@@ -43,6 +43,16 @@ bugs! {
     CloneWithoutFlush,
     /// A merge between layers that several volumes see changes them in memory before it is durable.
     SharedMergedBeforeDurable,
+    /// Blocks that a frozen layer hides are not told to the other side: it shows there what lies below.
+    LayerHiddenAsBelow,
+    /// A frozen layer is named at the other side although some of it has not arrived.
+    LayerNamedIncomplete,
+    /// A layer goes on where it was acknowledged, though the other side has forgotten what it had not flushed.
+    LayerResumedUnflushed,
+    /// The proof before a release looks at the head alone.
+    LayersNotProven,
+    /// A flip does not wait for the layers that the head stands on.
+    LayersNotAwaited,
     /// A volume that is deleted takes with it what its clones stand on.
     GhostNotKept,
     /// A write goes ahead before its region's activation is durable.

@@ -93,7 +93,7 @@ impl Node {
             }
             Ask::MeasureVolume { volume } => {
                 let seat = self.seat(volume).ok_or_else(|| not_here(volume))?;
-                let VolumeUsage { used_bytes, valid_bytes } = seat.volume.head_usage().await;
+                let VolumeUsage { used_bytes, valid_bytes } = seat.volume.travel_usage().await;
                 Ok(NodeReply::Measured { used_bytes, valid_bytes, size_bytes: seat.volume.size_bytes() })
             }
             Ask::DeleteSnapshot { volume, name } => {

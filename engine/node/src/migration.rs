@@ -20,7 +20,7 @@ use crate::context::Context;
 use crate::lease::{EpochFence, LeaseGuard};
 use crate::peer_client::{Introduction, PeerClient};
 use crate::seat::Seat;
-use drover_base::limits::{MIRRORED_BYTES_MAX, REMOTE_DEADLINE};
+use drover_base::limits::{LAYER_STRETCH_REGIONS, MIRRORED_BYTES_MAX, REMOTE_DEADLINE};
 use drover_base::planted::{Bug, is_planted};
 use drover_base::world::Task;
 use drover_base::{
@@ -103,6 +103,7 @@ impl Outbound {
             start: leaving.start,
             ranking: Rc::new(Ranked(Rc::downgrade(seat))),
             mirrored_bytes_max: MIRRORED_BYTES_MAX,
+            stretch_regions: LAYER_STRETCH_REGIONS,
         };
         let session = SessionId(context.world.random.next_u64());
         let sender =

@@ -21,6 +21,7 @@ use drover_base::world::{Connection, Message, MessageReceiver, MessageSender};
 use drover_base::{Epoch, Generation, InstanceId, IoError, MigrationId, SessionId, World};
 use drover_store::Fence;
 use drover_transfer::Receiver;
+use drover_wire::layer::LayerRequest;
 use drover_wire::peer::{Answer, Hello, LogOrigin, LogVerdict, Operation, PeerReply, PeerRequest, Purpose, Welcome};
 use drover_wire::writer_record::Writer;
 use futures::future::{Either, select};
@@ -137,6 +138,11 @@ fn bytes_of(operation: &Operation) -> u64 {
         Operation::Read { range } => range.len,
         Operation::Write { data, .. } => u64::from(data.raw_len),
         Operation::Digests { .. } => EXTENT_BYTES,
+        Operation::Layer(request) => match **request {
+            // Extent by extent.
+            LayerRequest::Digests { .. } => EXTENT_BYTES,
+            _ => ROOM_UNIT,
+        },
         Operation::Zero { .. }
         | Operation::Trim { .. }
         | Operation::Flush { .. }

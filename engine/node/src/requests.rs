@@ -472,6 +472,8 @@ async fn end_here(seat: &Rc<Seat>, record: SeatRecord, migration: MigrationId) -
             Err(error) => return Err(refusal_of(error)),
         }
     }
+    // What came with the volume without being anybody's snapshot stays for as long as others stand on it.
+    seat.volume.forget_passing().await.map_err(refusal_of)?;
     if ended.base_snapshot.is_some() || ended.reserve_bytes > 0 {
         let last = SeatRecord { base_snapshot: None, reserve_bytes: 0, ..ended };
         seat.persist(last).await.map_err(not_durable)?;

@@ -510,7 +510,9 @@ impl Seat {
                 Ok(Answer::Status(runs.into_iter().map(run).collect()))
             }
             // Not for clients: the stream of a migration has its own receiver.
-            Operation::Digests { .. } | Operation::Remote { .. } | Operation::Hello(_) => Err(IoError::NotHere),
+            Operation::Digests { .. } | Operation::Remote { .. } | Operation::Layer(_) | Operation::Hello(_) => {
+                Err(IoError::NotHere)
+            }
         }
     }
 

@@ -47,9 +47,11 @@ pub use slots::{SpaceLevel, TierClass, TierSpec, TierUsage, Tiers};
 pub use store::{Store, StoreConfig, home_shard};
 pub use tap::{Fence, Tap, TapChange, Unfenced};
 pub use volume::{
-    Access, Admitted, BlockStatus, ExtentContent, ExtentDigests, Origin, Quiesced, SnapshotInfo, Volume, VolumeUsage,
-    ZeroMode, zero_block_digest,
+    Access, Admitted, BlockStatus, ExtentContent, ExtentDigests, FrozenLayer, LayerMasks, Origin, Quiesced,
+    SnapshotInfo, Volume, VolumeUsage, ZeroMode, zero_block_digest,
 };
 
 /// Longest name of a volume or snapshot.
 pub const NAME_BYTES_MAX: usize = 63;
+/// Names of snapshots that nobody made begin so: bases of migrations, and layers that others stand on.
+pub const RESERVED_NAMES: &str = "drover-";

@@ -4,6 +4,8 @@
 //! the stack in memory changes when that batch is durable, in the flush itself, so that a caller that stops
 //! waiting cannot leave memory and metadata apart. On failure nothing changed (and the volume is poisoned).
 //! A volume with remote blocks is neither frozen nor brought back: they belong to the head.
+//! A volume that is being received is built by the same two changes: its head is put on the layer that it stands on, filled,
+//! and frozen under the name and the time of its snapshot.
 //! The batch also names the operation, so that whoever was not told that it is done can ask again: a rollback that
 //! happened twice would lose what was written in between.
 
@@ -17,7 +19,7 @@ use crate::{
     stack::Snapshot,
 };
 use drover_base::{
-    OperationId,
+    LayerId, OperationId,
     ids::is_name,
     limits::{OPERATIONS_KEPT, SNAPSHOTS_MAX, VOLUME_BYTES_MAX},
     planted::{Bug, is_planted},
@@ -30,6 +32,13 @@ struct Still {
     _turn: tokio::sync::OwnedMutexGuard<()>,
     _clients: Option<Closed>,
     _mutations: Option<Closed>,
+}
+
+/// What the head is frozen as. `created_ms`: not now.
+struct Freezing<'a> {
+    name: &'a str,
+    created_ms: Option<u64>,
+    operation: Option<OperationId>,
 }
 
 impl Volume {
@@ -50,7 +59,16 @@ impl Volume {
         operation: OperationId,
         quiesced: &Quiesced,
     ) -> Result<(), StoreError> {
-        self.freeze(name, Some(operation), Some(quiesced), || ()).await
+        self.freeze(Freezing { name, created_ms: None, operation: Some(operation) }, Some(quiesced), || ()).await
+    }
+
+    /// The same, under the time at which it was frozen elsewhere. What is so already stays so.
+    pub async fn snapshot_as(&self, name: &str, created_ms: u64) -> Result<(), StoreError> {
+        self.health.check()?;
+        if self.stack.borrow().snapshots.get(name).is_some_and(|made| made.created_ms == created_ms) {
+            return Ok(());
+        }
+        self.freeze(Freezing { name, created_ms: Some(created_ms), operation: None }, None, || ()).await
     }
 
     /// The same, and runs `inside` while no client request is admitted: what it starts sees exactly what
@@ -68,13 +86,12 @@ impl Volume {
         self.health.check()?;
         // While clients are served: the flush below, for which they wait, then has little to do.
         self.make_durable(Scope::All, None).await?;
-        self.freeze(name, operation, None, inside).await
+        self.freeze(Freezing { name, created_ms: None, operation }, None, inside).await
     }
 
     async fn freeze(
         &self,
-        name: &str,
-        operation: Option<OperationId>,
+        Freezing { name, created_ms, operation }: Freezing<'_>,
         quiesced: Option<&Quiesced>,
         inside: impl FnOnce(),
     ) -> Result<(), StoreError> {
@@ -100,7 +117,7 @@ impl Volume {
         }
         let frozen = self.stack.borrow().head().clone();
         let head = Rc::new(Layer::new(self.env.new_layer_id(), Some(frozen.id), frozen.size_bytes.get()));
-        let created_ms = self.env.world.clock.wall_ms();
+        let created_ms = created_ms.unwrap_or_else(|| self.env.world.clock.wall_ms());
         record.head = head.id;
         note_done(&mut record.operations, operation);
         record.snapshots.push(SnapshotRecord { name: name.into(), layer: frozen.id, created_ms });
@@ -145,8 +162,38 @@ impl Volume {
         }
         self.check_nothing_remote()?;
         let frozen = self.snapshot_layer(name)?;
+        self.replace_head(Some(frozen.id), frozen.size_bytes.get(), operation, &still).await?;
+        drop(still);
+        self.start_merging();
+        Ok(())
+    }
+
+    /// Of a volume that is being received: sees to it that its head is a layer of this size on the snapshot's, or on
+    /// nothing. True: it is a new one, and what the head held before is gone.
+    pub async fn restack(&self, on: Option<&str>, size_bytes: u64) -> Result<bool, StoreError> {
+        check_size(size_bytes)?;
+        self.health.check()?;
+        let still = Rc::new(self.hold_still(None).await);
+        self.check_nothing_remote()?;
+        let on = on.map(|name| self.snapshot_layer(name)).transpose()?.map(|layer| layer.id);
+        let head = self.stack.borrow().head().clone();
+        if head.parent.get() == on && head.size_bytes.get() == size_bytes {
+            return Ok(false);
+        }
+        self.replace_head(on, size_bytes, None, &still).await?;
+        Ok(true)
+    }
+
+    /// Puts an empty head in the place of the one there is, while the stack is held still.
+    async fn replace_head(
+        &self,
+        on: Option<LayerId>,
+        size_bytes: u64,
+        operation: Option<OperationId>,
+        still: &Rc<Still>,
+    ) -> Result<(), StoreError> {
         let old = self.stack.borrow().head().clone();
-        let head = Rc::new(Layer::new(self.env.new_layer_id(), Some(frozen.id), frozen.size_bytes.get()));
+        let head = Rc::new(Layer::new(self.env.new_layer_id(), on, size_bytes));
         let mut record = self.stack.borrow().record();
         record.head = head.id;
         note_done(&mut record.operations, operation);
@@ -154,7 +201,7 @@ impl Volume {
         changes.extend(forget_layer(&old));
         // The snapshot may be smaller. An activation whose write was given up may still be on its way.
         self.activations_end().await;
-        let regions = region_count(frozen.size_bytes.get());
+        let regions = region_count(size_bytes);
         let past = self.activity.past(regions).into_iter();
         changes.extend(past.map(|region| Change::Delete { key: record::activity_key(self.id, region) }));
         let (volume, held, operations) = (self.me(), still.clone(), record.operations);
@@ -171,8 +218,6 @@ impl Volume {
             drop(held);
         });
         self.make_durable(Scope::All, Some(Structural { changes, then })).await?;
-        drop(still);
-        self.start_merging();
         Ok(())
     }
 

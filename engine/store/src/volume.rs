@@ -17,12 +17,14 @@ mod digest;
 mod read;
 mod remote;
 mod status;
+mod travel;
 mod write;
 mod zero;
 
 pub use digest::{ExtentContent, ExtentDigests, zero_block_digest};
 pub use remote::{Access, Origin};
 pub use status::{BlockStatus, SnapshotInfo, VolumeUsage};
+pub use travel::{FrozenLayer, LayerMasks};
 pub use zero::ZeroMode;
 
 use crate::{

@@ -13,6 +13,10 @@
 //! - A flush begins when every operation before it has ended, and takes over the sender's note with them. `durable` is
 //!   the last flush that succeeded.
 
+mod layers;
+
+pub(crate) use layers::{spec_of, specs_of};
+
 use crate::compress::{POOL_BYTES_MIN, squeeze, unpack};
 use bytes::Bytes;
 use drover_base::limits::REQUEST_BYTES_MAX;
@@ -108,6 +112,7 @@ impl Receiver {
                     Err(error) => refuse(error),
                 }
             }
+            Operation::Layer(request) => self.run(sequence, me.layer(sequence, *request)),
             Operation::Flush { note } => self.run(sequence, me.flush(sequence, note)),
             // A mirror serves nobody else.
             Operation::Hello(_) | Operation::Trim { .. } => refuse(IoError::NotHere),

@@ -24,6 +24,8 @@
 //! - **Drained**: the volume is quiesced; everything was sent and a flush covers it.
 //! - **Hot first**: as soon as it mirrors, whatever is pending is announced to stay behind. Then synced and drained say that
 //!   everything was sent *or announced*; the copier goes on meanwhile, with what is accessed most (`announce.rs`).
+//! - **Layers**: a volume with snapshots is sent from the bottom up. Frozen layers come first (`layers.rs`); of the head nothing
+//!   is put on the stream before all of them are there.
 //! - **Proving**: regions are compared in stream order; what is proven is forgotten when the link breaks.
 //!
 //! Ordering rules
@@ -42,6 +44,8 @@ mod copy;
 mod digests;
 mod drain;
 mod flush;
+mod layer_proof;
+mod layers;
 mod mirror;
 mod proof;
 mod reading;
@@ -99,6 +103,8 @@ pub struct SenderConfig {
     pub ranking: Rc<dyn Ranking>,
     /// Bytes of clients' writes that may be unacknowledged at once before the flip.
     pub mirrored_bytes_max: u64,
+    /// Regions of a frozen layer after which a flush makes them durable there: an interruption costs no more than these.
+    pub stretch_regions: usize,
 }
 
 /// Sends a volume to the other side and keeps it equal there. Installed as the volume's tap.
@@ -133,6 +139,9 @@ impl Sender {
         self.world.spawn(self.clone().run_scan()).detach();
         self.world.spawn(self.clone().run_copier()).detach();
         self.world.spawn(self.clone().run_flusher()).detach();
+        if self.state.borrow().layers.is_open() {
+            self.world.spawn(self.clone().run_layers()).detach();
+        }
         if self.config.start == Start::Compare {
             self.world.spawn(self.clone().run_compare()).detach();
         }

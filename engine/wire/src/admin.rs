@@ -110,7 +110,7 @@ pub enum NodeRequest {
         size_bytes: u64,
         epoch: Epoch,
     },
-    /// What the volume's head shows, without snapshots: what a migration sends.
+    /// What a copy of the volume takes, its snapshots with it: what a migration sends.
     MeasureVolume {
         volume: VolumeId,
     },
@@ -456,6 +456,8 @@ pub struct SendProgress {
     /// Bytes of blocks to send at the start, and those of them that were sent or found equal.
     pub total_bytes: u64,
     pub done_bytes: u64,
+    /// Snapshots that travel with the volume.
+    pub snapshots: u64,
     /// Bytes of blocks that still differ or are not yet durable at the other side.
     pub dirty_bytes: u64,
     /// Bytes of blocks that stay behind if the volume flips now, as the other side knows.
@@ -485,7 +487,7 @@ pub struct SendProgress {
     pub error: Option<String>,
 }
 
-/// What comparing both sides has shown so far.
+/// What comparing both sides has shown so far: regions of the volume, and of each of its snapshots.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Proof {
     pub regions_total: u64,

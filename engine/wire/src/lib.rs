@@ -2,6 +2,7 @@
 
 pub mod admin;
 mod error;
+pub mod layer;
 pub mod nbd;
 pub mod peer;
 pub mod preamble;

@@ -12,6 +12,7 @@
 //! `crc` is CRC-32C of the body as sent; `raw` the body's length before compression (equal: not compressed).
 
 use crate::WireError;
+use crate::layer::{LayerAnswer, LayerRequest};
 use bytes::Bytes;
 use drover_base::limits::{MESSAGE_BODY_BYTES_MAX, NOTE_BYTES_MAX, REQUEST_BYTES_MAX};
 use drover_base::world::Message;
@@ -27,8 +28,8 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 const MAGIC: u32 = 0x5056_5244;
 
 /// Version 1: the first. Version 2: acknowledgements name the writer's term, `Hello` and `Welcome` speak about the
-/// gateway's log, a stream's flush bears the volume's note. Version 3: a stream names blocks that stay behind.
-const VERSION: u16 = 3;
+/// gateway's log, a stream's flush bears the volume's note. Version 3: a stream names blocks that stay behind. Version 4: a stream brings frozen layers.
+const VERSION: u16 = 4;
 
 /// Runs of a block status reply at most.
 pub const STATUS_RUNS_MAX: usize = 4096;
@@ -50,6 +51,7 @@ mod kind {
     pub const BLOCK_STATUS: u16 = 7;
     pub const DIGESTS: u16 = 8;
     pub const REMOTE: u16 = 9;
+    pub const LAYER: u16 = 10;
     pub const REPLY_HELLO: u16 = 101;
     pub const REPLY_DATA: u16 = 102;
     pub const REPLY_DONE: u16 = 103;
@@ -57,6 +59,7 @@ mod kind {
     pub const REPLY_DIGESTS: u16 = 105;
     pub const REPLY_ERROR: u16 = 106;
     pub const REPLY_UNFLUSHED: u16 = 107;
+    pub const REPLY_LAYER: u16 = 108;
 }
 
 #[derive(Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
@@ -193,6 +196,8 @@ pub enum Operation {
         region: RegionIndex,
         masks: Box<RegionMasks>,
     },
+    /// Of a stream: about the volume's frozen layers.
+    Layer(Box<LayerRequest>),
 }
 
 /// A request between nodes.
@@ -237,6 +242,7 @@ pub enum Answer {
     },
     Status(Vec<StatusRun>),
     Digests(ExtentDigests),
+    Layer(Box<LayerAnswer>),
 }
 
 /// A reply between nodes.
@@ -291,6 +297,10 @@ impl PeerRequest {
                 body = Payload::plain(masks.iter().flat_map(|mask| mask.to_le_bytes()).collect());
                 (kind::REMOTE, ByteRange { offset: region.0, len: 0 })
             }
+            Operation::Layer(request) => {
+                body = Payload::plain(to_bytes(&*request));
+                (kind::LAYER, NO_RANGE)
+            }
         };
         head.flags = flags.into();
         finish(head, kind, range, body)
@@ -325,6 +335,10 @@ impl PeerRequest {
             kind::BLOCK_STATUS => Operation::BlockStatus { range },
             kind::DIGESTS => Operation::Digests { extent: ExtentIndex(range.offset) },
             kind::REMOTE => Operation::Remote { region: RegionIndex(range.offset), masks: region_masks(&body.bytes)? },
+            kind::LAYER => {
+                let request: LayerRequest = from_bytes(&body.bytes, "LayerRequest")?;
+                Operation::Layer(Box::new(request.checked()?))
+            }
             other => return Err(WireError::Kind(other)),
         };
         Ok(Self {
@@ -351,6 +365,7 @@ impl PeerReply {
             }
             Ok(Answer::Status(runs)) => (kind::REPLY_STATUS, Payload::plain(to_bytes(&runs))),
             Ok(Answer::Digests(digests)) => (kind::REPLY_DIGESTS, Payload::plain(to_bytes(&digests))),
+            Ok(Answer::Layer(answer)) => (kind::REPLY_LAYER, Payload::plain(to_bytes(&*answer))),
             Err(error) => (kind::REPLY_ERROR, Payload::plain(to_bytes(&error))),
         };
         finish(head, kind, range, body)
@@ -371,6 +386,10 @@ impl PeerReply {
                 Ok(Answer::Status(runs))
             }
             kind::REPLY_DIGESTS => Ok(Answer::Digests(from_bytes(&body.bytes, "ExtentDigests")?)),
+            kind::REPLY_LAYER => {
+                let answer: LayerAnswer = from_bytes(&body.bytes, "LayerAnswer")?;
+                Ok(Answer::Layer(Box::new(answer.checked()?)))
+            }
             kind::REPLY_ERROR => Err(from_bytes(&body.bytes, "IoError")?),
             other => return Err(WireError::Kind(other)),
         };

@@ -450,6 +450,7 @@ fn progress(generation: Generation, phase: SendPhase) -> SendProgress {
         paused: false,
         total_bytes: 100,
         done_bytes: 100,
+        snapshots: 0,
         dirty_bytes: 0,
         remote_bytes: 0,
         coverage_permille: Some(1000),

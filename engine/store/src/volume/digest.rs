@@ -39,6 +39,10 @@ impl ExtentContent {
         Self { held: BlockMask::EMPTY, remote: BlockMask::EMPTY, blocks, data: None }
     }
 
+    pub(super) fn new(held: BlockMask, blocks: usize, data: Option<Buffer>) -> Self {
+        Self { held, remote: BlockMask::EMPTY, blocks, data }
+    }
+
     /// Blocks that hold data, in whichever layer; the others read as zero.
     pub fn held(&self) -> BlockMask {
         self.held

@@ -72,8 +72,17 @@ impl Volume {
 
     /// Reads a block-aligned range inside the volume. [`IoError::Remote`] where any block of it is.
     pub(crate) async fn read_blocks(&self, range: ByteRange) -> Result<Buffer, IoError> {
+        self.read_resolved(range, |volume| volume.resolve_range(range)).await
+    }
+
+    /// Reads what `resolve` finds of the range, which takes no time.
+    pub(super) async fn read_resolved(
+        &self,
+        range: ByteRange,
+        resolve: impl FnOnce(&Self) -> Result<Vec<Run>, IoError>,
+    ) -> Result<Buffer, IoError> {
         let running = self.inflight.begin();
-        let runs = self.resolve_range(range)?;
+        let runs = resolve(self)?;
         // Held until the devices have answered: the slots are not reused before.
         let _running = Some(running).filter(|_| !is_planted(Bug::SlotReusedUnderRead));
         let buffer = Buffer::for_read(range.len as usize);
@@ -123,7 +132,7 @@ impl Volume {
 }
 
 /// Resolves blocks that are not all in one place.
-fn resolve_blocks<'a>(
+pub(super) fn resolve_blocks<'a>(
     chain: impl Iterator<Item = &'a Layer>,
     extent: ExtentIndex,
     want: BlockMask,

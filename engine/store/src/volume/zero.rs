@@ -175,6 +175,12 @@ impl Volume {
         }
     }
 
+    /// Blocks whose data in the head stands over data of a layer below: stored zeros may be all that hides it.
+    pub fn shadowing_mask(&self, extent: ExtentIndex) -> BlockMask {
+        let valid = self.stack.borrow().head().entry(extent).valid();
+        self.data_below(extent, valid)
+    }
+
     /// Blocks of `mask` that have data in the layers under the head.
     fn data_below(&self, extent: ExtentIndex, mask: BlockMask) -> BlockMask {
         let stack = self.stack.borrow();

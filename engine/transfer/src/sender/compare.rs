@@ -67,8 +67,8 @@ impl State {
         if self.stopped || !self.compare.is_running() {
             return Step::Done(None);
         }
-        let may_ask =
-            self.link.is_some() && !self.scan.is_running() && self.compare.flushed && (self.draining || !self.paused);
+        let is_known = !self.scan.is_running() && !self.are_layers_awaited();
+        let may_ask = self.link.is_some() && is_known && self.compare.flushed && (self.draining || !self.paused);
         if !may_ask || self.compare.begun.len() >= REGIONS_AT_ONCE {
             return Step::Wait;
         }

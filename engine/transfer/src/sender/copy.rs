@@ -152,6 +152,7 @@ impl State {
         }
         let may_send = self.link.is_some()
             && !self.scan.is_running()
+            && !self.are_layers_awaited()
             && !self.is_failed()
             && !self.drained
             && (self.draining || !self.paused);
@@ -230,7 +231,8 @@ impl State {
 
     /// Begins to mirror if that was asked for, no run is without its locks, and what is on its way fits the window.
     pub fn mirror_if_calm(&mut self) {
-        self.mirror |= self.mirror_asked && self.copy.unlocked == 0 && self.copy.bytes_in_flight <= MIRROR_WINDOW_BYTES;
+        let is_calm = self.copy.unlocked == 0 && self.copy.bytes_in_flight <= MIRROR_WINDOW_BYTES;
+        self.mirror |= self.mirror_asked && is_calm && !self.are_layers_awaited();
     }
 
     fn end_round(&mut self) {
@@ -398,7 +400,7 @@ impl Sender {
     }
 
     /// Only what went on the wire counts for the throttle.
-    fn give_back(&self, taken: u64, used: u64) {
+    pub(super) fn give_back(&self, taken: u64, used: u64) {
         let mut state = self.state.borrow_mut();
         if used <= taken {
             state.throttle.give_back(taken - used);

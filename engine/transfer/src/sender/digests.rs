@@ -47,6 +47,8 @@ pub(super) struct Pair {
     held: Vec<BlockMask>,
     /// Theirs that do.
     theirs: Vec<BlockMask>,
+    /// Ours that hold zeros over data of a layer below: how a block is hidden is no matter of thin or thick.
+    hiding: Vec<BlockMask>,
 }
 
 /// What both sides hold of one extent.
@@ -56,6 +58,7 @@ struct ExtentPair {
     blocks: Vec<(BlockDigest, bool)>,
     held: BlockMask,
     theirs: BlockMask,
+    hiding: BlockMask,
 }
 
 impl Pair {
@@ -66,6 +69,7 @@ impl Pair {
             is_remote: extents.iter().any(|extent| extent.is_remote),
             held: extents.iter().map(|extent| extent.held).collect(),
             theirs: extents.iter().map(|extent| extent.theirs).collect(),
+            hiding: extents.iter().map(|extent| extent.hiding).collect(),
             blocks: extents.into_iter().flat_map(|extent| extent.blocks).collect(),
         }
     }
@@ -76,7 +80,8 @@ impl Pair {
             let count = |masks: &[BlockMask]| masks.iter().map(|mask| mask.count()).sum::<u32>();
             return count(&self.held) > count(&self.theirs);
         }
-        self.held.iter().zip(&self.theirs).any(|(ours, theirs)| !theirs.contains(*ours))
+        let masks = self.held.iter().zip(&self.hiding).zip(&self.theirs);
+        masks.into_iter().any(|((ours, hiding), theirs)| !theirs.contains(ours.without(*hiding)))
     }
 
     fn block_range(&self, index: usize) -> ByteRange {
@@ -115,7 +120,16 @@ impl Pair {
 
 impl ExtentPair {
     /// `remote`: our blocks that are at the other side only. What stands there is what they are.
-    fn new(ours: &drover_store::ExtentDigests, held: BlockMask, remote: BlockMask, theirs: &ExtentDigests) -> Self {
+    /// `over_data`: our blocks that hold data over data of a layer below.
+    fn new(
+        ours: &drover_store::ExtentDigests,
+        (held, over_data): (BlockMask, BlockMask),
+        remote: BlockMask,
+        theirs: &ExtentDigests,
+    ) -> Self {
+        let zero = zero_block_digest();
+        let zeros = ours.blocks.iter().enumerate().filter(|(_, digest)| **digest == zero);
+        let zeros = zeros.fold(BlockMask::EMPTY, |mask, (index, _)| mask.with(BlockMask::span(index as u32, 1)));
         let pairs = ours.blocks.iter().map(short).zip(&theirs.blocks).enumerate();
         let pair = |(index, (ours, theirs)): (usize, (BlockDigest, &BlockDigest))| {
             let is_remote = remote.contains(BlockMask::span(index as u32, 1));
@@ -128,6 +142,7 @@ impl ExtentPair {
             is_remote: !remote.is_empty(),
             blocks,
             held,
+            hiding: zeros.and(over_data),
             // Of what exists of the extent: the answer may say anything.
             theirs: theirs.held.and(BlockMask::span(0, theirs.blocks.len() as u32)),
         }
@@ -136,7 +151,14 @@ impl ExtentPair {
     /// Neither side holds data.
     fn empty(blocks: usize) -> Self {
         let blocks = vec![(short(&zero_block_digest()), false); blocks];
-        Self { is_equal: true, is_remote: false, blocks, held: BlockMask::EMPTY, theirs: BlockMask::EMPTY }
+        Self {
+            is_equal: true,
+            is_remote: false,
+            blocks,
+            held: BlockMask::EMPTY,
+            theirs: BlockMask::EMPTY,
+            hiding: BlockMask::EMPTY,
+        }
     }
 }
 
@@ -206,6 +228,7 @@ impl Sender {
         let guard = self.volume.enqueue(part).await;
         let up = self.state.borrow().link.clone().ok_or(())?;
         let reply: Reply = self.put(&up, Operation::Digests { extent });
+        let over_data = self.volume.shadowing_mask(extent);
         let content = self.content(guard, extent, part).await.map_err(|error| self.trouble_here(&error))?;
         let held = content.held();
         let remote = if is_planted(Bug::RemoteSentAsZero) { BlockMask::EMPTY } else { content.remote() };
@@ -214,7 +237,7 @@ impl Sender {
         let ours = if has_data { self.world.offload(hash).await } else { hash() };
         match reply.await {
             Ok(Answer::Digests(theirs)) if theirs.blocks.len() == ours.blocks.len() => {
-                Ok(ExtentPair::new(&ours, held, remote, &theirs))
+                Ok(ExtentPair::new(&ours, (held, over_data), remote, &theirs))
             }
             other => self.no_answer(up.number, other),
         }

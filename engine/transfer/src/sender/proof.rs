@@ -3,8 +3,11 @@
 //! Every extent of every region is compared in stream order while the sender is synced. A difference counts when it is
 //! seen several times with the sender synced each time: an error of a write explains the first.
 //!
+//! The snapshots are compared beside it (`layer_proof.rs`): what is proven is all of them and the head.
+//!
 //! Invariant: figures belong to one link; a new link begins from zero.
 
+use super::layer_proof::LayerProof;
 use super::{Sender, State, Step};
 use drover_base::RegionIndex;
 use drover_base::units::region_count;
@@ -20,11 +23,14 @@ const LOOKS_MAX: u32 = 3;
 /// How far the proof is.
 pub struct ProofRun {
     pub figures: Proof,
+    /// Of the head.
+    regions: u64,
     next: u64,
+    pub layers: LayerProof,
     begun: usize,
     again: Vec<Look>,
     /// Grows with each beginning; what an earlier one still finds is not counted.
-    lap: u64,
+    pub lap: u64,
 }
 
 /// One look at a region.
@@ -36,26 +42,29 @@ struct Look {
 }
 
 impl ProofRun {
-    fn new(regions: u64) -> Self {
-        let figures = Proof { regions_total: regions, ..Proof::default() };
-        Self { figures, next: 0, begun: 0, again: Vec::new(), lap: 0 }
+    fn new(regions: u64, layers: LayerProof) -> Self {
+        let figures = Proof { regions_total: regions + layers.regions(), ..Proof::default() };
+        Self { figures, regions, next: 0, layers, begun: 0, again: Vec::new(), lap: 0 }
     }
 
     pub fn begin_again(&mut self) {
-        *self = Self { lap: self.lap + 1, ..Self::new(self.figures.regions_total) };
+        *self = Self { lap: self.lap + 1, ..Self::new(self.regions, self.layers.anew()) };
     }
 
     pub fn is_proven(&self) -> bool {
-        self.figures.regions_equal == self.figures.regions_total && self.figures.regions_thicker == 0
+        self.layers.has_ended()
+            && self.figures.regions_equal == self.figures.regions_total
+            && self.figures.regions_thicker == 0
     }
 
     fn has_ended(&self) -> bool {
-        self.figures.regions_equal + self.figures.regions_different == self.figures.regions_total
+        self.layers.has_ended()
+            && self.figures.regions_equal + self.figures.regions_different == self.figures.regions_total
     }
 
     fn take(&mut self) -> Option<Look> {
         let look = self.again.pop().or_else(|| {
-            let region = (self.next < self.figures.regions_total).then_some(RegionIndex(self.next))?;
+            let region = (self.next < self.regions).then_some(RegionIndex(self.next))?;
             self.next += 1;
             Some(Look { region, number: 1, lap: self.lap })
         })?;
@@ -92,9 +101,11 @@ impl Sender {
             Some(proof) if proof.has_ended() && !proof.is_proven() => proof.begin_again(),
             Some(_) => {}
             None => {
-                state.proof = Some(ProofRun::new(region_count(self.volume.size_bytes())));
+                let layers = LayerProof::of(self.volume.frozen_snapshots());
+                state.proof = Some(ProofRun::new(region_count(self.volume.size_bytes()), layers));
                 if let Some(me) = self.me.upgrade() {
-                    self.world.spawn(me.run_proof()).detach();
+                    self.world.spawn(me.clone().run_proof()).detach();
+                    self.world.spawn(me.run_layer_proof()).detach();
                 }
             }
         }

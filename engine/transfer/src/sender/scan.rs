@@ -4,6 +4,8 @@
 //! clients are served. At that time a block holds data if it did at the start and was not trimmed since, or if it was
 //! written since, which marked it anyway.
 //!
+//! Of a head that stands on layers which are sent before it, what it adds to them is the work: data, and blocks that it hides.
+//!
 //! Invariant: as long as a region was not looked at it is neither clean nor sent, and the sender is not synced.
 
 use super::{Sender, Start, State};
@@ -42,6 +44,11 @@ impl Scan {
 impl State {
     fn scan_slice(&mut self, volume: &Volume, is_pending: bool) {
         let end = self.scan.total.min(self.scan.next + SLICE_REGIONS);
+        if self.layers.is_open() {
+            self.scan_over_layers(volume, end, is_pending);
+            self.scan.next = end;
+            return;
+        }
         for region in (self.scan.next..end).map(RegionIndex).filter(|region| volume.region_has_data(*region)) {
             let inside = region.extents().take_while(|extent| extent.offset() < volume.size_bytes());
             // What is only at the other side is no work.
@@ -49,6 +56,19 @@ impl State {
             inside.for_each(|extent| self.ledger.begin_with(extent, held(extent), is_pending));
         }
         self.scan.next = end;
+    }
+
+    fn scan_over_layers(&mut self, volume: &Volume, end: u64, is_pending: bool) {
+        const HERE: &str = "what the head stands on stays for as long as its volume migrates";
+        let on = self.layers.head_on.clone();
+        let mut from = RegionIndex(self.scan.next);
+        while let Some(region) = volume.head_region(on.as_ref(), from).expect(HERE).filter(|region| region.0 < end) {
+            for extent in region.extents().take_while(|extent| extent.offset() < volume.size_bytes()) {
+                let masks = volume.head_masks(on.as_ref(), extent).expect(HERE);
+                self.ledger.begin_with(extent, masks.all().without(volume.remote_mask(extent)), is_pending);
+            }
+            from = RegionIndex(region.0 + 1);
+        }
     }
 }
 

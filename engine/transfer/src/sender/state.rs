@@ -3,6 +3,7 @@
 use super::announce::Announcer;
 use super::compare::Compare;
 use super::copy::Copier;
+use super::layers::Layers;
 use super::mirror::Outstanding;
 use super::proof::ProofRun;
 use super::scan::Scan;
@@ -12,6 +13,7 @@ use crate::ledger::Ledger;
 use crate::pace::Pace;
 use crate::rate::Rate;
 use crate::throttle::Throttle;
+use drover_base::planted::{Bug, is_planted};
 use drover_base::units::region_count;
 use drover_base::{InstanceId, Instant};
 use drover_store::Volume;
@@ -97,6 +99,7 @@ pub struct State {
     pub synced: bool,
     /// Grows whenever `synced` is lost or could not come true by a flush that is on its way.
     pub unsynced: u64,
+    pub layers: Layers,
     pub scan: Scan,
     pub copy: Copier,
     pub announcer: Announcer,
@@ -147,6 +150,7 @@ impl State {
             drained: false,
             synced: false,
             unsynced: 0,
+            layers: Layers::default(),
             scan: Scan::default(),
             copy: Copier::new(&config.options),
             announcer: Announcer::default(),
@@ -175,6 +179,11 @@ impl State {
 
     pub fn begin(&mut self, volume: &Volume, config: &SenderConfig) {
         self.started = true;
+        self.layers = Layers::of(volume, self.hold);
+        if self.layers.is_open() {
+            // The head stands on layers that hold data, at the other side too: nothing there is known to read as zero.
+            self.ledger = Ledger::default();
+        }
         self.scan = Scan::of(volume, config.start);
         if config.start == Start::Compare {
             self.compare = Compare::all(region_count(volume.size_bytes()));
@@ -232,7 +241,12 @@ impl State {
 
     /// What is to be sent is not all known yet.
     pub fn is_working_out(&self) -> bool {
-        self.scan.is_running() || self.compare.is_running()
+        self.scan.is_running() || self.compare.is_running() || self.are_layers_awaited()
+    }
+
+    /// Frozen layers are not all at the other side: nothing of the head may be put on the stream.
+    pub fn are_layers_awaited(&self) -> bool {
+        self.layers.is_open() && !is_planted(Bug::LayersNotAwaited)
     }
 
     pub fn is_failed(&self) -> bool {
@@ -244,8 +258,10 @@ impl State {
             SendPhase::Failed
         } else if self.drained {
             SendPhase::Drained
-        } else if self.link.is_none() || self.scan.is_running() {
+        } else if self.link.is_none() || self.scan.is_running() || self.layers.is_counting() {
             SendPhase::Connecting
+        } else if self.are_layers_awaited() {
+            SendPhase::Copying
         } else if self.compare.is_running() {
             SendPhase::Comparing
         } else if let Some(proof) = self.proof.as_ref().filter(|_| self.synced) {
@@ -267,26 +283,29 @@ impl State {
         if self.synced {
             return pending + self.copy.bytes_in_flight;
         }
+        let layers = self.layers.left_bytes();
         let uncompared = if self.compare.is_running() { self.ledger.initial_left_bytes() } else { 0 };
-        (pending + self.ledger.in_flight_bytes() + self.ledger.unflushed_bytes()).max(uncompared)
+        (pending + self.ledger.in_flight_bytes() + self.ledger.unflushed_bytes()).max(uncompared) + layers
     }
 
     pub fn progress(&self, config: &SenderConfig, coverage_permille: Option<u32>, now: Instant) -> SendProgress {
-        let total_bytes = self.ledger.initial_bytes();
+        let total_bytes = self.ledger.initial_bytes() + self.layers.total_bytes;
+        let left_bytes = self.ledger.initial_left_bytes() + self.layers.left_bytes();
         SendProgress {
             migration: config.migration,
             generation: config.generation,
             phase: self.phase(),
             paused: self.paused,
             total_bytes,
-            done_bytes: total_bytes - self.ledger.initial_left_bytes(),
+            done_bytes: total_bytes - left_bytes,
+            snapshots: self.layers.snapshots,
             dirty_bytes: self.dirty_bytes(),
             remote_bytes: self.ledger.announced_bytes(),
             coverage_permille,
             logical_bytes: self.logical_bytes,
             wire_bytes: self.wire_bytes,
             rounds: self.copy.rounds,
-            ready_to_mirror: self.copy.ready,
+            ready_to_mirror: self.copy.ready && !self.are_layers_awaited(),
             link_up: self.link.is_some() && !self.alone,
             last_flush_ms_ago: self.flushed_at.map(|at| now.since(at).as_millis() as u64),
             client_write_bytes_per_s: self.client_writes.bytes_per_s(now),

@@ -12,6 +12,7 @@ mod proving;
 mod pulling;
 mod receiving;
 mod side;
+mod snapshots;
 mod thin;
 mod tuning;
 mod wire;

@@ -71,6 +71,7 @@ pub fn config(on_link_loss: OnLinkLoss, start: Start, options: SendOptions) -> S
         start,
         ranking: Rc::new(Ranked),
         mirrored_bytes_max: MIRRORED_BYTES_MAX,
+        stretch_regions: 1,
     }
 }
 

@@ -1,7 +1,7 @@
 //! Each planted bug of this crate is caught by a scenario that passes without it.
 
 use crate::pair::run;
-use crate::{back, copying, hot, links, proving, pulling, thin, tuning};
+use crate::{back, copying, hot, links, proving, pulling, snapshots, thin, tuning};
 use drover_base::planted::{Bug, plant};
 use drover_sim::runtime::Sim;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -97,4 +97,29 @@ fn fill_mirrored_is_caught() {
 #[test]
 fn remote_sent_as_zero_is_caught() {
     is_caught(Bug::RemoteSentAsZero, 0..10, pulling::holder_restarts);
+}
+
+#[test]
+fn layer_hidden_as_below_is_caught() {
+    is_caught(Bug::LayerHiddenAsBelow, 0..3, snapshots::quietly);
+}
+
+#[test]
+fn layer_named_incomplete_is_caught() {
+    is_caught(Bug::LayerNamedIncomplete, 0..20, snapshots::interrupted);
+}
+
+#[test]
+fn layer_resumed_unflushed_is_caught() {
+    is_caught(Bug::LayerResumedUnflushed, 0..40, snapshots::interrupted);
+}
+
+#[test]
+fn layers_not_awaited_is_caught() {
+    is_caught(Bug::LayersNotAwaited, 0..3, snapshots::mirrored_at_once);
+}
+
+#[test]
+fn layers_not_proven_is_caught() {
+    is_caught(Bug::LayersNotProven, 0..1, snapshots::proven);
 }

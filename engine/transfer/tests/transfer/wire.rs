@@ -47,6 +47,8 @@ struct Shared {
 pub struct Sent {
     pub writes: u64,
     pub zeros: u64,
+    /// Bytes of the writes, as they are applied.
+    pub data_bytes: u64,
     /// Ranges of the reads, in their order.
     pub reads: Vec<ByteRange>,
     /// Offsets of the writes, in their order.
@@ -145,7 +147,9 @@ impl Shared {
     fn refuses(&self, operation: &Operation) -> bool {
         let faults = self.faults.get();
         let ppm = match operation {
-            Operation::Write { .. } | Operation::Zero { .. } | Operation::Remote { .. } => faults.refused_ppm,
+            Operation::Write { .. } | Operation::Zero { .. } | Operation::Remote { .. } | Operation::Layer(_) => {
+                faults.refused_ppm
+            }
             Operation::Flush { .. } => faults.flushes_refused_ppm,
             _ => 0,
         };
@@ -155,8 +159,9 @@ impl Shared {
     fn note(&self, operation: &Operation) {
         let mut sent = self.sent.borrow_mut();
         match operation {
-            Operation::Write { offset, .. } => {
+            Operation::Write { offset, data, .. } => {
                 sent.writes += 1;
+                sent.data_bytes += u64::from(data.raw_len);
                 sent.order.push(*offset);
             }
             Operation::Zero { .. } => sent.zeros += 1,

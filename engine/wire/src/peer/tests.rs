@@ -1,9 +1,40 @@
 use super::*;
+use crate::layer::LayerSpec;
 use drover_base::BlockMask;
 use drover_base::limits::MESSAGE_HEAD_BYTES_MAX;
 
 fn request(operation: Operation) -> PeerRequest {
     PeerRequest { session: SessionId(7), epoch: Epoch(3), sequence: 11, operation }
+}
+
+fn spec(name: &str, on: Option<&str>) -> LayerSpec {
+    LayerSpec { name: name.into(), created_ms: 5, size_bytes: 1 << 20, on: on.map(Into::into) }
+}
+
+/// A name is no path and no key of anything, and there are no more digests than were told.
+#[test]
+fn what_is_said_of_layers_is_checked() {
+    for name in ["", "../a", "A", &"a".repeat(64)] {
+        for said in [
+            LayerRequest::Begin(spec(name, None)),
+            LayerRequest::Freeze(spec("a", Some(name))),
+            LayerRequest::Head { on: Some(name.into()), size_bytes: 4096 },
+            LayerRequest::Next { name: name.into(), from: RegionIndex(0) },
+            LayerRequest::Digests { name: name.into(), region: RegionIndex(0), extents: 1 },
+        ] {
+            let sent = request(Operation::Layer(Box::new(said))).encode();
+            assert!(matches!(PeerRequest::decode(sent), Err(WireError::Body(_))), "{name:?}");
+        }
+    }
+    for answer in [
+        LayerAnswer::Digests { extents: 1, digests: vec![[0; 32]; 2] },
+        LayerAnswer::Snapshots(vec![spec("..", None)]),
+        LayerAnswer::Snapshots(vec![spec("a", None); 257]),
+    ] {
+        let result = Ok(Answer::Layer(Box::new(answer)));
+        let sent = PeerReply { session: SessionId(1), sequence: 2, instance: InstanceId(3), result };
+        assert!(matches!(PeerReply::decode(sent.encode()), Err(WireError::Body(_))));
+    }
 }
 
 #[test]
@@ -30,6 +61,12 @@ fn requests_read_back() {
         Operation::BlockStatus { range },
         Operation::Digests { extent: ExtentIndex(4) },
         Operation::Remote { region: RegionIndex(3), masks: Box::new(std::array::from_fn(|at| at as u16 * 1025)) },
+        Operation::Layer(Box::new(LayerRequest::Begin(spec("b", Some("a"))))),
+        Operation::Layer(Box::new(LayerRequest::Freeze(spec("a", None)))),
+        Operation::Layer(Box::new(LayerRequest::Head { on: Some("b".into()), size_bytes: 4096 })),
+        Operation::Layer(Box::new(LayerRequest::List)),
+        Operation::Layer(Box::new(LayerRequest::Next { name: "a".into(), from: RegionIndex(7) })),
+        Operation::Layer(Box::new(LayerRequest::Digests { name: "a".into(), region: RegionIndex(7), extents: 5 })),
     ] {
         let sent = request(operation);
         assert_eq!(PeerRequest::decode(sent.clone().encode()), Ok(sent));
@@ -45,6 +82,11 @@ fn replies_read_back() {
         Ok(Answer::Done),
         Ok(Answer::Status(vec![StatusRun { len: 4096, hole: true, zero: true }])),
         Ok(Answer::Digests(ExtentDigests { extent: [3; 32], blocks: vec![[1; 16]; 16], held: BlockMask(5) })),
+        Ok(Answer::Layer(Box::new(LayerAnswer::Have))),
+        Ok(Answer::Layer(Box::new(LayerAnswer::Begun { is_new: true }))),
+        Ok(Answer::Layer(Box::new(LayerAnswer::Snapshots(vec![spec("a", None), spec("b", Some("a"))])))),
+        Ok(Answer::Layer(Box::new(LayerAnswer::Region(Some(RegionIndex(3)))))),
+        Ok(Answer::Layer(Box::new(LayerAnswer::Digests { extents: 9, digests: vec![[1; 32], [2; 32]] }))),
         Err(IoError::Moved { epoch: Epoch(5), holder: NodeId::new("b").unwrap(), flushed: true }),
     ] {
         let sent = PeerReply { session: SessionId(1), sequence: 2, instance: InstanceId(3), result };

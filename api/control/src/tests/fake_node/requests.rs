@@ -456,6 +456,7 @@ impl FakeNode {
                 paused: sender.paused,
                 total_bytes: sender.total * WRITE_BYTES,
                 done_bytes: sender.total.saturating_sub(sender.dirty.len() as u64) * WRITE_BYTES,
+                snapshots: 0,
                 dirty_bytes: sender.dirty.len() as u64 * WRITE_BYTES,
                 remote_bytes: 0,
                 coverage_permille: None,
