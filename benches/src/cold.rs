@@ -37,6 +37,7 @@ pub fn run(report: &mut Report, rounds: usize) -> Done {
         lease_ttl_ms: 9_000,
         link: Some(&link),
         cpus: &[],
+        tls: None,
     };
     let cluster = Cluster::start(&layout);
     cluster.create_volume("cold", BYTES, 0);

@@ -12,7 +12,7 @@ pub const MS: Unit = ("ms", "lower");
 
 /// Two nodes that reach each other without limit.
 pub fn loopback(folder: &Path) -> Layout<'_> {
-    Layout { nodes: 2, folder, tier_size: "6GiB", lease_ttl_ms: 9_000, link: None, cpus: &[] }
+    Layout { nodes: 2, folder, tier_size: "6GiB", lease_ttl_ms: 9_000, link: None, cpus: &[], tls: None }
 }
 
 /// Moves a volume to a node and commits.

@@ -59,7 +59,10 @@ fn uris(node: &NodeRecord, name: &str) -> Vec<String> {
         let path = path.strip_prefix("unix:").unwrap_or(path);
         format!("nbd+unix:///{}?socket={}", escaped(name), escaped(path))
     });
-    let tcp = node.nbd_tcp.as_ref().map(|address| format!("nbd://{address}/{}", escaped(name)));
+    let tcp = node.nbd_tcp.as_ref().map(|address| match address.strip_prefix("tls:") {
+        Some(address) => format!("nbds://{address}/{}", escaped(name)),
+        None => format!("nbd://{address}/{}", escaped(name)),
+    });
     unix.into_iter().chain(tcp).collect()
 }
 

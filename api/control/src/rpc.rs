@@ -50,7 +50,7 @@ fn conflict(reason: &str) -> Refused {
 pub async fn serve(control: Rc<Control>, connection: Connection) {
     let world = control.world.clone();
     let preamble = Preamble::new(Channel::Control, control.config.secret);
-    drover_wire::rpc::serve(world, preamble, connection, move |request: ControlRequest| {
+    drover_wire::rpc::serve(world, preamble, connection, ControlRequest::asker, move |request: ControlRequest| {
         let control = control.clone();
         async move {
             match answer(&control, request).await {

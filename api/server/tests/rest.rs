@@ -43,7 +43,7 @@ fn check<F: Future<Output = ()>>(test: impl FnOnce(Rest) -> F) {
 /// With a control plane that starts on what an earlier one left in the folder.
 fn check_in<F: Future<Output = ()>>(folder: &Path, test: impl FnOnce(Rest) -> F) {
     let run = async {
-        let world = drover_runtime::world(&drover_runtime::Workers::start(1).unwrap());
+        let world = drover_runtime::world(&drover_runtime::Workers::start(1).unwrap(), None);
         let store = RocksMetaStore::open(&folder.join("meta")).unwrap();
         let control = Control::start(ControlConfig::default(), world, Rc::new(store)).await.unwrap();
         let config = ServerConfig { listen: "127.0.0.1:0".parse().unwrap(), token: Some(TOKEN.into()) };

@@ -29,6 +29,7 @@ pub struct Node {
     pub migration_address: String,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub nbd_unix: Option<String>,
+    /// With `tls:` before it where clients have to use TLS.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub nbd_tcp: Option<String>,
     /// As last reported; `status_ms_ago` says when. Empty before the first report.

@@ -119,6 +119,8 @@ bugs! {
     SendNotCompared,
     /// A connection is served whatever proof of the secret it shows.
     SecretNotChecked,
+    /// What came unencrypted behind `STARTTLS` is taken as if it had come encrypted.
+    PlaintextBehindStartTls,
     /// A tier is opened whatever label its device bears.
     LabelNotChecked,
     /// The source is released without comparing digests.

@@ -3,7 +3,7 @@
 //! Production implements these over the kernel (`engine/runtime`), the simulator over a seed (`tests/sim`).
 //! All of it belongs to one thread: futures are not `Send`, state is `Rc`.
 
-use crate::Instant;
+use crate::{Instant, NodeId};
 use bytes::Bytes;
 use futures::future::{AbortHandle, Abortable, Either, select};
 use std::{future::Future, io, pin::Pin, rc::Rc, time::Duration};
@@ -54,6 +54,8 @@ pub trait MessageReceiver {
     fn receive(&mut self) -> LocalFuture<'_, io::Result<Option<Message>>>;
     /// From now on a message of more than `bytes`, head and body together, is an error of kind `InvalidData` too.
     fn limit(&mut self, bytes: usize);
+    /// Whether the other side may say that it is `node`: where connections show certificates, only that node may.
+    fn may_be(&self, node: &NodeId) -> bool;
 }
 
 /// Both halves of a connection.

@@ -18,6 +18,11 @@
 //! [advertise]                         # optional: where others reach what listens above, if that is not the same
 //! peer = "storage-1.example:7612"     # admin, peer, migration, nbd_tcp
 //!
+//! [tls]                               # optional: what is listened at or dialled above by TCP is TLS, for everybody
+//! cert = "/etc/drover/server-cert.pem"
+//! key = "/etc/drover/server-key.pem"
+//! ca = "/etc/drover/ca-cert.pem"
+//!
 //! [[tier]]                            # none: a gateway
 //! name = "fast"
 //! class = "nvme"                      # nvme, ssd or hdd
@@ -36,6 +41,7 @@ use checks::{Problems, field};
 use drover_base::NodeId;
 use drover_base::text::parse_bytes;
 use drover_base::units::EXTENT_BYTES;
+use drover_runtime::tls::TlsFiles;
 use serde::Deserialize;
 use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
@@ -64,6 +70,8 @@ pub struct NodeConfig {
     pub listen: Listen,
     /// What to tell others, where that differs from the listening address (`0.0.0.0`, NAT).
     pub advertise: Advertise,
+    /// Certificates, for everything that goes by TCP.
+    pub tls: Option<TlsFiles>,
     pub tiers: Vec<TierConfig>,
 }
 
@@ -121,6 +129,7 @@ struct File {
     listen: ListenFile,
     #[serde(default)]
     advertise: AdvertiseFile,
+    tls: Option<checks::TlsTable>,
     #[serde(default)]
     tier: Vec<TierFile>,
 }
@@ -185,6 +194,7 @@ impl NodeConfig {
             problems.add("shards", &format!("{shards} shards"), &hint);
         }
         check_listen(&mut problems, &file.listen, &file.advertise, file.secret.is_some());
+        let tls = file.tls.and_then(|table| problems.tls(table));
         let tiers = check_tiers(&mut problems, &file.tier);
         problems.finish(|| Self {
             id: id.expect("a bad id is a problem"),
@@ -206,6 +216,7 @@ impl NodeConfig {
                 migration: file.advertise.migration,
                 nbd_tcp: file.advertise.nbd_tcp,
             },
+            tls,
             tiers,
         })
     }

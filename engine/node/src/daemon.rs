@@ -29,6 +29,7 @@ use bound::Bound;
 use drover_base::{InstanceId, World};
 use drover_disk::{KernelError, OpenError, UringDevice};
 use drover_runtime::Workers;
+use drover_runtime::tls::{Tls, TlsError};
 use drover_store::meta::{Meta, MetaError, rocks::RocksMeta};
 use drover_store::{Store, StoreError, TierClass, TierSpec, Tiers};
 use shards::{Parts, Running};
@@ -92,6 +93,8 @@ pub enum DaemonError {
     Start(#[from] StartError),
     #[error("cannot listen at {address}: {error}")]
     Listen { address: String, error: io::Error },
+    #[error(transparent)]
+    Tls(#[from] TlsError),
     #[error("{by}")]
     Taken { by: String },
     #[error("the runtime failed: {0}")]
@@ -121,10 +124,11 @@ async fn serve(config: NodeConfig) -> Result<(), DaemonError> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let workers = Workers::start(WORKERS)?;
-    let world = drover_runtime::world(&workers);
+    let tls = config.tls.clone().map(Tls::load).transpose()?;
+    let world = drover_runtime::world(&workers, tls.clone());
     let meta = open_meta(&config)?;
     refuse_lost_meta(&config, &*meta.handle()).await?;
-    let bound = Bound::bind(&config).await?;
+    let bound = Bound::bind(&config, tls.as_ref()).await?;
     let opened = open_tiers(&config, &world, &*meta.handle()).await?;
     let settings = bound.settings(&config, InstanceId(world.random.next_u64()));
     let common = Common::new(opened.tiers);
@@ -135,6 +139,7 @@ async fn serve(config: NodeConfig) -> Result<(), DaemonError> {
         devices: opened.devices.iter().map(UringDevice::handle).collect(),
         checkpoint: config.checkpoint.as_ref().map(|folder| folder.join(CHECKPOINT_FILE)),
         workers,
+        tls,
         shards: config.shards,
     };
     let running = Running::start(&parts, world.clone()).await?;

@@ -355,6 +355,14 @@ pub(crate) fn volume_of(hello: &PeerRequest) -> Option<drover_base::VolumeId> {
     }
 }
 
+/// Who says `Hello`.
+pub(crate) fn node_of(hello: &PeerRequest) -> Option<&drover_base::NodeId> {
+    match &hello.operation {
+        Operation::Hello(Hello { from, .. }) => Some(from),
+        _ => None,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -365,7 +373,7 @@ mod tests {
     #[test]
     fn who_is_refused_learns_why() {
         drover_runtime::block_on(async {
-            let world = drover_runtime::world(&drover_runtime::Workers::start(1).unwrap());
+            let world = drover_runtime::world(&drover_runtime::Workers::start(1).unwrap(), None);
             let mut listener = world.net.listen("127.0.0.1:0").await.unwrap();
             let address = listener.address();
             let (accepted, connected) = futures::join!(listener.accept(), world.net.connect(&address));

@@ -17,7 +17,7 @@ use crate::admin::request_name;
 use crate::membership::{Membership, Office, Standing};
 use crate::nbd::{Catalog, ExportFacts, ExportName, Offer};
 use crate::node::{NodeSettings, merge_status};
-use crate::peer_server::{HELLO_DEADLINE, hello_of, volume_of};
+use crate::peer_server::{HELLO_DEADLINE, hello_of, node_of, volume_of};
 use drover_base::world::Connection;
 use drover_base::{Epoch, Instant, LocalFuture, VolumeId, World};
 use drover_store::{Tiers, home_shard};
@@ -356,7 +356,7 @@ impl<C: 'static> Shards<C> {
             let shards = self.clone();
             async move { shards.handle(request).await }
         };
-        rpc::serve::<NodeRequest, NodeReply, _, _>(world, preamble, connection, handle).await;
+        rpc::serve::<NodeRequest, NodeReply, _, _>(world, preamble, connection, |_| None, handle).await;
     }
 }
 
@@ -392,6 +392,11 @@ impl<C: Arriving + 'static> Shards<C> {
         let Some((hello, volume)) = hello.and_then(|hello| volume_of(&hello).map(|volume| (hello, volume))) else {
             return;
         };
+        if let Some(node) = node_of(&hello).filter(|node| !arriving.connection().receiver.may_be(node)) {
+            let peer = &arriving.connection().peer;
+            tracing::warn!(target: "drover::peer", peer, %node, "its certificate is not that of the node it says it is");
+            return;
+        }
         self.home(volume).clone().serve_peer(hello, arriving).await;
     }
 }

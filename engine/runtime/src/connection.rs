@@ -8,16 +8,17 @@
 //!   caller that does not wait for that meets [`QUEUE_BYTES_HARD`], where the connection breaks.
 //! - Both directions let the other tasks of the thread go first after [`TURN_BYTES`]: a stream that always has more, such
 //!   as a migration's, would otherwise keep the thread, and with it every client, as long as its window lasts.
+//! - With TLS the writing task leads the handshake; nothing is read or written before it is done.
 //! - After a failure or `close` nothing more is written or delivered, and every waiting `send` fails. Nor does the kernel
 //!   go on sending what it had taken: a request that was given up would be carried out later.
 
 use crate::framing::{self, Decoder};
 use crate::net::{DetachedSocket, Socket};
 use bytes::{Buf, Bytes};
-use drover_base::LocalFuture;
 use drover_base::limits::{MESSAGE_BODY_BYTES_MAX, MESSAGE_HEAD_BYTES_MAX, MIRRORED_BYTES_MAX, SEND_WINDOW_BYTES};
 use drover_base::world::{Connection, Message, MessageReceiver, MessageSender};
-use std::cell::RefCell;
+use drover_base::{LocalFuture, NodeId};
+use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use std::io::{self, ErrorKind, IoSlice};
 use std::net::Shutdown;
@@ -44,6 +45,8 @@ struct Queue {
     parts: VecDeque<Bytes>,
     bytes: usize,
     broken: Option<ErrorKind>,
+    /// Why the handshake failed.
+    reason: Option<String>,
     /// No handle is left that could send more.
     ended: bool,
 }
@@ -54,6 +57,9 @@ pub(crate) struct Shared {
     socket: RefCell<Option<Rc<Socket>>>,
     queue: RefCell<Queue>,
     decoder: RefCell<Decoder>,
+    /// The handshake is over.
+    is_open: Cell<bool>,
+    opened: Notify,
     /// Something to write, or an end.
     filled: Notify,
     /// The queue shrank, or broke.
@@ -74,6 +80,31 @@ impl Shared {
         }
         self.filled.notify_one();
         self.drained.notify_waiters();
+        self.opened.notify_waiters();
+    }
+
+    /// What a call on a broken connection answers.
+    fn broken(&self) -> Option<io::Error> {
+        let queue = self.queue.borrow();
+        let kind = queue.broken?;
+        Some(match &queue.reason {
+            Some(reason) => io::Error::new(kind, reason.clone()),
+            None => kind.into(),
+        })
+    }
+
+    /// Completes when messages may pass.
+    async fn open(&self) -> io::Result<()> {
+        loop {
+            let opened = self.opened.notified();
+            if let Some(error) = self.broken() {
+                return Err(error);
+            }
+            if self.is_open.get() {
+                return Ok(());
+            }
+            opened.await;
+        }
     }
 
     fn socket(&self) -> io::Result<Rc<Socket>> {
@@ -152,23 +183,46 @@ impl Shared {
     }
 }
 
-async fn write_all(shared: Rc<Shared>) {
+/// Leads the handshake, if there is one.
+async fn shake_hands(shared: &Shared, peer: &str) {
+    let Ok(socket) = shared.socket() else { return };
+    match socket.handshake().await {
+        Ok(()) => {
+            shared.is_open.set(true);
+            shared.opened.notify_waiters();
+        }
+        Err(error) => {
+            tracing::warn!(target: "drover::tls", peer, %error, "no TLS connection");
+            let mut queue = shared.queue.borrow_mut();
+            queue.reason.get_or_insert_with(|| error.to_string());
+            drop(queue);
+            shared.break_off(error.kind());
+        }
+    }
+}
+
+async fn write_all(shared: Rc<Shared>, peer: String) {
+    if !shared.is_open.get() {
+        shake_hands(&shared, &peer).await;
+    }
     loop {
         let (is_empty, is_ended) = {
             let queue = shared.queue.borrow();
             (queue.parts.is_empty(), queue.ended)
         };
         let Ok(socket) = shared.socket() else { return };
-        if is_empty && is_ended {
-            socket.shutdown(Shutdown::Write);
-            return;
-        }
-        if is_empty {
+        let flushed = if is_empty { socket.try_flush() } else { Ok(()) };
+        if is_empty && flushed.is_ok() {
+            if is_ended {
+                socket.end();
+                return;
+            }
             drop(socket);
             shared.filled.notified().await;
             continue;
         }
-        let result = match shared.write_some(&socket) {
+        let written = if is_empty { flushed } else { shared.write_some(&socket) };
+        let result = match written {
             Err(error) if error.kind() == ErrorKind::WouldBlock => socket.writable().await,
             Ok(()) => {
                 if !shared.queue.borrow().parts.is_empty() {
@@ -220,13 +274,16 @@ struct Receiver {
 
 impl Receiver {
     async fn next(&mut self) -> io::Result<Option<Message>> {
+        if !self.shared.is_open.get() {
+            self.shared.open().await?;
+        }
         loop {
             if self.turn >= TURN_BYTES {
                 self.turn = 0;
                 tokio::task::yield_now().await;
             }
-            if let Some(kind) = self.shared.queue.borrow().broken {
-                return Err(kind.into());
+            if let Some(error) = self.shared.broken() {
+                return Err(error);
             }
             if let Some(message) = self.shared.decoder.borrow_mut().next()? {
                 self.turn += message.head.len() + message.body.len();
@@ -260,6 +317,11 @@ impl MessageReceiver for Receiver {
     fn limit(&mut self, bytes: usize) {
         self.shared.decoder.borrow_mut().limit = bytes;
     }
+
+    fn may_be(&self, node: &NodeId) -> bool {
+        // A connection that is over proves nothing.
+        self.shared.socket().is_ok_and(|socket| socket.may_be(node))
+    }
 }
 
 /// A connection that was accepted and may still move to another thread, once its first messages have told to which.
@@ -288,7 +350,7 @@ impl Incoming {
         let mut queue = shared.queue.borrow_mut();
         let broken = queue.broken.replace(ErrorKind::ConnectionAborted);
         let socket = shared.socket.take().and_then(Rc::into_inner);
-        let is_sent = queue.parts.is_empty();
+        let is_sent = queue.parts.is_empty() && shared.is_open.get();
         drop(queue);
         // The writing task finds that there is no socket, and ends.
         shared.filled.notify_one();
@@ -304,20 +366,27 @@ impl Incoming {
 impl Detached {
     /// Goes on on the calling thread.
     pub fn open(self) -> io::Result<Connection> {
-        Ok(open(self.socket.attach()?, self.decoder, self.peer).0)
+        Ok(start(self.socket.attach()?, self.decoder, self.peer, true).0)
     }
 }
 
-/// Starts the writing task of `socket` on this thread.
+/// Starts the writing task of a new connection on this thread.
 pub(crate) fn open(socket: Socket, decoder: Decoder, peer: String) -> (Connection, Rc<Shared>) {
+    start(socket, decoder, peer, false)
+}
+
+fn start(socket: Socket, decoder: Decoder, peer: String, is_shaken: bool) -> (Connection, Rc<Shared>) {
+    let is_open = Cell::new(!socket.is_tls() || is_shaken);
     let shared = Rc::new(Shared {
         socket: RefCell::new(Some(Rc::new(socket))),
         queue: RefCell::default(),
         decoder: RefCell::new(decoder),
+        is_open,
+        opened: Notify::new(),
         filled: Notify::new(),
         drained: Notify::new(),
     });
-    tokio::task::spawn_local(write_all(shared.clone()));
+    tokio::task::spawn_local(write_all(shared.clone(), peer.clone()));
     let connection = Connection {
         sender: Rc::new(Sender { shared: shared.clone() }),
         receiver: Box::new(Receiver { shared: shared.clone(), turn: 0 }),

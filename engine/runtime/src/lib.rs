@@ -9,21 +9,24 @@ mod framing;
 mod net;
 mod random;
 mod tasks;
+pub mod tls;
 
 pub use connection::{Detached, Incoming};
 pub use net::{SocketListener, bind_unix};
 pub use tasks::Workers;
 
 use drover_base::World;
-use std::{future::Future, io, rc::Rc};
+use std::{future::Future, io, rc::Rc, sync::Arc};
+use tls::Tls;
 
-/// The world of this thread. Long arithmetic goes to `workers`, which all threads of a process share.
-pub fn world(workers: &Workers) -> World {
+/// The world of this thread. Long arithmetic goes to `workers`, which all threads of a process share. With `tls`, TCP is
+/// encrypted and both sides show who they are.
+pub fn world(workers: &Workers, tls: Option<Arc<Tls>>) -> World {
     World {
         clock: Rc::new(clock::BootClock),
         timer: Rc::new(clock::TokioTimer),
         random: Rc::new(random::KernelRandom::default()),
-        net: Rc::new(net::SocketNet),
+        net: Rc::new(net::SocketNet { tls }),
         spawn: Rc::new(tasks::LocalSpawn::new(workers)),
     }
 }

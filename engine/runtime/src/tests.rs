@@ -2,6 +2,7 @@ use super::*;
 use crate::connection::TURN_BYTES;
 use crate::framing::Decoder;
 use crate::net::Socket;
+use crate::tls::Role;
 use bytes::{BufMut, BytesMut};
 use drover_base::limits::{MESSAGE_BODY_BYTES_MAX, MESSAGE_HEAD_BYTES_MAX};
 use drover_base::world::{Connection, Message};
@@ -11,7 +12,7 @@ use std::time::Duration;
 
 fn run<T>(test: impl AsyncFnOnce(World) -> T) -> T {
     let workers = Workers::start(2).unwrap();
-    block_on(async { test(world(&workers)).await }).unwrap()
+    block_on(async { test(world(&workers, None)).await }).unwrap()
 }
 
 async fn pair(world: &World, address: &str) -> (Connection, Connection) {
@@ -75,7 +76,7 @@ fn a_connection_moves_to_another_thread_with_what_has_arrived() {
             })
         });
         run(async |world| {
-            let listener = SocketListener::bind(&address).await.unwrap();
+            let listener = SocketListener::bind(&address, None, Role::Node).await.unwrap();
             let address = drover_base::world::Listener::address(&listener);
             let (arrived, other) = tokio::join!(listener.incoming(), world.net.connect(&address));
             let (mut arrived, mut other) = (arrived.unwrap(), other.unwrap());

@@ -542,6 +542,17 @@ pub enum ControlRequest {
     },
 }
 
+impl ControlRequest {
+    /// Who asks, where the request says so.
+    pub fn asker(&self) -> Option<&NodeId> {
+        match self {
+            Self::Register { node } => Some(&node.address.node),
+            Self::Renew { node, .. } | Self::Event { node, .. } => Some(node),
+            Self::Lookup { .. } | Self::CloseWayBack { .. } | Self::OpenWayBack { .. } => None,
+        }
+    }
+}
+
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NodeRegistration {
     pub address: NodeAddress,
@@ -549,6 +560,7 @@ pub struct NodeRegistration {
     pub instance: InstanceId,
     /// Where clients reach its exports: unix socket path, TCP address.
     pub nbd_unix: Option<String>,
+    /// `tls:` before it: by TLS only.
     pub nbd_tcp: Option<String>,
 }
 

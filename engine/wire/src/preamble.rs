@@ -20,7 +20,8 @@
 //! - Until it is done, nothing is read from the connection but steps, each bounded by its one length, and it ends by
 //!   [`PREAMBLE_DEADLINE`].
 //!
-//! It tells who is there, not what is sent: what follows is neither encrypted nor signed.
+//! It tells who is there, not what is sent: where the connection below is not TLS, what follows is neither encrypted nor
+//! signed.
 
 use crate::WireError;
 use bytes::Bytes;

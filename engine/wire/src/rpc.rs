@@ -8,6 +8,7 @@
 
 use crate::preamble::Preamble;
 use bytes::Bytes;
+use drover_base::NodeId;
 use drover_base::limits::MESSAGE_HEAD_BYTES_MAX;
 use drover_base::world::{Connection, Message, MessageSender, World};
 use serde::{Serialize, de::DeserializeOwned};
@@ -142,9 +143,15 @@ pub trait Reply: Serialize {
     fn too_long(bytes: usize) -> Self;
 }
 
-/// Answers a connection's requests with `handle` until it breaks; requests run concurrently.
-pub async fn serve<Q, A, H, F>(world: World, preamble: Preamble, mut connection: Connection, handle: H)
-where
+/// Answers a connection's requests with `handle` until it breaks; requests run concurrently. One that names, by `asker`,
+/// another node than the other side may be ends the connection.
+pub async fn serve<Q, A, H, F>(
+    world: World,
+    preamble: Preamble,
+    mut connection: Connection,
+    asker: fn(&Q) -> Option<&NodeId>,
+    handle: H,
+) where
     Q: DeserializeOwned + 'static,
     A: Reply + 'static,
     H: Fn(Q) -> F + 'static,
@@ -154,11 +161,15 @@ where
         tracing::warn!(target: "drover::rpc", peer = connection.peer, %error, "a connection is not served");
         return;
     }
-    let Connection { sender, mut receiver, .. } = connection;
+    let Connection { sender, mut receiver, peer } = connection;
     let room = std::sync::Arc::new(tokio::sync::Semaphore::new(CONCURRENT_MAX));
     while let Ok(Some(message)) = receiver.receive().await {
         let Some((id, payload)) = unseal(&message) else { break };
         let Ok(request) = postcard::from_bytes::<Q>(&payload) else { break };
+        if let Some(node) = asker(&request).filter(|node| !receiver.may_be(node)) {
+            tracing::warn!(target: "drover::rpc", peer, %node, "its certificate is not that of the node it says it is");
+            break;
+        }
         let Ok(place) = room.clone().acquire_owned().await else { break };
         let answer = handle(request);
         let sender = sender.clone();

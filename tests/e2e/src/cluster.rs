@@ -25,12 +25,14 @@ pub struct Layout<'a> {
     pub link: Option<&'a Link>,
     /// Processors of each node, as taskset names them; none: any.
     pub cpus: &'a [&'a str],
+    /// An authority's folder that `drover tls init` made: what goes by TCP is TLS.
+    pub tls: Option<&'a Path>,
 }
 
 impl<'a> Layout<'a> {
     /// What most tests need.
     pub fn two_nodes(folder: &'a Path) -> Self {
-        Self { nodes: 2, folder, tier_size: "1GiB", lease_ttl_ms: 2000, link: None, cpus: &[] }
+        Self { nodes: 2, folder, tier_size: "1GiB", lease_ttl_ms: 2000, link: None, cpus: &[], tls: None }
     }
 }
 
@@ -93,13 +95,14 @@ impl Cluster {
         let ports = free_ports(2);
         let (rest, rpc) = (ports[0], ports[1]);
         let any = layout.link.is_some();
-        fs::write(folder.join("control.toml"), control_config(&folder, rest, rpc, layout.lease_ttl_ms, any))
-            .expect("the control plane's settings");
+        let control_settings = control_config(&folder, rest, rpc, layout.lease_ttl_ms, any);
+        let control_settings = control_settings + &tls_config(layout, "control", "control");
+        fs::write(folder.join("control.toml"), control_settings).expect("the control plane's settings");
         let nodes = (0..layout.nodes)
             .map(|index| {
                 fs::create_dir_all(folder.join(format!("tier-{index}"))).expect("a tier's folder");
                 let name = node_name(index);
-                let config = set(node_config(layout, index, rpc));
+                let config = set(node_config(layout, index, rpc)) + &tls_config(layout, "node", &name);
                 fs::write(folder.join(format!("{name}.toml")), config).expect("a node's settings");
                 let mut node = daemon(&name, &folder);
                 if let Some(link) = layout.link.filter(|_| index < 2) {
@@ -203,6 +206,22 @@ fn daemon(name: &str, folder: &Path) -> Daemon {
     let verb = if name == "control" { "control" } else { "node" };
     let config = folder.join(format!("{name}.toml")).display().to_string();
     Daemon::new(name, &drover_program(), &[verb, "--config", &config], &folder.join(format!("{name}.log")))
+}
+
+/// Makes the member's certificate; its settings.
+fn tls_config(layout: &Layout, role: &str, name: &str) -> String {
+    let Some(authority) = layout.tls else { return String::new() };
+    let mut issue = Command::new(drover_program());
+    issue.args(["tls", "issue"]).arg(authority).args([role, name, "--host", "127.0.0.1", "--host", "localhost"]);
+    let issued = issue.output().expect("drover runs");
+    assert!(issued.status.success(), "{issued:?}");
+    let file = |what: &str| authority.join(format!("{role}-{name}")).join(what).display().to_string();
+    format!(
+        "[tls]\ncert = \"{}\"\nkey = \"{}\"\nca = \"{}\"\n",
+        file("server-cert.pem"),
+        file("server-key.pem"),
+        file("ca-cert.pem")
+    )
 }
 
 fn control_config(folder: &Path, rest: u16, rpc: u16, lease_ttl_ms: u64, any: bool) -> String {

@@ -64,8 +64,15 @@ fn a_volume_lives_on_a_block_device() {
         let disk = folder.path().join("disk");
         let device = LoopDevice::make(&disk, DEVICE_BYTES, sectors);
         let taken = || fs::metadata(&disk).expect("its file").blocks() * 512;
-        let layout =
-            Layout { nodes: 1, folder: folder.path(), tier_size: "8MiB", lease_ttl_ms: 9000, link: None, cpus: &[] };
+        let layout = Layout {
+            nodes: 1,
+            folder: folder.path(),
+            tier_size: "8MiB",
+            lease_ttl_ms: 9000,
+            link: None,
+            cpus: &[],
+            tls: None,
+        };
         let set = |settings: String| on_device(&settings, folder.path(), device.path());
         let mut cluster = Cluster::start_set(&layout, set);
         cluster.create_volume("v", 64 << 20, 0);
@@ -125,8 +132,15 @@ fn a_block_device_that_is_not_the_tiers_own_is_refused() {
     let folder = tempfile::tempdir().expect("a folder");
     let disk = folder.path().join("disk");
     let device = LoopDevice::make(&disk, DEVICE_BYTES, 512);
-    let layout =
-        Layout { nodes: 1, folder: folder.path(), tier_size: "8MiB", lease_ttl_ms: 9000, link: None, cpus: &[] };
+    let layout = Layout {
+        nodes: 1,
+        folder: folder.path(),
+        tier_size: "8MiB",
+        lease_ttl_ms: 9000,
+        link: None,
+        cpus: &[],
+        tls: None,
+    };
     let set = |settings: String| on_device(&settings, folder.path(), device.path());
     let mut cluster = Cluster::start_set(&layout, set);
     let own = fs::read_to_string(folder.path().join("node-1.toml")).expect("its settings");

@@ -36,6 +36,7 @@ fn kills_at_random_times_lose_nothing_and_every_migration_ends() {
         lease_ttl_ms: LEASE_TTL_MS,
         link: None,
         cpus: &[],
+        tls: None,
     };
     let mut cluster = Cluster::start(&layout);
     cluster.create_volume("v", 64 * MIB, 0);

@@ -56,8 +56,15 @@ fn read(client: &mut Client, extent: u64) -> u8 {
 #[test]
 fn a_full_tier_refuses_only_what_needs_space_until_something_is_discarded() {
     let folder = tempfile::tempdir().expect("a folder");
-    let layout =
-        Layout { nodes: 1, folder: folder.path(), tier_size: "8MiB", lease_ttl_ms: 9000, link: None, cpus: &[] };
+    let layout = Layout {
+        nodes: 1,
+        folder: folder.path(),
+        tier_size: "8MiB",
+        lease_ttl_ms: 9000,
+        link: None,
+        cpus: &[],
+        tls: None,
+    };
     let mut cluster = Cluster::start(&layout);
     cluster.create_volume("v", 64 << 20, 0);
     cluster.create_volume("other", 64 << 20, 0);
@@ -110,8 +117,15 @@ fn a_full_tier_refuses_only_what_needs_space_until_something_is_discarded() {
 #[test]
 fn what_is_discarded_goes_back_to_the_file_system() {
     let folder = tempfile::tempdir().expect("a folder");
-    let layout =
-        Layout { nodes: 1, folder: folder.path(), tier_size: "8MiB", lease_ttl_ms: 9000, link: None, cpus: &[] };
+    let layout = Layout {
+        nodes: 1,
+        folder: folder.path(),
+        tier_size: "8MiB",
+        lease_ttl_ms: 9000,
+        link: None,
+        cpus: &[],
+        tls: None,
+    };
     let mut cluster = Cluster::start(&layout);
     cluster.create_volume("v", 64 << 20, 0);
     let mut client = attach(&cluster, "v");

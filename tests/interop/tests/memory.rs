@@ -33,7 +33,7 @@ impl Served {
         let thread = std::thread::spawn(move || {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
             tokio::task::LocalSet::new().block_on(&runtime, async move {
-                let listener = NbdListener::bind(&address).await.unwrap();
+                let listener = NbdListener::bind(&address, None).await.unwrap();
                 sender.send(listener.address().unwrap()).unwrap();
                 let export: Rc<dyn BlockExport> = MemoryExport::new("vol", size_bytes);
                 let service = MemoryService::new([export]);
@@ -41,7 +41,7 @@ impl Served {
             });
         });
         let name = "vol".parse().unwrap();
-        let uri = drover_node::nbd::NbdUri { address: receiver.recv().unwrap(), name }.to_string();
+        let uri = drover_node::nbd::NbdUri { address: receiver.recv().unwrap(), name, tls: None }.to_string();
         Self { uri, closing, thread: Some(thread), _folder: folder }
     }
 }

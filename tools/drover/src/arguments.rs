@@ -57,12 +57,56 @@ pub enum Command {
     Export(Export),
     /// Check a stopped node's metadata
     Fsck(Fsck),
+    /// Certificates for connections between machines
+    #[command(subcommand)]
+    Tls(Tls),
     /// What happened, and why
     Events(Events),
     /// A live volume moves between two nodes, back, and again, under load
     Demo(Demo),
     /// Print a shell's completions
     Completions { shell: clap_complete::Shell },
+}
+
+#[derive(Subcommand)]
+pub enum Tls {
+    /// Make an authority of this cluster's own
+    Init {
+        /// A folder that is made for it; keep its ca-key.pem to yourself
+        #[arg(value_name = "DIR")]
+        dir: PathBuf,
+    },
+    /// Make a certificate by it, and the files that go to whom it is for
+    Issue(TlsIssue),
+}
+
+#[derive(Args)]
+pub struct TlsIssue {
+    /// The authority's folder
+    #[arg(value_name = "DIR")]
+    pub dir: PathBuf,
+    /// What for
+    #[arg(value_enum)]
+    pub role: TlsRole,
+    /// The id of the node; else any name
+    #[arg(value_parser = drover_base::NodeId::new)]
+    pub name: drover_base::NodeId,
+    /// Names and IP addresses by which it is reached; once for each
+    #[arg(long, value_name = "ADDRESS", required_if_eq_any([("role", "node"), ("role", "control")]))]
+    pub host: Vec<String>,
+    /// How long it is valid, days
+    #[arg(long, default_value_t = 825, value_parser = clap::value_parser!(u32).range(1..=3650))]
+    pub days: u32,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum TlsRole {
+    /// A storage node or gateway
+    Node,
+    /// The control plane
+    Control,
+    /// Whoever attaches volumes over NBD
+    Client,
 }
 
 #[derive(Args)]

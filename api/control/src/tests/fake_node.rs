@@ -175,7 +175,9 @@ impl FakeNode {
                 let this = this.clone();
                 async move { this.answer(request).await.unwrap_or_else(NodeReply::Refused) }
             };
-            self.world.spawn(drover_wire::rpc::serve(self.world.clone(), preamble, connection, handle)).detach();
+            self.world
+                .spawn(drover_wire::rpc::serve(self.world.clone(), preamble, connection, |_| None, handle))
+                .detach();
         }
     }
 

@@ -77,7 +77,7 @@ fn an_answer_that_is_too_long_is_refused() {
         let answer = |_: NodeRequest| async {
             NodeReply::Refused(Refusal::Failed { reason: "x".repeat(MESSAGE_HEAD_BYTES_MAX) })
         };
-        drover_wire::rpc::serve(world.clone(), preamble, connection, answer).await;
+        drover_wire::rpc::serve(world.clone(), preamble, connection, |_| None, answer).await;
     });
     let process = cluster.sim.process("stranger");
     let client = RpcClient::<NodeRequest, NodeReply>::new(process.world(), "talker:1", preamble);

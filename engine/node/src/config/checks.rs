@@ -1,5 +1,7 @@
 //! Checks that settings files of all processes share. Each problem says where, what and what to do.
 
+use drover_runtime::tls::{Tls, TlsFiles};
+use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
@@ -10,6 +12,15 @@ const SOCKET_PATH_BYTES_MAX: usize = 107;
 
 /// Largest settings or secret file that is read.
 const FILE_BYTES_MAX: u64 = 1 << 20;
+
+/// `[tls]`: PEM files.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TlsTable {
+    cert: PathBuf,
+    key: PathBuf,
+    ca: PathBuf,
+}
 
 /// One thing that is wrong with settings.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -172,6 +183,13 @@ impl Problems {
             return None;
         }
         Some(*blake3::hash(text.trim().as_bytes()).as_bytes())
+    }
+
+    /// The files, which hold what they are named for.
+    pub fn tls(&mut self, TlsTable { cert, key, ca }: TlsTable) -> Option<TlsFiles> {
+        let files = TlsFiles { cert, key, ca };
+        let hint = "make them: drover tls init DIR; drover tls issue DIR node NAME --host ADDRESS";
+        self.take("tls", Tls::load(files.clone()), hint).map(|_| files)
     }
 
     /// The value, if nothing is wrong.

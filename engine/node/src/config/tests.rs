@@ -63,6 +63,7 @@ fn each_mistake_is_named_with_its_setting() {
         ("\nsize", "\ndiscard = true\nsize", "tier[0].discard"),
         ("\nmeta", "\nshards = 0\nmeta", "shards"),
         ("\nmeta", "\nshards = 65\nmeta", "shards"),
+        ("[listen]", "[tls]\ncert = \"/none\"\nkey = \"/none\"\nca = \"/none\"\n[listen]", "tls"),
     ] {
         let text = text(folder.path(), |text| text.replace(from, to));
         let error = NodeConfig::parse(&text).expect_err(to);

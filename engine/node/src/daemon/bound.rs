@@ -8,8 +8,10 @@ use crate::{Exports, NodeSettings};
 use drover_base::world::Listener;
 use drover_base::{InstanceId, World};
 use drover_runtime::SocketListener;
+use drover_runtime::tls::{Role, Tls};
 use drover_wire::admin::NodeAddress;
 use std::rc::Rc;
+use std::sync::Arc;
 use tokio::sync::watch;
 
 /// Every address the node listens at.
@@ -21,25 +23,25 @@ pub(super) struct Bound {
 }
 
 impl Bound {
-    pub async fn bind(config: &NodeConfig) -> Result<Self, DaemonError> {
-        let listen = async |address: &str| {
-            let bound = SocketListener::bind(address).await;
+    pub async fn bind(config: &NodeConfig, tls: Option<&Arc<Tls>>) -> Result<Self, DaemonError> {
+        let listen = async |address: &str, from: Role| {
+            let bound = SocketListener::bind(address, tls.cloned(), from).await;
             bound.map_err(|error| DaemonError::Listen { address: address.into(), error })
         };
-        let admin = listen(&config.listen.admin).await?;
-        let peer = listen(&config.listen.peer).await?;
+        let admin = listen(&config.listen.admin, Role::Control).await?;
+        let peer = listen(&config.listen.peer, Role::Node).await?;
         let migration = match &config.listen.migration {
-            Some(address) => Some(listen(address).await?),
+            Some(address) => Some(listen(address, Role::Node).await?),
             None => None,
         };
         let mut nbd = Vec::new();
         if let Some(path) = &config.listen.nbd_unix {
-            nbd.push(bind_nbd(&NbdAddress::Unix(path.clone()), &path.display().to_string()).await?);
+            nbd.push(bind_nbd(&NbdAddress::Unix(path.clone()), &path.display().to_string(), None).await?);
         }
         if let Some(address) = &config.listen.nbd_tcp {
             let (host, port) = address.rsplit_once(':').expect("checked with the settings");
             let port = port.parse().expect("checked with the settings");
-            nbd.push(bind_nbd(&NbdAddress::Tcp { host: host.into(), port }, address).await?);
+            nbd.push(bind_nbd(&NbdAddress::Tcp { host: host.into(), port }, address, tls).await?);
         }
         Ok(Self { admin, peer, migration, nbd })
     }
@@ -63,7 +65,10 @@ impl Bound {
             secret: config.secret,
             control: Some(config.control.clone()),
             nbd_unix: config.listen.nbd_unix.as_ref().map(|path| path.display().to_string()),
-            nbd_tcp: nbd_tcp.map(|bound| config.advertise.nbd_tcp.clone().unwrap_or(bound)),
+            nbd_tcp: nbd_tcp.map(|bound| {
+                let told = config.advertise.nbd_tcp.clone().unwrap_or(bound);
+                if config.tls.is_some() { format!("tls:{told}") } else { told }
+            }),
         }
     }
 
@@ -96,6 +101,6 @@ impl Bound {
     }
 }
 
-async fn bind_nbd(address: &NbdAddress, shown: &str) -> Result<NbdListener, DaemonError> {
-    NbdListener::bind(address).await.map_err(|error| DaemonError::Listen { address: shown.into(), error })
+async fn bind_nbd(address: &NbdAddress, shown: &str, tls: Option<&Arc<Tls>>) -> Result<NbdListener, DaemonError> {
+    NbdListener::bind(address, tls.cloned()).await.map_err(|error| DaemonError::Listen { address: shown.into(), error })
 }

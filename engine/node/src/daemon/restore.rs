@@ -51,7 +51,7 @@ fn restore_told(config: &NodeConfig, mut tell: impl FnMut(Step)) -> Result<Check
     let _lock = hold_lock(config)?;
     let Some(folder) = &config.checkpoint else { return Err(DaemonError::NoCheckpoint) };
     drover_runtime::block_on(async {
-        let world = drover_runtime::world(&Workers::start(1)?);
+        let world = drover_runtime::world(&Workers::start(1)?, None);
         let place = CheckpointFile::new(world.clone(), folder.join(CHECKPOINT_FILE));
         let beside = with_suffix(&config.meta, "restoring");
         let aside = with_suffix(&config.meta, &format!("before-restore-{}", world.clock.wall_ms()));

@@ -18,6 +18,7 @@ use crate::{Common, Confirmed, Exports, Held, Node, NodeSettings, NodeStorage, S
 use drover_base::world::Connection;
 use drover_base::{LocalFuture, World};
 use drover_disk::{Device, DeviceHandle, Part};
+use drover_runtime::tls::Tls;
 use drover_runtime::{Detached, Incoming, SocketListener, Workers};
 use drover_store::checkpoint::{CheckpointFile, CheckpointPlace};
 use drover_store::meta::rocks::RocksMeta;
@@ -27,6 +28,7 @@ use drover_wire::peer::PeerRequest;
 use std::io;
 use std::path::PathBuf;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 use tokio::sync::{mpsc, oneshot};
 
@@ -47,6 +49,7 @@ pub(super) struct Parts {
     /// The checkpoint's file.
     pub checkpoint: Option<PathBuf>,
     pub workers: Workers,
+    pub tls: Option<Arc<Tls>>,
     pub shards: u32,
 }
 
@@ -109,7 +112,7 @@ impl Thread {
         let run = move || {
             let mut told = Some(told);
             let ran = drover_disk::run(async {
-                let world = drover_runtime::world(&parts.workers);
+                let world = drover_runtime::world(&parts.workers, parts.tls.clone());
                 let started = parts.start(shard, world).await;
                 let told = told.take().expect("it is told once");
                 match started {

@@ -173,7 +173,7 @@ mod tests {
     /// Records the tiers; their names and ids in the order of their numbers.
     fn order(meta: &RocksMeta, tiers: &[TierConfig]) -> Result<Vec<(String, u128)>, TierError> {
         drover_runtime::block_on(async {
-            let world = drover_runtime::world(&drover_runtime::Workers::start(1).unwrap());
+            let world = drover_runtime::world(&drover_runtime::Workers::start(1).unwrap(), None);
             let placed = placed(&world, &*meta.handle(), tiers).await?;
             record(&*meta.handle(), &placed).await?;
             Ok(placed.into_iter().map(|placed| (placed.tier.name, placed.id)).collect())

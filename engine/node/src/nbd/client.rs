@@ -8,15 +8,17 @@
 use super::stream::NbdStream;
 use bytes::Bytes;
 use drover_base::limits::CONNECTION_REQUESTS_IN_FLIGHT_MAX;
+use drover_runtime::tls::{Tls, TlsFiles};
 use drover_wire::nbd::proto::transmission_flags as flags;
 use drover_wire::nbd::{
-    BlockStatus, ClientHandshake, ClientStep, Command, Errno, Expected, ExportName, HandshakeError, NbdUri, Payload,
-    ReplyParser, ServerTerms, Violation, encode_disconnect, encode_request,
+    BlockStatus, ClientHandshake, ClientStep, Command, Errno, Expected, ExportName, HandshakeError, NbdAddress, NbdUri,
+    Payload, ReplyParser, ServerTerms, Violation, encode_disconnect, encode_request,
 };
 use futures::future::{Either, select};
 use std::{
     collections::BTreeMap,
     io,
+    path::Path,
     pin::pin,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
@@ -73,20 +75,39 @@ pub struct NbdDriver {
 
 impl NbdClient {
     pub async fn connect(uri: &NbdUri) -> Result<(Self, NbdDriver), ClientError> {
+        let security = match (&uri.tls, &uri.address) {
+            (Some(folder), NbdAddress::Tcp { host, .. }) => Some((certificates(folder)?, host.as_str())),
+            _ => None,
+        };
         let stream = NbdStream::connect(&uri.address).await.map_err(|error| ClientError::Connect(error.to_string()))?;
-        Self::over(stream, &uri.name).await
+        Self::begin(stream, &uri.name, security).await
     }
 
     /// Leads the handshake over a connected socket.
-    pub async fn over(mut stream: NbdStream, name: &ExportName) -> Result<(Self, NbdDriver), ClientError> {
+    pub async fn over(stream: NbdStream, name: &ExportName) -> Result<(Self, NbdDriver), ClientError> {
+        Self::begin(stream, name, None).await
+    }
+
+    /// With certificates: over TLS only, and only to the host.
+    async fn begin(
+        mut stream: NbdStream,
+        name: &ExportName,
+        security: Option<(Arc<Tls>, &str)>,
+    ) -> Result<(Self, NbdDriver), ClientError> {
         let ended = |error: io::Error| ClientError::Connect(error.to_string());
-        let mut machine = ClientHandshake::new(name);
+        let mut machine = ClientHandshake::new(name, security.is_some());
         let mut received = [0; 4096];
         let terms = loop {
             let step = machine.poll()?;
             stream.write_all(&machine.take_output()).await.map_err(ended)?;
+            stream.flush().await.map_err(ended)?;
             match step {
                 ClientStep::Serve(terms) => break terms,
+                ClientStep::StartTls => {
+                    let (tls, host) = security.as_ref().expect("it is asked for where it is wanted");
+                    stream = stream.connect_tls(tls, host).await.map_err(ended)?;
+                    machine.secured();
+                }
                 ClientStep::Receive => match stream.read(&mut received).await.map_err(ended)? {
                     0 => return Err(ended(io::ErrorKind::UnexpectedEof.into())),
                     count => machine.receive(&received[..count]),
@@ -201,6 +222,13 @@ impl NbdClient {
     }
 }
 
+/// A client's certificates, in files of the names that libnbd and QEMU expect.
+fn certificates(folder: &Path) -> Result<Arc<Tls>, ClientError> {
+    let file = |name: &str| folder.join(name);
+    let files = TlsFiles { cert: file("client-cert.pem"), key: file("client-key.pem"), ca: file("ca-cert.pem") };
+    Tls::load(files).map_err(|error| ClientError::Connect(error.to_string()))
+}
+
 /// Both halves see the outstanding requests.
 struct Outstanding {
     parser: ReplyParser,
@@ -265,6 +293,7 @@ async fn send(mut writer: WriteHalf<NbdStream>, mut calls: mpsc::Receiver<Call>,
         }
         let header = encode_request(cookie, &command);
         writer.write_all_buf(&mut bytes::Buf::chain(&header[..], payload)).await?;
+        writer.flush().await?;
     }
     // All permits are back when all requests are answered.
     let all = shared.permits.acquire_many(CONNECTION_REQUESTS_IN_FLIGHT_MAX as u32).await.map_err(closed)?;

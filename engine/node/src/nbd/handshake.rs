@@ -3,6 +3,7 @@
 use super::SessionError;
 use super::service::{BlockService, Catalog, Opened};
 use super::stream::{DetachedStream, NbdStream};
+use drover_runtime::tls::Tls;
 use drover_wire::nbd::{ExportName, Refusal, ServerHandshake, Step, Terms};
 use std::io;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -59,18 +60,23 @@ impl Handed {
     }
 }
 
-/// Leads the handshake. `Ok(None)`: the client ended it without choosing an export.
+/// Leads the handshake. `Ok(None)`: the client ended it without choosing an export. With `tls` nothing but asking for it
+/// is answered before the connection is encrypted.
 ///
 /// It has no deadline of its own: the caller sets one.
-pub async fn handshake(mut stream: NbdStream, catalog: &dyn Catalog) -> Result<Option<Negotiated>, SessionError> {
-    let mut machine = ServerHandshake::default();
+pub async fn handshake(
+    mut stream: NbdStream,
+    catalog: &dyn Catalog,
+    tls: Option<&Tls>,
+) -> Result<Option<Negotiated>, SessionError> {
+    let mut machine = ServerHandshake::new(tls.is_some());
     let mut received = [0; RECEIVE_BYTES];
     loop {
         let step = machine.poll()?;
-        if matches!(step, Step::Receive | Step::Serve(..) | Step::Close) {
+        if matches!(step, Step::Receive | Step::Serve(..) | Step::Close | Step::StartTls) {
             let output = machine.take_output();
             // The client may not read the answer to its ABORT.
-            match stream.write_all(&output).await {
+            match send(&mut stream, &output).await {
                 Err(_) if step == Step::Close => return Ok(None),
                 sent => sent?,
             }
@@ -83,6 +89,10 @@ pub async fn handshake(mut stream: NbdStream, catalog: &dyn Catalog) -> Result<O
                 }
                 machine.receive(&received[..count]);
             }
+            Step::StartTls => {
+                stream = stream.accept_tls(tls.expect("it is asked for where it was offered")).await?;
+                machine.secured();
+            }
             Step::List => machine.listed(&catalog.list()),
             Step::Open(name) => machine.opened(catalog.facts(&name)),
             Step::Serve(name, terms) => {
@@ -91,4 +101,9 @@ pub async fn handshake(mut stream: NbdStream, catalog: &dyn Catalog) -> Result<O
             Step::Close => return Ok(None),
         }
     }
+}
+
+async fn send(stream: &mut NbdStream, output: &[u8]) -> io::Result<()> {
+    stream.write_all(output).await?;
+    stream.flush().await
 }

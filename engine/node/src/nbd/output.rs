@@ -92,7 +92,8 @@ impl Output {
             }
             self.take_off(count);
         }
-        Poll::Ready(Ok(()))
+        // A TLS session may hold some of it yet.
+        Pin::new(stream).poll_flush(cx)
     }
 
     fn poll_send_vectored(&self, stream: &mut NbdStream, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {

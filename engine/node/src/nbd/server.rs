@@ -9,6 +9,7 @@ use super::handshake::{Handed, Negotiated, handshake};
 use super::service::{BlockService, Catalog};
 use super::stream::{NbdListener, NbdStream};
 use drover_base::LocalFuture;
+use drover_runtime::tls::Tls;
 use drover_wire::nbd::ExportName;
 use futures::FutureExt;
 use std::{io, rc::Rc, sync::Arc, time::Duration};
@@ -91,6 +92,7 @@ pub async fn run(
     serve: Rc<dyn Fn(Client)>,
 ) {
     let places = Arc::new(Semaphore::new(settings.connections_max));
+    let tls = listener.tls();
     loop {
         let accept = async {
             let place = places.clone().acquire_owned().await.expect("the semaphore is never closed");
@@ -110,8 +112,9 @@ pub async fn run(
                 if let Some((stream, place)) = accepted {
                     // A task of its own, so that a wake of one connection polls only that one.
                     let (catalog, serve, closing) = (catalog.clone(), serve.clone(), closing.clone());
+                    let tls = tls.clone();
                     tokio::task::spawn_local(async move {
-                        if let Some(connection) = choose(stream, &*catalog, closing.clone(), settings).await {
+                        if let Some(connection) = choose(stream, &*catalog, tls, closing.clone(), settings).await {
                             serve(Client { connection, closing, _place: place });
                         }
                     });
@@ -134,10 +137,11 @@ async fn closed(closing: &mut watch::Receiver<bool>) {
 async fn choose(
     stream: NbdStream,
     catalog: &dyn Catalog,
+    tls: Option<Arc<Tls>>,
     mut closing: watch::Receiver<bool>,
     settings: ServerSettings,
 ) -> Option<Negotiated> {
-    let shaking = tokio::time::timeout(settings.handshake_deadline, handshake(stream, catalog));
+    let shaking = tokio::time::timeout(settings.handshake_deadline, handshake(stream, catalog, tls.as_deref()));
     let shaken = tokio::select! {
         biased;
         () = closed(&mut closing) => return None,

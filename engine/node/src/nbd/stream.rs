@@ -1,21 +1,24 @@
 //! Sockets that carry NBD.
 
+use drover_runtime::tls::{DetachedTls, Dialled, Role, Tls, TlsStream};
 use drover_wire::nbd::NbdAddress;
 use std::{
     io,
     os::unix::{fs::FileTypeExt, net::UnixStream as StdUnixStream},
     path::{Path, PathBuf},
     pin::Pin,
+    sync::Arc,
     task::{Context, Poll},
 };
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 
-/// A connection of either kind, registered with the runtime of its thread.
+/// A connection of any kind, registered with the runtime of its thread.
 #[derive(Debug)]
 pub enum NbdStream {
     Unix(UnixStream),
     Tcp(TcpStream),
+    Tls(Box<TlsStream>),
 }
 
 /// The same, registered nowhere: it may move to another thread.
@@ -23,6 +26,7 @@ pub enum NbdStream {
 pub enum DetachedStream {
     Unix(StdUnixStream),
     Tcp(std::net::TcpStream),
+    Tls(Box<DetachedTls>),
 }
 
 impl NbdStream {
@@ -43,7 +47,24 @@ impl NbdStream {
         Ok(match self {
             Self::Unix(stream) => DetachedStream::Unix(stream.into_std()?),
             Self::Tcp(stream) => DetachedStream::Tcp(stream.into_std()?),
+            Self::Tls(stream) => DetachedStream::Tls(Box::new(stream.detach()?)),
         })
+    }
+
+    /// From here on encrypted, with a client that has a certificate.
+    pub(super) async fn accept_tls(self, tls: &Tls) -> io::Result<Self> {
+        let Self::Tcp(stream) = self else { return Err(io::ErrorKind::InvalidInput.into()) };
+        let stream = tls.accepted(stream, Role::Client)?;
+        stream.handshake().await?;
+        Ok(Self::Tls(Box::new(stream)))
+    }
+
+    /// From here on encrypted, with the server at `host`.
+    pub(super) async fn connect_tls(self, tls: &Tls, host: &str) -> io::Result<Self> {
+        let Self::Tcp(stream) = self else { return Err(io::ErrorKind::InvalidInput.into()) };
+        let stream = tls.connected(stream, host, Dialled::Any)?;
+        stream.handshake().await?;
+        Ok(Self::Tls(Box::new(stream)))
     }
 }
 
@@ -53,6 +74,7 @@ impl DetachedStream {
         Ok(match self {
             Self::Unix(stream) => NbdStream::Unix(UnixStream::from_std(stream)?),
             Self::Tcp(stream) => NbdStream::Tcp(TcpStream::from_std(stream)?),
+            Self::Tls(stream) => NbdStream::Tls(Box::new(stream.attach()?)),
         })
     }
 }
@@ -62,6 +84,7 @@ impl AsyncRead for NbdStream {
         match self.get_mut() {
             Self::Unix(stream) => Pin::new(stream).poll_read(cx, buf),
             Self::Tcp(stream) => Pin::new(stream).poll_read(cx, buf),
+            Self::Tls(stream) => Pin::new(&mut **stream).poll_read(cx, buf),
         }
     }
 }
@@ -71,6 +94,7 @@ impl AsyncWrite for NbdStream {
         match self.get_mut() {
             Self::Unix(stream) => Pin::new(stream).poll_write(cx, buf),
             Self::Tcp(stream) => Pin::new(stream).poll_write(cx, buf),
+            Self::Tls(stream) => Pin::new(&mut **stream).poll_write(cx, buf),
         }
     }
 
@@ -82,6 +106,7 @@ impl AsyncWrite for NbdStream {
         match self.get_mut() {
             Self::Unix(stream) => Pin::new(stream).poll_write_vectored(cx, bufs),
             Self::Tcp(stream) => Pin::new(stream).poll_write_vectored(cx, bufs),
+            Self::Tls(stream) => Pin::new(&mut **stream).poll_write_vectored(cx, bufs),
         }
     }
 
@@ -93,6 +118,7 @@ impl AsyncWrite for NbdStream {
         match self.get_mut() {
             Self::Unix(stream) => Pin::new(stream).poll_flush(cx),
             Self::Tcp(stream) => Pin::new(stream).poll_flush(cx),
+            Self::Tls(stream) => Pin::new(&mut **stream).poll_flush(cx),
         }
     }
 
@@ -100,6 +126,7 @@ impl AsyncWrite for NbdStream {
         match self.get_mut() {
             Self::Unix(stream) => Pin::new(stream).poll_shutdown(cx),
             Self::Tcp(stream) => Pin::new(stream).poll_shutdown(cx),
+            Self::Tls(stream) => Pin::new(&mut **stream).poll_shutdown(cx),
         }
     }
 }
@@ -108,7 +135,8 @@ impl AsyncWrite for NbdStream {
 #[derive(Debug)]
 pub enum NbdListener {
     Unix(UnixListener, SocketFile),
-    Tcp(TcpListener),
+    /// With certificates a client has to ask for TLS before anything else.
+    Tcp(TcpListener, Option<Arc<Tls>>),
 }
 
 /// A socket's file that we made.
@@ -123,8 +151,8 @@ impl Drop for SocketFile {
 }
 
 impl NbdListener {
-    /// Listens. Port 0 takes a free one. A socket's file that nobody listens at any more is replaced.
-    pub async fn bind(address: &NbdAddress) -> io::Result<Self> {
+    /// Listens. Port 0 takes a free one. A socket's file that nobody listens at any more is replaced. TLS is for TCP.
+    pub async fn bind(address: &NbdAddress, tls: Option<Arc<Tls>>) -> io::Result<Self> {
         match address {
             NbdAddress::Unix(path) => {
                 let listener = match UnixListener::bind(path) {
@@ -136,7 +164,7 @@ impl NbdListener {
                 };
                 Ok(Self::Unix(listener, SocketFile(path.clone())))
             }
-            NbdAddress::Tcp { host, port } => Ok(Self::Tcp(TcpListener::bind((host.as_str(), *port)).await?)),
+            NbdAddress::Tcp { host, port } => Ok(Self::Tcp(TcpListener::bind((host.as_str(), *port)).await?, tls)),
         }
     }
 
@@ -144,18 +172,26 @@ impl NbdListener {
     pub fn address(&self) -> io::Result<NbdAddress> {
         Ok(match self {
             Self::Unix(_, SocketFile(path)) => NbdAddress::Unix(path.clone()),
-            Self::Tcp(listener) => {
+            Self::Tcp(listener, _) => {
                 let address = listener.local_addr()?;
                 NbdAddress::Tcp { host: address.ip().to_string(), port: address.port() }
             }
         })
     }
 
+    /// What connections to here have to be encrypted with.
+    pub(super) fn tls(&self) -> Option<Arc<Tls>> {
+        match self {
+            Self::Unix(..) => None,
+            Self::Tcp(_, tls) => tls.clone(),
+        }
+    }
+
     /// The next connection.
     pub async fn accept(&self) -> io::Result<NbdStream> {
         Ok(match self {
             Self::Unix(listener, _) => NbdStream::Unix(listener.accept().await?.0),
-            Self::Tcp(listener) => {
+            Self::Tcp(listener, _) => {
                 let stream = listener.accept().await?.0;
                 stream.set_nodelay(true)?;
                 NbdStream::Tcp(stream)

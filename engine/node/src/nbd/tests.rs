@@ -54,7 +54,7 @@ fn attach(service: &Rc<MemoryService>) -> Attached {
                 std::future::pending::<()>().await;
             }
         };
-        match handshake(NbdStream::Unix(server), &*service).await? {
+        match handshake(NbdStream::Unix(server), &*service, None).await? {
             Some(negotiated) => serve(negotiated, &*service, closed.boxed_local()).await,
             None => Ok(End::Client),
         }

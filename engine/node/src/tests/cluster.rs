@@ -88,8 +88,13 @@ impl Cluster {
             while let Ok(connection) = listener.accept().await {
                 let recorded = recorded.clone();
                 let handle = move |request| std::future::ready(recorded.borrow_mut().answer(request));
-                let serve =
-                    rpc::serve::<ControlRequest, ControlReply, _, _>(world.clone(), preamble, connection, handle);
+                let serve = rpc::serve::<ControlRequest, ControlReply, _, _>(
+                    world.clone(),
+                    preamble,
+                    connection,
+                    |_| None,
+                    handle,
+                );
                 world.spawn(serve).detach();
             }
         });

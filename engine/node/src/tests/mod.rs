@@ -17,4 +17,5 @@ mod reopening;
 mod restored;
 mod shards;
 mod snapshots;
+mod starttls;
 mod writers;

@@ -1,6 +1,6 @@
 //! Each bug of this crate's concern, planted, must fail a test here.
 
-use super::{flip, gateway, leases, limits, making, remote, reopening, restored, snapshots, writers};
+use super::{flip, gateway, leases, limits, making, remote, reopening, restored, snapshots, starttls, writers};
 use drover_base::planted::{Bug, plant};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
@@ -127,6 +127,11 @@ fn a_forgotten_operation_is_caught() {
 #[test]
 fn an_unchecked_secret_is_caught() {
     caught(Bug::SecretNotChecked, gateway::strangers_are_not_served);
+}
+
+#[test]
+fn plaintext_behind_starttls_is_caught() {
+    caught(Bug::PlaintextBehindStartTls, starttls::what_is_added_unencrypted_is_not_answered);
 }
 
 #[test]

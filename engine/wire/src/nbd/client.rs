@@ -1,7 +1,7 @@
 //! The client's side of the handshake.
 //!
 //! ```text
-//! Greeting ─► StructuredReply ─► SetContext ─► Go ─► Done
+//! Greeting ─► (StartTls ─► StartingTls ─►) StructuredReply ─► SetContext ─► Go ─► Done
 //!    │ not fixed     └─ refused ───────────────►│
 //!    └────────────────────────► ExportName ◄────┘ unsupported: an old server
 //! ```
@@ -10,6 +10,8 @@
 //! - One option is outstanding at a time; a reply to any other is a violation.
 //! - A reply is at most `REPLY_BYTES_MAX` long and an option has at most `REPLIES_MAX` of them, whatever the
 //!   server says.
+//! - Where TLS is wanted nothing is asked for, and nothing taken, without it: a server that does not offer it is left, and
+//!   so is one that sends more unencrypted behind its consent.
 
 use super::proto::{self, bounds, client_flags, handshake_flags, info, option, rep};
 use super::{Errno, ExportName, Violation};
@@ -56,6 +58,8 @@ pub enum HandshakeError {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ClientStep {
     Receive,
+    /// Let TLS begin: `secured`.
+    StartTls,
     /// Requests may be sent. Bytes of the server after the handshake are in `into_leftover`.
     Serve(ServerTerms),
 }
@@ -63,6 +67,8 @@ pub enum ClientStep {
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum State {
     Greeting,
+    StartTls,
+    StartingTls,
     StructuredReply,
     SetContext,
     Go,
@@ -77,13 +83,14 @@ pub struct ClientHandshake {
     input: Vec<u8>,
     output: Vec<u8>,
     no_zeroes: bool,
+    wants_tls: bool,
     replies: u32,
     has_size: bool,
     terms: ServerTerms,
 }
 
 impl ClientHandshake {
-    pub fn new(name: &ExportName) -> Self {
+    pub fn new(name: &ExportName, wants_tls: bool) -> Self {
         let terms = ServerTerms {
             size_bytes: 0,
             flags: 0,
@@ -98,6 +105,7 @@ impl ClientHandshake {
             input: Vec::new(),
             output: Vec::new(),
             no_zeroes: false,
+            wants_tls,
             replies: 0,
             has_size: false,
             terms,
@@ -107,6 +115,13 @@ impl ClientHandshake {
     /// Takes what came from the server. Give it what one receive brought, then `poll`.
     pub fn receive(&mut self, bytes: &[u8]) {
         self.input.extend_from_slice(bytes);
+    }
+
+    /// The answer to [`ClientStep::StartTls`]: what comes from now on is encrypted.
+    pub fn secured(&mut self) {
+        if self.state == State::StartingTls {
+            self.ask(State::StructuredReply);
+        }
     }
 
     pub fn take_output(&mut self) -> Vec<u8> {
@@ -121,7 +136,8 @@ impl ClientHandshake {
         loop {
             let done = match self.state {
                 State::Greeting => self.read_greeting()?,
-                State::StructuredReply | State::SetContext | State::Go => self.read_reply()?,
+                State::StartingTls => return Ok(ClientStep::StartTls),
+                State::StartTls | State::StructuredReply | State::SetContext | State::Go => self.read_reply()?,
                 State::ExportName => self.read_export()?,
                 State::Done => return Ok(ClientStep::Serve(self.terms)),
             };
@@ -149,7 +165,12 @@ impl ClientHandshake {
             flags |= client_flags::NO_ZEROES;
         }
         self.output.extend_from_slice(&flags.to_be_bytes());
-        self.ask(if is_fixed { State::StructuredReply } else { State::ExportName });
+        self.ask(match (self.wants_tls, is_fixed) {
+            (true, true) => State::StartTls,
+            (true, false) => return Err(refused_tls("it knows no options")),
+            (false, true) => State::StructuredReply,
+            (false, false) => State::ExportName,
+        });
         Ok(true)
     }
 
@@ -161,6 +182,7 @@ impl ClientHandshake {
         let prefixed = |len: usize| (len as u32).to_be_bytes();
         let mut payload = Vec::new();
         let option = match state {
+            State::StartTls => option::STARTTLS,
             State::StructuredReply => option::STRUCTURED_REPLY,
             State::SetContext => {
                 payload.extend_from_slice(&prefixed(name.len()));
@@ -181,7 +203,7 @@ impl ClientHandshake {
                 payload.extend_from_slice(name);
                 option::EXPORT_NAME
             }
-            State::Greeting | State::Done => return,
+            State::Greeting | State::StartingTls | State::Done => return,
         };
         let len = payload.len() as u32;
         let header = proto::OptionHeader { magic: proto::OPTION_MAGIC.into(), option: option.into(), len: len.into() };
@@ -196,6 +218,7 @@ impl ClientHandshake {
             return Err(Violation::Magic("a reply to an option").into());
         }
         let asked = match self.state {
+            State::StartTls => option::STARTTLS,
             State::StructuredReply => option::STRUCTURED_REPLY,
             State::SetContext => option::SET_META_CONTEXT,
             _ => option::GO,
@@ -223,6 +246,11 @@ impl ClientHandshake {
     fn take_reply(&mut self, reply: u32, payload: &[u8]) -> Result<(), HandshakeError> {
         let is_error = reply & rep::ERROR != 0;
         match (self.state, reply) {
+            (State::StartTls, rep::ACK) if !self.input.is_empty() => {
+                return Err(Violation::Form("bytes sent unencrypted behind the consent to TLS").into());
+            }
+            (State::StartTls, rep::ACK) => self.state = State::StartingTls,
+            (State::StartTls, _) if is_error => return Err(refused_tls("it does not offer TLS")),
             (State::StructuredReply, rep::ACK) => {
                 self.terms.structured = true;
                 self.ask(State::SetContext);
@@ -296,4 +324,9 @@ impl ClientHandshake {
         let flags = size.flags.get();
         self.terms.flags = if flags & proto::transmission_flags::HAS_FLAGS != 0 { flags } else { 0 };
     }
+}
+
+/// The server cannot be used as it was asked for.
+fn refused_tls(why: &str) -> HandshakeError {
+    HandshakeError::Refused { errno: Errno::Perm, message: format!("TLS is wanted, and {why}") }
 }

@@ -6,6 +6,8 @@
 //!      │ bad flags             │  ▲ │ EXPORT_NAME, GO accepted ────────────────────────► Served
 //!      ▼                       ▼  └─┴ too big: Skip, then refused                        (leftover bytes)
 //!    Closed ◄── ABORT, bad magic, far too big, too many options
+//!
+//!  where TLS is demanded: Option ── STARTTLS ──► StartingTls ── secured ──► Option, as after the client's flags
 //! ```
 //!
 //! Invariants
@@ -14,10 +16,14 @@
 //! - At most one option is in memory: `OPTION_BYTES_MAX` and what one receive brought after it.
 //! - Metadata contexts hold for the export they were set for and are forgotten when a later `SET_META_CONTEXT`
 //!   fails. They need structured replies.
+//! - Where TLS is demanded nothing is told of any export, and nothing agreed on, before it is there; what was agreed on
+//!   without it is forgotten, and bytes that came unencrypted behind `STARTTLS` end the connection: somebody on the way
+//!   may have put them there.
 
 use super::options::{self, ContextQueries, InfoRequests};
 use super::proto::{self, bounds, client_flags, handshake_flags, info, option, rep, transmission_flags};
 use super::{ExportName, Terms, Violation};
+use drover_base::planted::{Bug, is_planted};
 use zerocopy::{FromBytes, IntoBytes};
 
 /// An export, as the handshake tells of it.
@@ -63,6 +69,8 @@ pub enum Step {
     List,
     /// The handshake is over. Bytes that came after it are in `into_leftover`.
     Serve(ExportName, Terms),
+    /// Send the output, then let TLS begin: `secured`.
+    StartTls,
     /// Send the output, then close.
     Close,
 }
@@ -72,6 +80,7 @@ pub struct ServerHandshake {
     state: State,
     input: Vec<u8>,
     output: Vec<u8>,
+    security: Security,
     is_fixed: bool,
     no_zeroes: bool,
     structured: bool,
@@ -80,11 +89,22 @@ pub struct ServerHandshake {
     options: u32,
 }
 
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Security {
+    /// TLS is not offered.
+    Plain,
+    /// It has to come first.
+    Demanded,
+    /// It is there.
+    Secured,
+}
+
 enum State {
     ClientFlags,
     Option,
     Skip { option: u32, left: u32 },
     Asked(Asked),
+    StartingTls,
     Served(ExportName, Terms),
     Closed,
 }
@@ -104,6 +124,13 @@ enum Why {
 
 impl Default for ServerHandshake {
     fn default() -> Self {
+        Self::new(false)
+    }
+}
+
+impl ServerHandshake {
+    /// With `tls` a client has to ask for it first.
+    pub fn new(tls: bool) -> Self {
         let greeting = proto::Greeting {
             magic: proto::NBD_MAGIC.into(),
             option_magic: proto::OPTION_MAGIC.into(),
@@ -113,6 +140,7 @@ impl Default for ServerHandshake {
             state: State::ClientFlags,
             input: Vec::new(),
             output: greeting.as_bytes().to_vec(),
+            security: if tls { Security::Demanded } else { Security::Plain },
             is_fixed: false,
             no_zeroes: false,
             structured: false,
@@ -157,6 +185,7 @@ impl ServerHandshake {
                 }
                 State::Asked(Asked::List) => return Ok(Step::List),
                 State::Asked(Asked::Export { name, .. }) => return Ok(Step::Open(name.clone())),
+                State::StartingTls => return Ok(Step::StartTls),
                 State::Served(name, terms) => return Ok(Step::Serve(name.clone(), *terms)),
                 State::Closed => return Ok(Step::Close),
             };
@@ -164,6 +193,17 @@ impl ServerHandshake {
                 return Ok(Step::Receive);
             }
         }
+    }
+
+    /// The answer to [`Step::StartTls`]: what comes from now on is encrypted.
+    pub fn secured(&mut self) {
+        if !matches!(self.state, State::StartingTls) {
+            return;
+        }
+        self.state = State::Option;
+        self.security = Security::Secured;
+        self.structured = false;
+        self.context_for = None;
     }
 
     /// The answer to [`Step::List`].
@@ -300,6 +340,15 @@ impl ServerHandshake {
         if !self.is_fixed && option != option::EXPORT_NAME {
             return Err(Violation::Form("an option of a client that does not know the fixed newstyle"));
         }
+        if self.security == Security::Demanded && !matches!(option, option::STARTTLS | option::ABORT) {
+            if option == option::EXPORT_NAME {
+                // There is no reply that says no.
+                self.state = State::Closed;
+            } else {
+                self.refuse(option, rep::ERR_TLS_REQD, "this server is used by TLS only");
+            }
+            return Ok(());
+        }
         match option {
             option::EXPORT_NAME => {
                 let raw = options::text(payload).map_err(|_| Violation::Form("an export's name"))?;
@@ -309,6 +358,7 @@ impl ServerHandshake {
                 self.reply(option, rep::ACK, &[]);
                 self.state = State::Closed;
             }
+            option::STARTTLS if self.security != Security::Plain => self.start_tls(payload)?,
             option::LIST if payload.is_empty() => self.state = State::Asked(Asked::List),
             option::STRUCTURED_REPLY if payload.is_empty() => {
                 self.structured = true;
@@ -326,6 +376,19 @@ impl ServerHandshake {
             option::LIST_META_CONTEXT | option::SET_META_CONTEXT => self.take_contexts(option, payload),
             _ => self.refuse(option, rep::ERR_UNSUP, "the option is not supported"),
         }
+        Ok(())
+    }
+
+    fn start_tls(&mut self, payload: &[u8]) -> Result<(), Violation> {
+        if self.security == Security::Secured || !payload.is_empty() {
+            self.refuse(option::STARTTLS, rep::ERR_INVALID, "the option has no payload and comes once");
+            return Ok(());
+        }
+        if !self.input.is_empty() && !is_planted(Bug::PlaintextBehindStartTls) {
+            return Err(Violation::Form("bytes sent unencrypted behind STARTTLS"));
+        }
+        self.reply(option::STARTTLS, rep::ACK, &[]);
+        self.state = State::StartingTls;
         Ok(())
     }
 

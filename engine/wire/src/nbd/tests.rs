@@ -3,6 +3,7 @@
 mod handshake;
 mod hostile_clients;
 mod hostile_servers;
+mod tls;
 mod transmission;
 
 use super::proto::{self, bounds};

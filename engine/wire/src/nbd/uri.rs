@@ -1,6 +1,7 @@
-//! NBD URIs: `nbd://host[:port]/export` and `nbd+unix:///export?socket=path`.
+//! NBD URIs: `nbd://host[:port]/export`, `nbd+unix:///export?socket=path`, and with TLS
+//! `nbds://host[:port]/export?tls-certificates=folder`.
 //!
-//! Source: `doc/uri.md` of <https://github.com/NetworkBlockDevice/nbd>.
+//! Source: `doc/uri.md` of <https://github.com/NetworkBlockDevice/nbd>; `tls-certificates` as libnbd has it.
 
 use super::ExportName;
 use super::proto::{PORT, bounds::STRING_BYTES_MAX};
@@ -22,17 +23,21 @@ pub enum NbdAddress {
 pub struct NbdUri {
     pub address: NbdAddress,
     pub name: ExportName,
+    /// TLS, with the certificates of this folder.
+    pub tls: Option<PathBuf>,
 }
 
 /// The text is no NBD URI that we can reach.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum BadUri {
-    #[error("the scheme is none of nbd and nbd+unix")]
+    #[error("the scheme is none of nbd, nbds and nbd+unix")]
     Scheme,
     #[error("the host or port is wrong")]
     Host,
     #[error("a Unix socket's path is given as ?socket=/path, and the host left empty")]
     Socket,
+    #[error("for nbds the folder of your certificates is given as ?tls-certificates=/path")]
+    Certificates,
     #[error("the export's name is wrong or too long")]
     Export,
     #[error("a % is not followed by two hexadecimal digits, or the result is not text")]
@@ -47,7 +52,7 @@ impl FromStr for NbdUri {
         let (rest, query) = rest.split_once('?').unwrap_or((rest, ""));
         let (authority, path) = rest.split_once('/').unwrap_or((rest, ""));
         let address = match scheme {
-            "nbd" => tcp(authority)?,
+            "nbd" | "nbds" => tcp(authority)?,
             "nbd+unix" => unix(authority, query)?,
             _ => return Err(BadUri::Scheme),
         };
@@ -55,7 +60,8 @@ impl FromStr for NbdUri {
         if name.len() > STRING_BYTES_MAX {
             return Err(BadUri::Export);
         }
-        Ok(Self { address, name: name.parse().map_err(|_| BadUri::Export)? })
+        let tls = if scheme == "nbds" { Some(certificates(query)?) } else { None };
+        Ok(Self { address, tls, name: name.parse().map_err(|_| BadUri::Export)? })
     }
 }
 
@@ -81,6 +87,12 @@ fn unix(authority: &str, query: &str) -> Result<NbdAddress, BadUri> {
         return Err(BadUri::Socket);
     }
     Ok(NbdAddress::Unix(path.into()))
+}
+
+fn certificates(query: &str) -> Result<PathBuf, BadUri> {
+    let folder = query.split('&').find_map(|part| part.strip_prefix("tls-certificates="));
+    let folder = unescape(folder.ok_or(BadUri::Certificates)?)?;
+    if folder.is_empty() || folder.contains('\0') { Err(BadUri::Certificates) } else { Ok(folder.into()) }
 }
 
 fn unescape(text: &str) -> Result<String, BadUri> {
@@ -112,9 +124,16 @@ fn escape(text: &str) -> String {
 impl fmt::Display for NbdUri {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let name = escape(&self.name.to_string());
+        let folder = |path: &PathBuf| format!("?tls-certificates={}", escape(&path.to_string_lossy()));
+        let (scheme, query) = match &self.tls {
+            Some(path) => ("nbds", folder(path)),
+            None => ("nbd", String::new()),
+        };
         match &self.address {
-            NbdAddress::Tcp { host, port } if host.contains(':') => write!(f, "nbd://[{host}]:{port}/{name}"),
-            NbdAddress::Tcp { host, port } => write!(f, "nbd://{host}:{port}/{name}"),
+            NbdAddress::Tcp { host, port } if host.contains(':') => {
+                write!(f, "{scheme}://[{host}]:{port}/{name}{query}")
+            }
+            NbdAddress::Tcp { host, port } => write!(f, "{scheme}://{host}:{port}/{name}{query}"),
             NbdAddress::Unix(path) => write!(f, "nbd+unix:///{name}?socket={}", escape(&path.to_string_lossy())),
         }
     }
@@ -131,6 +150,7 @@ mod tests {
             "nbd://[::1]:7/vol@web",
             "nbd+unix:///vol?socket=/run/drover/a%20b",
             "nbd+unix:///?socket=s",
+            "nbds://localhost:10809/vol?tls-certificates=/etc/a%20b",
         ] {
             assert_eq!(text.parse::<NbdUri>().unwrap().to_string(), text);
         }
@@ -143,7 +163,8 @@ mod tests {
     fn wrong_uris_say_why() {
         for (text, why) in [
             ("vol", BadUri::Scheme),
-            ("nbds://h/vol", BadUri::Scheme),
+            ("nbds://h/vol", BadUri::Certificates),
+            ("nbds://h/vol?tls-certificates=", BadUri::Certificates),
             ("nbd:///vol", BadUri::Host),
             ("nbd://h:99999/vol", BadUri::Host),
             ("nbd://[::1/vol", BadUri::Host),

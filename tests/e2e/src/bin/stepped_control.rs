@@ -62,7 +62,7 @@ async fn serve(settings: Settings, socket: &str, patience: Duration) {
     let harness = UnixStream::connect(socket).await.expect("the harness listens");
     let harness = tokio::sync::Mutex::new(BufReader::new(harness));
     let stepped = Stepped(Rc::new(Inner { store, harness, known: RefCell::default() }));
-    let world = drover_runtime::world(&Workers::start(1).expect("threads"));
+    let world = drover_runtime::world(&Workers::start(1).expect("threads"), None);
     let config = ControlConfig {
         secret: settings.secret,
         ttl: settings.ttl,

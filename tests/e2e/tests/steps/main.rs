@@ -59,6 +59,7 @@ fn lane<'a>(take: impl Fn() -> Option<(String, &'a Run)>, patience: Duration, se
         lease_ttl_ms: LEASE_TTL_MS,
         link: None,
         cpus: &[],
+        tls: None,
     };
     let program = Path::new(env!("CARGO_BIN_EXE_drover-stepped-control"));
     let mut cluster = Cluster::start_stepped(&layout, program, &socket, patience);

@@ -87,6 +87,8 @@ fn print(export: &Export, form: AttachPrint) -> Result<String, Failure> {
         return Err(Failure::failed(format!("{} gives no address for {}", export.node, export.name)));
     };
     let name = &export.name;
+    let certificates = best.tls.as_ref().map(|folder| folder.display().to_string());
+    let certificates = certificates.as_deref();
     Ok(match (form, &best.address) {
         (AttachPrint::Uri, _) => export.uris.join("\n"),
         (AttachPrint::Qemu, address) => {
@@ -96,9 +98,14 @@ fn print(export: &Export, form: AttachPrint) -> Result<String, Failure> {
                 }
                 NbdAddress::Tcp { host, port } => format!("server.type=inet,server.host={host},server.port={port}"),
             };
+            let (object, credentials) = certificates.map_or(Default::default(), |folder| {
+                let folder = comma(folder);
+                let object = format!("-object tls-creds-x509,id=drover-tls,endpoint=client,dir={folder} ");
+                (object, ",tls-creds=drover-tls")
+            });
             // Reconnecting and its queue let the VM wait instead of seeing an error while a node restarts.
             format!(
-                "-blockdev driver=nbd,node-name={node},{server},export={name},reconnect-delay=60,discard=unmap \
+                "{object}-blockdev driver=nbd,node-name={node},{server},export={name}{credentials},reconnect-delay=60,discard=unmap \
                  -device virtio-blk-pci,drive={node}",
                 node = node_name(name),
             )
@@ -110,9 +117,11 @@ fn print(export: &Export, form: AttachPrint) -> Result<String, Failure> {
                 }
                 NbdAddress::Tcp { host, port } => format!("<host name='{host}' port='{port}'/>"),
             };
+            // libvirt has the folder in its own settings: nbd_tls_x509_cert_dir.
+            let tls = if certificates.is_some() { " tls='yes'" } else { "" };
             format!(
                 "<disk type='network' device='disk'>\n  <driver name='qemu' type='raw' discard='unmap'/>\n  \
-                 <source protocol='nbd' name='{name}'>\n    {host}\n    <reconnect delay='60'/>\n  </source>\n  \
+                 <source protocol='nbd' name='{name}'{tls}>\n    {host}\n    <reconnect delay='60'/>\n  </source>\n  \
                  <target dev='vda' bus='virtio'/>\n</disk>"
             )
         }
@@ -121,7 +130,12 @@ fn print(export: &Export, form: AttachPrint) -> Result<String, Failure> {
                 NbdAddress::Unix(path) => format!("-unix {}", path.display()),
                 NbdAddress::Tcp { host, port } => format!("{host} {port}"),
             };
-            format!("nbd-client {server} /dev/nbd0 -name {name} -block-size 4096 -connections 2 -persist")
+            let files = certificates.map_or_else(String::new, |folder| {
+                let [cert, key, ca] =
+                    ["client-cert", "client-key", "ca-cert"].map(|file| format!("{folder}/{file}.pem"));
+                format!(" -certfile {cert} -keyfile {key} -cacertfile {ca}")
+            });
+            format!("nbd-client {server} /dev/nbd0 -name {name} -block-size 4096 -connections 2 -persist{files}")
         }
     })
 }
@@ -148,8 +162,16 @@ fn xml(value: &str) -> String {
     value.replace('&', "&amp;").replace('<', "&lt;").replace('\'', "&apos;")
 }
 
+/// Where an NBD client's certificates are, unless the variable names another folder.
+const CERTIFICATES: (&str, &str) = ("DROVER_TLS_CERTIFICATES", "/etc/drover/tls");
+
 fn parsed(export: &Export) -> Vec<NbdUri> {
-    export.uris.iter().filter_map(|uri| uri.parse().ok()).collect()
+    let folder = || std::env::var(CERTIFICATES.0).unwrap_or_else(|_| CERTIFICATES.1.into());
+    let parse = |uri: &String| match uri.strip_prefix("nbds://") {
+        Some(_) => format!("{uri}?tls-certificates={}", folder()).parse().ok(),
+        None => uri.parse().ok(),
+    };
+    export.uris.iter().filter_map(parse).collect()
 }
 
 /// A way for this program to reach a volume's data, removed again by [`Reach::close`] if it was made for that.
@@ -223,6 +245,21 @@ mod tests {
             for part in parts {
                 assert!(text.contains(part), "{part} is not in {text}");
             }
+        }
+    }
+
+    #[test]
+    fn what_is_pasted_for_tls_names_the_certificates() {
+        let export = || Export { uris: vec!["nbds://h:10809/disk".into()], ..export() };
+        for (form, part) in [
+            (AttachPrint::Uri, "nbds://h:10809/disk"),
+            (AttachPrint::Qemu, "-object tls-creds-x509,id=drover-tls,endpoint=client,dir=/etc/drover/tls "),
+            (AttachPrint::Qemu, ",tls-creds=drover-tls,"),
+            (AttachPrint::Libvirt, "name='disk' tls='yes'"),
+            (AttachPrint::NbdClient, "-certfile /etc/drover/tls/client-cert.pem"),
+        ] {
+            let text = print(&export(), form).unwrap();
+            assert!(text.contains(part), "{part} is not in {text}");
         }
     }
 

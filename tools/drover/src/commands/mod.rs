@@ -8,6 +8,7 @@ mod nodes;
 mod snapshots;
 mod status;
 mod tenants;
+mod tls;
 mod volumes;
 
 pub use exports::{Reach, create as create_export};
@@ -43,6 +44,7 @@ pub fn run(arguments: Arguments) -> Result<(), Failure> {
         Command::Import(import) => block_on(copy::import(&client()?, output, &import)),
         Command::Export(export) => block_on(copy::export(&client()?, output, &export)),
         Command::Fsck(fsck) => daemons::fsck(&fsck, output),
+        Command::Tls(command) => tls::run(output, command),
         Command::Events(events) => block_on(events::run(&client()?, output, &events)),
         Command::Demo(arguments) => demo::run(&arguments, output),
         Command::Completions { shell } => {

@@ -58,7 +58,7 @@ fn a_file_through_an_export_and_back_is_the_same() {
     let content = sparse(&image);
     let socket = folder.path().join("nbd.sock");
     crate::commands::block_on(async {
-        let listener = NbdListener::bind(&NbdAddress::Unix(socket.clone())).await.unwrap();
+        let listener = NbdListener::bind(&NbdAddress::Unix(socket.clone()), None).await.unwrap();
         let service = MemoryService::new([MemoryExport::new("disk", SIZE) as Rc<dyn BlockExport>]);
         let (_closing, closed) = tokio::sync::watch::channel(false);
         let (settings, serve) = (ServerSettings::default(), nbd::serve_here(service.clone()));

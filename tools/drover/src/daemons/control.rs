@@ -9,6 +9,11 @@
 //! [listen]
 //! rest = "127.0.0.1:7600"
 //! nodes = "127.0.0.1:7601"
+//!
+//! [tls]                               # optional: between the control plane and nodes
+//! cert = "/etc/drover/server-cert.pem"
+//! key = "/etc/drover/server-key.pem"
+//! ca = "/etc/drover/ca-cert.pem"
 //! ```
 
 use super::cluster::make_dir;
@@ -21,6 +26,7 @@ use drover_meta::RocksMetaStore;
 use drover_node::config::ConfigError;
 use drover_node::config::checks::{self, Problems};
 use drover_runtime::Workers;
+use drover_runtime::tls::{Tls, TlsFiles};
 use drover_server::ServerConfig;
 use serde::Deserialize;
 use std::net::SocketAddr;
@@ -45,6 +51,7 @@ struct File {
     secret: Option<PathBuf>,
     lease_ttl_ms: Option<u64>,
     listen: Listen,
+    tls: Option<checks::TlsTable>,
 }
 
 #[derive(Deserialize)]
@@ -63,6 +70,7 @@ struct Settings {
     lease_ttl: Option<Duration>,
     rest: SocketAddr,
     nodes: String,
+    tls: Option<TlsFiles>,
 }
 
 impl Settings {
@@ -86,7 +94,9 @@ impl Settings {
             let hint = format!("from {} to {}", LEASE_TTL_MS.start(), LEASE_TTL_MS.end());
             problems.add("lease_ttl_ms", &format!("{ttl} ms"), &hint);
         }
+        let tls = file.tls.and_then(|table| problems.tls(table));
         problems.finish(|| Self {
+            tls,
             data: file.data,
             token: token.expect("a bad token is a problem"),
             secret: secret.unwrap_or([0; 32]),
@@ -119,7 +129,8 @@ async fn serve(settings: Settings) -> Result<(), Failure> {
     make_dir(&settings.data)?;
     let store =
         RocksMetaStore::open(&settings.data.join("meta")).or_fail(|| "cannot open the control plane's store".into())?;
-    let world = drover_runtime::world(&Workers::start(WORKERS).or_fail(|| "cannot start threads".into())?);
+    let tls = settings.tls.map(Tls::load).transpose().or_fail(|| "cannot use the certificates".into())?;
+    let world = drover_runtime::world(&Workers::start(WORKERS).or_fail(|| "cannot start threads".into())?, tls);
     let defaults = ControlConfig::default();
     let config = ControlConfig { secret: settings.secret, ttl: settings.lease_ttl.unwrap_or(defaults.ttl), ..defaults };
     let control =

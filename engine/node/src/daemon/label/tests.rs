@@ -27,7 +27,7 @@ fn tier(folder: &Path, name: &str) -> TierConfig {
 fn open_as(node: &str, meta: &Path, tiers: &[TierConfig]) -> Result<Vec<String>, TierError> {
     let meta = RocksMeta::open(meta).unwrap();
     let opened = drover_disk::run(async {
-        let world = drover_runtime::world(&Workers::start(1).unwrap());
+        let world = drover_runtime::world(&Workers::start(1).unwrap(), None);
         let opened = open_tiers(&world, &NodeId::new(node).unwrap(), &*meta.handle(), tiers).await;
         opened.map(|open| open.into_iter().map(|open| open.tier.name).collect())
     });

@@ -22,7 +22,7 @@ fn damaged(folder: &Path) -> NodeConfig {
     let config = config(folder);
     fs::create_dir(folder.join("second")).unwrap();
     let made = drover_runtime::block_on(async {
-        let world = drover_runtime::world(&Workers::start(1).unwrap());
+        let world = drover_runtime::world(&Workers::start(1).unwrap(), None);
         let meta = RocksMeta::open(&config.meta).unwrap();
         let handle: Rc<dyn Meta> = meta.handle();
         let store = Store::open(StoreConfig::default(), world.clone(), vec![], Tiers::new(vec![]), handle.clone());

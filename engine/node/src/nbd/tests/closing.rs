@@ -56,7 +56,7 @@ fn a_listener_closes_with_clients_in_every_state() {
     run_test(async {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("nbd");
-        let listener = NbdListener::bind(&NbdAddress::Unix(path.clone())).await.unwrap();
+        let listener = NbdListener::bind(&NbdAddress::Unix(path.clone()), None).await.unwrap();
         let service = service(&MemoryExport::new("vol", SIZE));
         let (closing, closed) = watch::channel(false);
         let running =
@@ -151,9 +151,9 @@ fn a_client_may_vanish_at_any_byte() {
 fn a_handshake_has_a_deadline_and_connections_a_bound() {
     run_test(async {
         let address = NbdAddress::Tcp { host: "127.0.0.1".into(), port: 0 };
-        let listener = NbdListener::bind(&address).await.unwrap();
+        let listener = NbdListener::bind(&address, None).await.unwrap();
         let name: ExportName = "vol".parse().unwrap();
-        let uri = NbdUri { address: listener.address().unwrap(), name };
+        let uri = NbdUri { address: listener.address().unwrap(), name, tls: None };
         let service = service(&MemoryExport::new("vol", SIZE));
         let (closing, closed) = watch::channel(false);
         let settings = ServerSettings { connections_max: 1, handshake_deadline: Duration::from_millis(50) };
@@ -189,7 +189,7 @@ fn a_connection_moves_to_another_thread() {
     run_test(async {
         let (server, mut stream) = UnixStream::pair().unwrap();
         let elsewhere = service(&MemoryExport::new("vol", SIZE));
-        let shaking = spawn_local(async move { handshake(NbdStream::Unix(server), &*elsewhere).await });
+        let shaking = spawn_local(async move { handshake(NbdStream::Unix(server), &*elsewhere, None).await });
         // The first request right behind the handshake.
         let mut early = 3u32.to_be_bytes().to_vec();
         early.extend_from_slice(&proto::OPTION_MAGIC.to_be_bytes());
@@ -215,7 +215,7 @@ fn a_moved_connection_finds_what_it_was_told() {
         for other in [MemoryExport::new("vol", SIZE - 1), MemoryExport::read_only("vol", SIZE)] {
             let (server, mut stream) = UnixStream::pair().unwrap();
             let first = service(&MemoryExport::new("vol", SIZE));
-            let shaking = spawn_local(async move { handshake(NbdStream::Unix(server), &*first).await });
+            let shaking = spawn_local(async move { handshake(NbdStream::Unix(server), &*first, None).await });
             enter_simple(&mut stream, "vol").await;
             let handed = shaking.await.unwrap().unwrap().unwrap().detach().unwrap();
             let service = service(&other);

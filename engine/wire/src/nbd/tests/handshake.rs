@@ -136,7 +136,7 @@ fn meet(name: &str, grain: usize) -> Result<(ServerTerms, Terms), HandshakeError
         // Both are deterministic: each round begins anew with all that the client has said by now.
         let pieces: Vec<&[u8]> = said.chunks(grain).collect();
         let talk = serve(&pieces);
-        let mut client = ClientHandshake::new(&name.parse().unwrap());
+        let mut client = ClientHandshake::new(&name.parse().unwrap(), false);
         let mut output = Vec::new();
         for piece in talk.sent.chunks(grain) {
             client.receive(piece);

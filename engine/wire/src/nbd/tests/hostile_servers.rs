@@ -23,7 +23,7 @@ fn option_reply(option: u32, kind: u32, data: &[u8]) -> Vec<u8> {
 
 /// What the client makes of a server that says this.
 fn connect(stream: &[u8]) -> Result<ClientStep, HandshakeError> {
-    let mut client = ClientHandshake::new(&"vol".parse().unwrap());
+    let mut client = ClientHandshake::new(&"vol".parse().unwrap(), false);
     client.receive(stream);
     client.poll()
 }

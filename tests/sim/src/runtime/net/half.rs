@@ -6,7 +6,7 @@ use super::{
     nanos,
 };
 use drover_base::{
-    LocalFuture,
+    LocalFuture, NodeId,
     world::{self, Listener, Message, MessageReceiver, MessageSender},
 };
 use std::{
@@ -250,6 +250,10 @@ impl MessageReceiver for ReceiverHalf {
 
     fn limit(&mut self, bytes: usize) {
         self.limit = bytes;
+    }
+
+    fn may_be(&self, _: &NodeId) -> bool {
+        true
     }
 }
 
