@@ -86,8 +86,10 @@ fn meet(
             tokio::time::timeout(within, connected.receiver.receive()),
         );
         let stuck = |_| Err(io::Error::from(ErrorKind::TimedOut));
-        let found =
-            (at_listener.map_or_else(stuck, |received| got(received, 3)), at_dialler.map_or_else(stuck, |received| got(received, 4)));
+        let found = (
+            at_listener.map_or_else(stuck, |received| got(received, 3)),
+            at_dialler.map_or_else(stuck, |received| got(received, 4)),
+        );
         if found.0.is_ok() && found.1.is_ok() {
             then(&mut accepted, &mut connected).await;
         }
