@@ -150,7 +150,7 @@ impl Ours {
     fn start(folder: &Path, processor: &Processor) -> Result<Self, Box<dyn Error>> {
         let cpu = SERVER_CPU.to_string();
         let (cpus, tier_size) = (&[cpu.as_str()], "16GiB");
-        let layout = Layout { nodes: 1, folder, tier_size, lease_ttl_ms: 9_000, link: None, cpus };
+        let layout = Layout { nodes: 1, folder, tier_size, lease_ttl_ms: 9_000, link: None, cpus, tls: None };
         let cluster = processor.start(|| Cluster::start(&layout))?;
         let mut ours = Self { cluster, uri: String::new() };
         ours.uri = ours.volume("bench", BYTES)?;
