@@ -98,8 +98,9 @@ fn start(folder: &Path, tls: &Path) -> (Cluster, Vec<String>) {
     let ports = (0..2).map(|node| {
         let export = cluster.api.get(&format!("/v1/exports/{}/v", node_name(node)));
         let uris = export["uris"].as_array().expect("addresses");
-        let port = uris.iter().filter_map(|uri| uri.as_str()?.strip_prefix("nbds://127.0.0.1:")?.strip_suffix("/v"));
-        port.last().unwrap_or_else(|| panic!("no address with TLS: {export:#}")).to_owned()
+        let mut port =
+            uris.iter().filter_map(|uri| uri.as_str()?.strip_prefix("nbds://127.0.0.1:")?.strip_suffix("/v"));
+        port.next().unwrap_or_else(|| panic!("no address with TLS: {export:#}")).to_owned()
     });
     let ports = ports.collect();
     (cluster, ports)
