@@ -102,7 +102,8 @@ fn meet(
 fn only_who_shows_a_good_certificate_of_the_role_is_heard() {
     let (ours, theirs) = (Authority::new(), Authority::new());
     let node = || tls(ours.issue(&NODE, true));
-    let cases: [(&str, Option<Arc<Tls>>, Option<Arc<Tls>>, bool); 9] = [
+    type Case = (&'static str, Option<Arc<Tls>>, Option<Arc<Tls>>, bool);
+    let cases: [Case; 9] = [
         ("both good", node(), node(), true),
         ("no TLS at all", None, None, true),
         ("the dialler's authority is another", node(), tls(theirs.issue(&NODE, true)), false),
