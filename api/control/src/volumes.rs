@@ -400,8 +400,8 @@ fn request(record: &VolumeRecord, lease: &LeaseRecord) -> (NodeRequest, Duration
             (NodeRequest::CloneVolume { volume, name, origin, snapshot, epoch }, WORK_DEADLINE)
         }
         VolumeState::Creating => {
-            let (name, size_bytes) = (record.name.clone(), record.size_bytes);
-            (NodeRequest::CreateVolume { volume, name, size_bytes, epoch }, WORK_DEADLINE)
+            let (name, size_bytes, tenant) = (record.name.clone(), record.size_bytes, record.tenant.clone());
+            (NodeRequest::CreateVolume { volume, name, size_bytes, epoch, tenant }, WORK_DEADLINE)
         }
     }
 }

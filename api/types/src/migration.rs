@@ -167,6 +167,8 @@ pub struct MigrationOptions {
     pub mirror_at_once: bool,
     /// Send what clients access most first, and flip before all has arrived: the rest follows, and is fetched when asked for.
     pub hot_first: bool,
+    /// Name content that the destination has already, in volumes of the same tenant, instead of sending it.
+    pub dedup: bool,
     /// With `hot_first`: share of what clients access, by its decayed counts, that the destination has to have before the
     /// flip, in percent; 0: whatever it has.
     #[schema(maximum = 100)]
@@ -199,6 +201,7 @@ impl Default for MigrationOptions {
             throttle_bytes_per_s: None,
             mirror_at_once: false,
             hot_first: false,
+            dedup: true,
             coverage_percent: 95,
             cutover: Cutover::Auto,
             window: None,
@@ -389,6 +392,8 @@ pub struct Receipt {
     pub logical_bytes: u64,
     /// Bytes on the wire until the flip.
     pub wire_bytes: u64,
+    /// Of `logical_bytes`: what the destination had already, in other volumes of the tenant.
+    pub deduplicated_bytes: u64,
     /// Bytes on the wire from destination to source after the flip.
     pub return_wire_bytes: u64,
     pub rounds: u32,

@@ -387,7 +387,27 @@ pub struct SlowedRecord {
 pub struct Sent {
     pub logical_bytes: u64,
     pub wire_bytes: u64,
+    #[serde(default)]
+    pub deduplicated_bytes: u64,
     pub rounds: u32,
+}
+
+impl Sent {
+    pub fn add(&mut self, logical_bytes: u64, wire_bytes: u64, deduplicated_bytes: u64, rounds: u32) {
+        self.logical_bytes += logical_bytes;
+        self.wire_bytes += wire_bytes;
+        self.deduplicated_bytes += deduplicated_bytes;
+        self.rounds += rounds;
+    }
+}
+
+impl Receipt {
+    pub fn take_sent(&mut self, sent: Sent) {
+        self.logical_bytes = sent.logical_bytes;
+        self.wire_bytes = sent.wire_bytes;
+        self.deduplicated_bytes = sent.deduplicated_bytes;
+        self.rounds = sent.rounds;
+    }
 }
 
 /// What a migration has shown as its progress.

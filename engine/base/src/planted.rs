@@ -157,6 +157,12 @@ bugs! {
     RemoteSentAsZero,
     /// A comparison reads its own content after the extent's lock was let go: a write may cross it.
     DigestCrossed,
+    /// A chunk is given to who knows its digest.
+    ChunkNotProven,
+    /// Chunks are found whatever tenant they belong to.
+    TenantIgnored,
+    /// What the other side could not assemble counts as sent.
+    LackingNotMarked,
 }
 
 #[cfg(feature = "planted")]

@@ -63,8 +63,8 @@ impl Node {
         use NodeRequest as Ask;
         match request {
             Ask::Status => Ok(NodeReply::Status(Box::new(self.status()))),
-            Ask::CreateVolume { volume, name, size_bytes, epoch } => {
-                self.create_volume(volume, &name, size_bytes, epoch).await
+            Ask::CreateVolume { volume, name, size_bytes, epoch, tenant } => {
+                self.create_volume(volume, &name, size_bytes, epoch, tenant).await
             }
             Ask::CloneVolume { volume, name, origin, snapshot, epoch } => {
                 self.clone_volume(volume, &name, origin, &snapshot, epoch).await
@@ -109,7 +109,14 @@ impl Node {
         }
     }
 
-    async fn create_volume(self: &Rc<Self>, volume: VolumeId, name: &str, size_bytes: u64, epoch: Epoch) -> Outcome {
+    async fn create_volume(
+        self: &Rc<Self>,
+        volume: VolumeId,
+        name: &str,
+        size_bytes: u64,
+        epoch: Epoch,
+        tenant: String,
+    ) -> Outcome {
         let _turn = self.making.lock().await;
         if let Some(seat) = self.seat(volume) {
             let same = seat.volume.name() == name && seat.volume.size_bytes() == size_bytes;
@@ -123,7 +130,7 @@ impl Node {
             return Err(Refusal::NoTiers);
         }
         let made = self.context.store.create_volume(volume, name, size_bytes).await.map_err(refusal_of)?;
-        self.take_new(made, epoch).await?;
+        self.take_new(made, epoch, tenant).await?;
         Ok(NodeReply::Done)
     }
 
@@ -143,15 +150,16 @@ impl Node {
                 false => Err(Refusal::Conflict { reason: format!("{volume} exists with another name or epoch") }),
             };
         }
-        let (_seat, _its_turn) = self.free_holder(origin).await?;
+        let (of, _its_turn) = self.free_holder(origin).await?;
+        let tenant = of.record_view().tenant.clone();
         let made = self.context.store.clone_volume(origin, snapshot, volume, name).await.map_err(refusal_of)?;
         let size_bytes = made.size_bytes();
-        self.take_new(made, epoch).await?;
+        self.take_new(made, epoch, tenant).await?;
         Ok(NodeReply::Size { size_bytes })
     }
 
     /// Holds a volume that was made here.
-    async fn take_new(self: &Rc<Self>, made: Rc<Volume>, epoch: Epoch) -> Result<(), Refusal> {
+    async fn take_new(self: &Rc<Self>, made: Rc<Volume>, epoch: Epoch, tenant: String) -> Result<(), Refusal> {
         let record = SeatRecord {
             epoch,
             revision: 0,
@@ -164,6 +172,7 @@ impl Node {
             reserve_bytes: 0,
             ended: None,
             limits: IoLimits::default(),
+            tenant,
         };
         // Not served before the record is durable: a crash in between leaves a volume that nobody holds.
         self.write_record(made.id(), &record).await?;

@@ -55,6 +55,8 @@ const DRAIN_DEADLINE: Duration = Duration::from_secs(5);
 
 /// The checkpoint's file in its folder.
 pub const CHECKPOINT_FILE: &str = "checkpoint";
+/// In the folder of the metadata.
+const CHUNKS_FOLDER: &str = "chunks";
 
 /// Why a node did not run.
 #[derive(Debug, thiserror::Error)]
@@ -135,6 +137,7 @@ async fn serve(config: NodeConfig) -> Result<(), DaemonError> {
     let parts = Parts {
         settings: settings.clone(),
         meta: meta.clone(),
+        chunks: open_chunks(&config),
         common: common.clone(),
         devices: opened.devices.iter().map(UringDevice::handle).collect(),
         checkpoint: config.checkpoint.as_ref().map(|folder| folder.join(CHECKPOINT_FILE)),
@@ -208,6 +211,18 @@ fn make_folder(path: &Path) -> Result<(), DaemonError> {
 fn open_meta(config: &NodeConfig) -> Result<RocksMeta, DaemonError> {
     make_folder(&config.meta)?;
     RocksMeta::open(&config.meta).map_err(|error| DaemonError::Meta { meta: config.meta.clone(), error })
+}
+
+/// The index of chunks: what is damaged of it is only found again. A node without it sends more, and receives more.
+fn open_chunks(config: &NodeConfig) -> Option<RocksMeta> {
+    let folder = config.meta.join(CHUNKS_FOLDER);
+    let opened = RocksMeta::open(&folder).or_else(|error| {
+        tracing::warn!(target: "node", %error, "the index of chunks cannot be read: it is begun anew");
+        // Where even that fails, opening tells.
+        let _ = fs::remove_dir_all(&folder);
+        RocksMeta::open(&folder)
+    });
+    opened.map_err(|error| tracing::error!(target: "node", %error, "chunks are not indexed")).ok()
 }
 
 /// A node whose metadata was lost would take the slots of its volumes for free ones.

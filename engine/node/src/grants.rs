@@ -24,7 +24,8 @@ use drover_wire::writer_record::WriterRecord;
 use std::{rc::Rc, time::Duration};
 
 /// What a return mirror is sent with: as fast as it goes, it mirrors from the start.
-const RETURN_OPTIONS: SendOptions = SendOptions { throttle_bytes_per_s: None, mirror_at_once: true, hot_first: false };
+const RETURN_OPTIONS: SendOptions =
+    SendOptions { throttle_bytes_per_s: None, mirror_at_once: true, hot_first: false, dedup: true };
 
 pub(crate) fn not_durable(error: MetaError) -> Refusal {
     Refusal::Failed { reason: format!("the record could not be written: {error}") }

@@ -137,6 +137,8 @@ fn bytes_of(operation: &Operation) -> u64 {
     match operation {
         Operation::Read { range } => range.len,
         Operation::Write { data, .. } => u64::from(data.raw_len),
+        // What is put together, whatever of it was sent.
+        Operation::Assemble(assembly) => assembly.range().len,
         Operation::Digests { .. } => EXTENT_BYTES,
         Operation::Layer(request) => match **request {
             // Extent by extent.
@@ -148,6 +150,7 @@ fn bytes_of(operation: &Operation) -> u64 {
         | Operation::Flush { .. }
         | Operation::BlockStatus { .. }
         | Operation::Remote { .. }
+        | Operation::Offer { .. }
         | Operation::Hello(_) => ROOM_UNIT,
     }
 }

@@ -49,6 +49,7 @@ struct Receiving {
     reserve_bytes: u64,
     epoch: Epoch,
     source: NodeAddress,
+    tenant: String,
 }
 
 /// A `Quiesce`.
@@ -63,8 +64,19 @@ impl Node {
     pub(crate) async fn migrate(self: &Rc<Self>, request: NodeRequest) -> Outcome {
         use NodeRequest as Ask;
         match request {
-            Ask::PrepareReceive { migration, generation, volume, name, size_bytes, reserve_bytes, epoch, source } => {
-                let of = Receiving { migration, generation, volume, name, size_bytes, reserve_bytes, epoch, source };
+            Ask::PrepareReceive {
+                migration,
+                generation,
+                volume,
+                name,
+                size_bytes,
+                reserve_bytes,
+                epoch,
+                source,
+                tenant,
+            } => {
+                let of =
+                    Receiving { migration, generation, volume, name, size_bytes, reserve_bytes, epoch, source, tenant };
                 self.prepare_receive(of).await
             }
             Ask::BeginSend { migration, generation, volume, epoch, destination, base_snapshot, options, compare } => {
@@ -147,6 +159,7 @@ impl Node {
             reserve_bytes: of.reserve_bytes,
             ended: None,
             limits: IoLimits::default(),
+            tenant: of.tenant,
         };
         // The record first: a volume left by a crash in between is found by the migration that made it.
         self.write_record(of.volume, &record).await?;

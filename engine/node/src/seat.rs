@@ -29,7 +29,7 @@ use drover_base::{
 use drover_disk::Buffer;
 use drover_heat::Heat;
 use drover_store::meta::{Batch, MetaError};
-use drover_store::{Access, Fence, Quiesced, Volume, ZeroMode};
+use drover_store::{Access, ChunkScope, Fence, Quiesced, Volume, ZeroMode};
 use drover_transfer::Receiver;
 use drover_wire::admin::{MergeStatus, Position, Role, SnapshotStatus, VolumeStatus};
 use drover_wire::nbd::BlockStatus;
@@ -140,6 +140,8 @@ impl Seat {
         let keeps_copies = must_keep_copies(&record);
         let limiter = Limiter::new(context.world.clone(), record.limits);
         log_role(&record, volume.id());
+        let is_known = !record.tenant.is_empty();
+        volume.set_scope(is_known.then(|| ChunkScope::of_tenant(&record.tenant)));
         Rc::new(Self {
             context,
             volume,
@@ -510,9 +512,12 @@ impl Seat {
                 Ok(Answer::Status(runs.into_iter().map(run).collect()))
             }
             // Not for clients: the stream of a migration has its own receiver.
-            Operation::Digests { .. } | Operation::Remote { .. } | Operation::Layer(_) | Operation::Hello(_) => {
-                Err(IoError::NotHere)
-            }
+            Operation::Digests { .. }
+            | Operation::Remote { .. }
+            | Operation::Offer { .. }
+            | Operation::Assemble(_)
+            | Operation::Layer(_)
+            | Operation::Hello(_) => Err(IoError::NotHere),
         }
     }
 

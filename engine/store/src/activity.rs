@@ -61,6 +61,11 @@ impl Activity {
         self.active.borrow().keys().copied().collect()
     }
 
+    /// When the last write of the region ended, by a count of them; `None`: it is not in the log.
+    pub fn last_write(&self, region: RegionIndex) -> Option<u64> {
+        self.active.borrow().get(&region).map(|state| state.last)
+    }
+
     pub fn set_pin(&self, pin: Option<ActivityPin>) {
         *self.pin.borrow_mut() = pin;
     }

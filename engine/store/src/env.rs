@@ -3,6 +3,7 @@
 use crate::{
     StoreConfig, StoreError, Volume,
     checkpoint::{self, CheckpointPlace},
+    chunks::ChunkIndex,
     entry::SlotAddress,
     health::Health,
     meta::{Batch, Meta, MetaError},
@@ -35,6 +36,7 @@ pub struct Env {
     pub meta: Rc<dyn Meta>,
     pub checkpoint: Option<Rc<dyn CheckpointPlace>>,
     pub active_regions_max: usize,
+    pub chunks: Option<ChunkIndex>,
     pub volumes: RefCell<BTreeMap<VolumeId, Rc<Volume>>>,
     /// Failed commits that were followed by a good one.
     pub meta_mended: Cell<u64>,
@@ -59,6 +61,7 @@ impl Env {
         world.spawn(finish_abandoned(arriving)).detach();
         let meta_mended = Cell::new(tiers.failure_counts().1);
         let (checkpoint, active_regions_max) = (config.checkpoint.clone(), config.active_regions_max);
+        let chunks = config.chunks.clone().map(|hints| ChunkIndex::new(hints, &devices));
         let volumes = RefCell::default();
         let attendance = tiers.room().attend();
         let (room, shard) = attendance.room();
@@ -69,6 +72,7 @@ impl Env {
             meta,
             checkpoint,
             active_regions_max,
+            chunks,
             volumes,
             meta_mended,
             abandoned,

@@ -8,6 +8,7 @@
 mod activity;
 mod admission;
 pub mod checkpoint;
+mod chunks;
 mod discard;
 mod entry;
 mod env;
@@ -38,6 +39,7 @@ mod tree;
 mod volume;
 
 pub use activity::ActivityPin;
+pub use chunks::{ChunkScope, NAMED_BYTES_MIN, chunk_digest, chunk_proof, cut, is_zero, next_stretch};
 pub use discard::DiscardPace;
 pub use entry::SlotAddress;
 pub use error::StoreError;

@@ -3,6 +3,7 @@
 use crate::{
     NAME_BYTES_MAX, StoreError, Volume,
     checkpoint::CheckpointPlace,
+    chunks,
     discard::{self, DiscardPace},
     entry::SlotAddress,
     env::Env,
@@ -45,6 +46,8 @@ pub struct StoreConfig {
     pub active_regions_max: usize,
     /// How free slots are told to the devices that want it; the first shard does it.
     pub discard_pace: DiscardPace,
+    /// Where the index of chunks is kept, apart from metadata: all of it may be lost. `None`: chunks are not indexed.
+    pub chunks: Option<Rc<dyn Meta>>,
 }
 
 impl Default for StoreConfig {
@@ -56,6 +59,7 @@ impl Default for StoreConfig {
             checkpoint: None,
             active_regions_max: ACTIVE_REGIONS_MAX,
             discard_pace: DiscardPace::default(),
+            chunks: None,
         }
     }
 }
@@ -103,6 +107,9 @@ impl Store {
         if store.is_first() && env.tiers.has_discards() {
             let discards = discard::discard_free(Rc::downgrade(&env), env.world.clone(), store.config.discard_pace);
             env.world.spawn(discards).detach();
+        }
+        if env.chunks.is_some() {
+            env.world.spawn(chunks::index_idle(Rc::downgrade(&env))).detach();
         }
         Ok(store)
     }
@@ -191,6 +198,7 @@ impl Store {
                 env.volumes.borrow_mut().remove(&id);
                 volume.family.leave(id);
                 volume.family.start_merging();
+                env.forget_indexed(id).await;
                 Ok(())
             })
             .await

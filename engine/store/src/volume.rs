@@ -22,6 +22,7 @@ mod write;
 mod zero;
 
 pub use digest::{ExtentContent, ExtentDigests, zero_block_digest};
+pub(crate) use read::Run;
 pub use remote::{Access, Origin};
 pub use status::{BlockStatus, SnapshotInfo, VolumeUsage};
 pub use travel::{FrozenLayer, LayerMasks};
@@ -30,6 +31,7 @@ pub use zero::ZeroMode;
 use crate::{
     activity::{Activity, ActivityPin},
     admission::{Closed, Gate, Inside},
+    chunks::{ChunkScope, Indexed},
     entry::{Entry, SlotAddress},
     env::Env,
     family::Family,
@@ -76,6 +78,8 @@ pub struct Volume {
     tap: RefCell<Option<Rc<dyn Tap>>>,
     origin: RefCell<Option<Rc<dyn Origin>>>,
     note: RefCell<Bytes>,
+    pub(crate) scope: Cell<Option<ChunkScope>>,
+    pub(crate) indexed: Indexed,
 }
 
 /// A client of the volume is inside: nobody who quiesces gets on while it lives.
@@ -118,6 +122,8 @@ impl Volume {
             tap: RefCell::default(),
             origin: RefCell::default(),
             note: RefCell::new(note),
+            scope: Cell::default(),
+            indexed: Indexed::default(),
         })
     }
 

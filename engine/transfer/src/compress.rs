@@ -3,27 +3,22 @@
 //! Everything here is arithmetic for the worker pool; compressor and decompressor are kept by each of its threads,
 //! since making one costs more than a frame.
 
+use crate::level::Level;
 use bytes::Bytes;
 use drover_base::limits::REQUEST_BYTES_MAX;
-use drover_base::units::BLOCK_BYTES;
 use drover_base::{ByteRange, IoError};
 use drover_disk::Buffer;
+use drover_store::next_stretch;
 use drover_wire::peer::Payload;
 use std::cell::RefCell;
 use zstd::bulk::{Compressor, Decompressor};
 
-/// 0.76 GB/s and 3.4 times smaller on a file system image: a gigabit link needs 0.12.
-const LEVEL: i32 = 1;
-
-/// Zeros inside data are told apart from this many blocks on; fewer cost less as compressed data than as a
-/// frame that cuts another one in two.
-const ZERO_BLOCKS_MIN: usize = 4;
-
 /// A frame must shrink by this fraction, else decompressing it costs more than sending it.
 const GAIN_MIN_DIVISOR: usize = 16;
 
-/// Frames from this size on are sampled before they are compressed whole.
+/// Frames from this size on are sampled before they are compressed whole; longer ones hold more than samples tell of.
 const SAMPLED_BYTES_MIN: usize = 64 << 10;
+const SAMPLED_BYTES_MAX: usize = 512 << 10;
 const SAMPLE_BYTES: usize = 4 << 10;
 
 /// Less data than this is packed and unpacked at once rather than by the pool.
@@ -54,64 +49,41 @@ impl Piece {
 }
 
 /// Makes frames of what stands at `offset`, in ascending order and without gaps.
-pub fn pack(offset: u64, data: Buffer) -> Vec<Piece> {
-    let mut pieces = Vec::new();
+pub fn pack(offset: u64, data: Buffer, level: Level) -> Vec<Piece> {
+    let piece = |(range, part): (ByteRange, Option<Buffer>)| match part {
+        None => Piece::Zero(range),
+        Some(part) => Piece::Data { offset: range.offset, payload: squeeze(part, level) },
+    };
+    stretches(offset, data).into_iter().map(piece).collect()
+}
+
+/// What stands at `offset` in stretches of data and of zeros (`None`), in ascending order and without gaps.
+pub fn stretches(offset: u64, data: Buffer) -> Vec<(ByteRange, Option<Buffer>)> {
+    let mut stretches = Vec::new();
     let mut rest = data;
     let mut at = offset;
     while !rest.is_empty() {
         let (is_zero, len) = next_stretch(&rest);
         let part = rest.split_to(len);
-        let range = ByteRange { offset: at, len: len as u64 };
+        stretches.push((ByteRange { offset: at, len: len as u64 }, Some(part).filter(|_| !is_zero)));
         at += len as u64;
-        pieces.push(if is_zero {
-            Piece::Zero(range)
-        } else {
-            Piece::Data { offset: range.offset, payload: squeeze(part) }
-        });
     }
-    pieces
-}
-
-/// How far the data goes on as zeros (at least `ZERO_BLOCKS_MIN` of them, or all of it) or as anything else.
-fn next_stretch(data: &[u8]) -> (bool, usize) {
-    let block = BLOCK_BYTES as usize;
-    let mut zeros_from = None;
-    for (index, bytes) in data.chunks(block).enumerate() {
-        let at = index * block;
-        if !is_zero(bytes) {
-            match zeros_from.take() {
-                Some(0) if index >= ZERO_BLOCKS_MIN => return (true, at),
-                Some(from) if (at - from) / block >= ZERO_BLOCKS_MIN => return (false, from),
-                _ => {}
-            }
-        } else if zeros_from.is_none() {
-            zeros_from = Some(at);
-        }
-    }
-    match zeros_from {
-        Some(0) => (true, data.len()),
-        Some(from) if (data.len() - from).div_ceil(block) >= ZERO_BLOCKS_MIN => (false, from),
-        _ => (false, data.len()),
-    }
-}
-
-pub fn is_zero(bytes: &[u8]) -> bool {
-    // Most data shows in its first block; within a block without branches, so that it becomes vector instructions.
-    bytes.chunks(BLOCK_BYTES as usize).all(|block| {
-        let words = block.chunks_exact(16);
-        let rest = words.remainder().iter().fold(0, |all, byte| all | byte);
-        let sum = words.fold(0u128, |all, word| all | u128::from_ne_bytes(word.try_into().expect("sixteen bytes")));
-        sum == 0 && rest == 0
-    })
+    stretches
 }
 
 /// Compressed, if that makes it shorter by enough.
-pub fn squeeze(data: Buffer) -> Payload {
-    let compressed = TOOLS.with_borrow_mut(|tools| tools.compress(&data));
-    match compressed {
-        Some(bytes) => Payload { bytes, raw_len: data.len() as u32 },
+pub fn squeeze(data: Buffer, level: Level) -> Payload {
+    match squeezed(&data, level) {
+        Some(payload) => payload,
         None => Payload::plain(data.into_bytes()),
     }
+}
+
+/// The same for bytes of any length; `None`: they are to be sent as they are.
+pub fn squeezed(data: &[u8], level: Level) -> Option<Payload> {
+    let number = level.number()?;
+    let bytes = TOOLS.with_borrow_mut(|tools| tools.compress(data, number))?;
+    Some(Payload { bytes, raw_len: data.len() as u32 })
 }
 
 /// The bytes as they were before [`pack`] or [`squeeze`]. An error where they do not decompress to exactly what is stated.
@@ -134,7 +106,8 @@ pub fn unpack(payload: &Payload) -> Result<Buffer, IoError> {
 /// What a thread keeps between frames.
 #[derive(Default)]
 struct Tools {
-    compressor: Option<Compressor<'static>>,
+    /// And the level that it stands at.
+    compressor: Option<(Compressor<'static>, i32)>,
     decompressor: Option<Decompressor<'static>>,
     scratch: Vec<u8>,
 }
@@ -144,29 +117,37 @@ thread_local! {
 }
 
 impl Tools {
-    fn compress(&mut self, data: &[u8]) -> Option<Bytes> {
-        if data.len() >= SAMPLED_BYTES_MIN {
+    fn compress(&mut self, data: &[u8], level: i32) -> Option<Bytes> {
+        if data.is_empty() {
+            return None;
+        }
+        if (SAMPLED_BYTES_MIN..SAMPLED_BYTES_MAX).contains(&data.len()) {
             let middle = data.len() / 2;
-            let shrinks = |tools: &mut Self, sample: &[u8]| tools.shrink(sample).is_some();
+            let shrinks = |tools: &mut Self, sample: &[u8]| tools.shrink(sample, level).is_some();
             if !shrinks(self, &data[middle..middle + SAMPLE_BYTES]) && !shrinks(self, &data[..SAMPLE_BYTES]) {
                 return None;
             }
         }
-        let len = self.shrink(data)?;
+        let len = self.shrink(data, level)?;
         Some(Bytes::copy_from_slice(&self.scratch[..len]))
     }
 
     /// Compresses into `scratch`, if the result is shorter by enough.
-    fn shrink(&mut self, data: &[u8]) -> Option<usize> {
-        if self.compressor.is_none() {
-            self.compressor = Compressor::new(LEVEL).ok();
+    fn shrink(&mut self, data: &[u8], level: i32) -> Option<usize> {
+        match &mut self.compressor {
+            Some((_, at)) if *at == level => {}
+            Some((compressor, at)) => {
+                compressor.set_compression_level(level).ok()?;
+                *at = level;
+            }
+            None => self.compressor = Some((Compressor::new(level).ok()?, level)),
         }
         let most = data.len() - data.len() / GAIN_MIN_DIVISOR - 1;
         if self.scratch.len() < most {
             self.scratch.resize(most, 0);
         }
         // An error says that the result would have been longer.
-        self.compressor.as_mut()?.compress_to_buffer(data, &mut self.scratch[..most]).ok()
+        self.compressor.as_mut()?.0.compress_to_buffer(data, &mut self.scratch[..most]).ok()
     }
 
     fn decompress(&mut self, data: &[u8], raw: &mut [u8]) -> Option<usize> {
@@ -180,6 +161,7 @@ impl Tools {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use drover_base::units::BLOCK_BYTES;
 
     const BLOCK: usize = BLOCK_BYTES as usize;
 
@@ -209,7 +191,7 @@ mod tests {
         let data = blocks(letters);
         let mut back = Vec::new();
         let mut shape = String::new();
-        for piece in pack(1 << 20, Buffer::from_slice(&data)) {
+        for piece in pack(1 << 20, Buffer::from_slice(&data), Level::Usual) {
             assert_eq!(piece.range().offset, (1 << 20) + back.len() as u64);
             match &piece {
                 Piece::Zero(range) => {
@@ -257,7 +239,9 @@ mod tests {
     /// A peer may state any length: neither more nor less than that may come out.
     #[test]
     fn a_false_length_is_refused() {
-        let Piece::Data { payload, .. } = pack(0, Buffer::from_slice(&blocks("tttt"))).remove(0) else { panic!() };
+        let Piece::Data { payload, .. } = pack(0, Buffer::from_slice(&blocks("tttt")), Level::Usual).remove(0) else {
+            panic!()
+        };
         for raw_len in [3 * BLOCK as u32, 5 * BLOCK as u32] {
             assert_eq!(unpack(&Payload { raw_len, ..payload.clone() }), Err(IoError::Corrupt));
         }

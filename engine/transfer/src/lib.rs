@@ -6,6 +6,7 @@
 
 mod compress;
 mod ledger;
+mod level;
 mod link;
 mod pace;
 mod puller;

@@ -13,11 +13,13 @@
 //! - A flush begins when every operation before it has ended, and takes over the sender's note with them. `durable` is
 //!   the last flush that succeeded.
 
+mod assemble;
 mod layers;
 
 pub(crate) use layers::{spec_of, specs_of};
 
 use crate::compress::{POOL_BYTES_MIN, squeeze, unpack};
+use crate::level::Level;
 use bytes::Bytes;
 use drover_base::limits::REQUEST_BYTES_MAX;
 use drover_base::units::{BLOCK_BYTES, EXTENT_BYTES, REGION_BYTES};
@@ -36,6 +38,8 @@ pub struct Receiver {
     state: RefCell<State>,
     /// Told when an operation ends.
     ended: Notify,
+    /// What proofs of possession towards this receiver are made with.
+    nonce: [u8; 32],
 }
 
 #[derive(Default)]
@@ -60,7 +64,9 @@ impl Drop for Running {
 
 impl Receiver {
     pub fn new(world: World, volume: Rc<Volume>, fence: Rc<dyn Fence>) -> Rc<Receiver> {
-        Rc::new(Self { world, volume, fence, state: RefCell::default(), ended: Notify::new() })
+        let words: Vec<[u8; 8]> = (0..4).map(|_| world.random.next_u64().to_le_bytes()).collect();
+        let nonce = words.as_flattened().try_into().expect("four words");
+        Rc::new(Self { world, volume, fence, state: RefCell::default(), ended: Notify::new(), nonce })
     }
 
     /// To be called in stream order, `sequence` growing. Its place in the lock queues is taken when this returns;
@@ -113,6 +119,11 @@ impl Receiver {
                 }
             }
             Operation::Layer(request) => self.run(sequence, me.layer(sequence, *request)),
+            Operation::Offer { chunks } => self.run(sequence, me.offered(chunks)),
+            Operation::Assemble(assembly) => match self.place(assembly.range()) {
+                Ok(ticket) => self.run(sequence, me.assemble(ticket, *assembly)),
+                Err(error) => refuse(error),
+            },
             Operation::Flush { note } => self.run(sequence, me.flush(sequence, note)),
             // A mirror serves nobody else.
             Operation::Hello(_) | Operation::Trim { .. } => refuse(IoError::NotHere),
@@ -220,7 +231,7 @@ impl Receiver {
         self.fence.check()?;
         let data = self.volume.read_locked(&guard, range).await?;
         drop(guard);
-        let squeezing = move || squeeze(data);
+        let squeezing = move || squeeze(data, Level::Usual);
         let payload = if range.len < POOL_BYTES_MIN as u64 { squeezing() } else { self.world.offload(squeezing).await };
         self.fence.check()?;
         Ok(Answer::Data(payload))

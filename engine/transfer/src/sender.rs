@@ -39,6 +39,7 @@
 //! - A mirrored write that waits is sent on a new link before anything else is.
 
 mod announce;
+mod bulk;
 mod compare;
 mod copy;
 mod digests;
@@ -70,6 +71,9 @@ use tokio::sync::Notify;
 
 /// Bytes of a frame's head on the wire.
 pub(crate) const FRAME_HEAD_BYTES: u64 = 72;
+
+/// Bytes of a chunk's name on the wire, as near as it matters.
+const OFFERED_BYTES: u64 = 35;
 
 /// How long an answer may wait for the other side before somebody should do something about it.
 const HOLD_PATIENCE: Duration = Duration::from_secs(1);
@@ -235,12 +239,15 @@ impl Sender {
     fn put(&self, up: &Up, operation: Operation) -> LocalFuture<'static, Result<Answer, IoError>> {
         let (logical, body) = match &operation {
             Operation::Write { data, .. } => (u64::from(data.raw_len), data.bytes.len() as u64),
+            Operation::Assemble(assembly) => (assembly.range().len, assembly.body_bytes()),
+            Operation::Offer { chunks } => (0, chunks.len() as u64 * OFFERED_BYTES),
             Operation::Zero { range, .. } => (range.len, 0),
             _ => (0, 0),
         };
         let mut state = self.state.borrow_mut();
         state.logical_bytes += logical;
         state.wire_bytes += FRAME_HEAD_BYTES + body;
+        state.chooser.sent(FRAME_HEAD_BYTES + body);
         drop(state);
         up.link.send(operation)
     }

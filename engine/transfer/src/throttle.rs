@@ -31,6 +31,10 @@ impl Throttle {
         self.rate_bytes_per_s = rate_bytes_per_s;
     }
 
+    pub fn rate_bytes_per_s(&self) -> Option<u64> {
+        self.rate_bytes_per_s
+    }
+
     /// Takes `bytes`, whether they are there or not.
     pub fn take(&mut self, bytes: u64, now: Instant) {
         self.refill(now);

@@ -68,6 +68,8 @@ pub struct SendOptions {
     pub mirror_at_once: bool,
     /// Send what is accessed most first, and let the other side know of all else: it may flip before that has arrived.
     pub hot_first: bool,
+    /// Name chunks that the other side has already instead of sending them.
+    pub dedup: bool,
 }
 
 /// How far a holder has got with bringing what its flip did not wait for.
@@ -109,6 +111,7 @@ pub enum NodeRequest {
         name: String,
         size_bytes: u64,
         epoch: Epoch,
+        tenant: String,
     },
     /// What a copy of the volume takes, its snapshots with it: what a migration sends.
     MeasureVolume {
@@ -194,6 +197,7 @@ pub enum NodeRequest {
         reserve_bytes: u64,
         epoch: Epoch,
         source: NodeAddress,
+        tenant: String,
     },
     /// Source: freezes the base snapshot, tracks, copies, then goes through dirty rounds. With `compare`, the
     /// destination may already hold some of it: regions are compared and only what differs travels.
@@ -468,6 +472,8 @@ pub struct SendProgress {
     /// Bytes of blocks sent, resends included, before and after compression, heads of frames included in `wire_bytes`.
     pub logical_bytes: u64,
     pub wire_bytes: u64,
+    /// Of `logical_bytes`: what the other side had already and was only named.
+    pub deduplicated_bytes: u64,
     pub rounds: u32,
     /// Rounds stopped shrinking, or one ended with little left: mirroring may begin.
     pub ready_to_mirror: bool,

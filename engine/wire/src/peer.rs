@@ -29,10 +29,15 @@ const MAGIC: u32 = 0x5056_5244;
 
 /// Version 1: the first. Version 2: acknowledgements name the writer's term, `Hello` and `Welcome` speak about the
 /// gateway's log, a stream's flush bears the volume's note. Version 3: a stream names blocks that stay behind. Version 4: a stream brings frozen layers.
-const VERSION: u16 = 4;
+/// Version 5: a stream offers chunks by digest, and names those that the receiver has instead of sending them.
+const VERSION: u16 = 5;
 
 /// Runs of a block status reply at most.
 pub const STATUS_RUNS_MAX: usize = 4096;
+
+mod chunk;
+
+pub use chunk::{Assembly, CHUNKS_MAX, ChunkName, Offered, Part};
 
 mod flag {
     pub const FUA: u32 = 1;
@@ -52,6 +57,8 @@ mod kind {
     pub const DIGESTS: u16 = 8;
     pub const REMOTE: u16 = 9;
     pub const LAYER: u16 = 10;
+    pub const OFFER: u16 = 11;
+    pub const ASSEMBLE: u16 = 12;
     pub const REPLY_HELLO: u16 = 101;
     pub const REPLY_DATA: u16 = 102;
     pub const REPLY_DONE: u16 = 103;
@@ -60,6 +67,8 @@ mod kind {
     pub const REPLY_ERROR: u16 = 106;
     pub const REPLY_UNFLUSHED: u16 = 107;
     pub const REPLY_LAYER: u16 = 108;
+    pub const REPLY_OFFERED: u16 = 109;
+    pub const REPLY_LACKING: u16 = 110;
 }
 
 #[derive(Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
@@ -198,6 +207,13 @@ pub enum Operation {
     },
     /// Of a stream: about the volume's frozen layers.
     Layer(Box<LayerRequest>),
+    /// Of a stream: which of these chunks does the receiver think to hold? Changes nothing, and waits for nothing. At most
+    /// `CHUNKS_MAX`.
+    Offer {
+        chunks: Vec<ChunkName>,
+    },
+    /// Of a stream: the range's new content, some of it by name. All of it is applied, or nothing.
+    Assemble(Box<Assembly>),
 }
 
 /// A request between nodes.
@@ -243,6 +259,9 @@ pub enum Answer {
     Status(Vec<StatusRun>),
     Digests(ExtentDigests),
     Layer(Box<LayerAnswer>),
+    Offered(Offered),
+    /// Of [`Operation::Assemble`]: a chunk was not found, or not proven. Nothing was applied.
+    Lacking,
 }
 
 /// A reply between nodes.
@@ -301,6 +320,15 @@ impl PeerRequest {
                 body = Payload::plain(to_bytes(&*request));
                 (kind::LAYER, NO_RANGE)
             }
+            Operation::Offer { chunks } => {
+                body = Payload::plain(to_bytes(&chunks));
+                (kind::OFFER, NO_RANGE)
+            }
+            Operation::Assemble(assembly) => {
+                let range = assembly.range();
+                body = Payload::plain(assembly.to_bytes());
+                (kind::ASSEMBLE, range)
+            }
         };
         head.flags = flags.into();
         finish(head, kind, range, body)
@@ -339,6 +367,8 @@ impl PeerRequest {
                 let request: LayerRequest = from_bytes(&body.bytes, "LayerRequest")?;
                 Operation::Layer(Box::new(request.checked()?))
             }
+            kind::OFFER => Operation::Offer { chunks: chunk::names(&body.bytes)? },
+            kind::ASSEMBLE => Operation::Assemble(Box::new(Assembly::from_bytes(range, body)?)),
             other => return Err(WireError::Kind(other)),
         };
         Ok(Self {
@@ -366,6 +396,8 @@ impl PeerReply {
             Ok(Answer::Status(runs)) => (kind::REPLY_STATUS, Payload::plain(to_bytes(&runs))),
             Ok(Answer::Digests(digests)) => (kind::REPLY_DIGESTS, Payload::plain(to_bytes(&digests))),
             Ok(Answer::Layer(answer)) => (kind::REPLY_LAYER, Payload::plain(to_bytes(&*answer))),
+            Ok(Answer::Offered(offered)) => (kind::REPLY_OFFERED, Payload::plain(to_bytes(&offered))),
+            Ok(Answer::Lacking) => (kind::REPLY_LACKING, Payload::plain(Bytes::new())),
             Err(error) => (kind::REPLY_ERROR, Payload::plain(to_bytes(&error))),
         };
         finish(head, kind, range, body)
@@ -390,6 +422,8 @@ impl PeerReply {
                 let answer: LayerAnswer = from_bytes(&body.bytes, "LayerAnswer")?;
                 Ok(Answer::Layer(Box::new(answer.checked()?)))
             }
+            kind::REPLY_OFFERED => Ok(Answer::Offered(chunk::offered(&body.bytes)?)),
+            kind::REPLY_LACKING => Ok(Answer::Lacking),
             kind::REPLY_ERROR => Err(from_bytes(&body.bytes, "IoError")?),
             other => return Err(WireError::Kind(other)),
         };

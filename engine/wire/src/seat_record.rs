@@ -39,6 +39,8 @@ pub struct SeatRecord {
     pub ended: Option<MigrationId>,
     /// As last heard of: they hold also where the control plane is away.
     pub limits: IoLimits,
+    /// Whose the volume is; empty: not known, of a volume that was made before it was told.
+    pub tenant: String,
 }
 
 /// What [`Seat::V1`] held.
@@ -60,8 +62,10 @@ struct FirstSeatRecord {
 enum Seat {
     /// The first: a volume had no limits.
     V1(FirstSeatRecord),
-    /// With limits.
-    V2(SeatRecord),
+    /// With limits, which follow the fields of the first.
+    V2((FirstSeatRecord, IoLimits)),
+    /// With a tenant.
+    V3(SeatRecord),
 }
 
 impl From<FirstSeatRecord> for SeatRecord {
@@ -78,6 +82,7 @@ impl From<FirstSeatRecord> for SeatRecord {
             reserve_bytes: first.reserve_bytes,
             ended: first.ended,
             limits: IoLimits::default(),
+            tenant: String::new(),
         }
     }
 }
@@ -90,12 +95,13 @@ enum Exported {
 
 impl SeatRecord {
     pub fn encode(&self) -> Vec<u8> {
-        seal(&Seat::V2(self.clone()))
+        seal(&Seat::V3(self.clone()))
     }
     pub fn decode(bytes: &[u8]) -> Result<Self, WireError> {
         match unseal(bytes, "SeatRecord")? {
             Seat::V1(first) => Ok(first.into()),
-            Seat::V2(record) => Ok(record),
+            Seat::V2((first, limits)) => Ok(Self { limits, ..first.into() }),
+            Seat::V3(record) => Ok(record),
         }
     }
 }
@@ -153,6 +159,7 @@ mod tests {
             reserve_bytes: 1 << 30,
             ended: None,
             limits: IoLimits { revision: 3, iops: Some(500), bytes_per_s: None, burst_ms: 2_000 },
+            tenant: "shop".into(),
         };
         let bytes = record.encode();
         assert_eq!(SeatRecord::decode(&bytes), Ok(record));
@@ -166,8 +173,8 @@ mod tests {
 
     /// A node that was started with the next version would have lost what it is to its volumes.
     #[test]
-    fn a_record_of_the_first_version_has_no_limits() {
-        let first = FirstSeatRecord {
+    fn records_of_earlier_versions_lack_what_came_later() {
+        let first = || FirstSeatRecord {
             epoch: Epoch(4),
             revision: 2,
             holder: address("a"),
@@ -179,9 +186,12 @@ mod tests {
             reserve_bytes: 7,
             ended: Some(MigrationId(3)),
         };
-        let record = SeatRecord::decode(&seal(&Seat::V1(first))).unwrap();
+        let record = SeatRecord::decode(&seal(&Seat::V1(first()))).unwrap();
         assert_eq!((record.epoch, record.reserve_bytes, record.ended), (Epoch(4), 7, Some(MigrationId(3))));
-        assert_eq!(record.limits, IoLimits::default());
+        assert_eq!((record.limits, &record.tenant[..]), (IoLimits::default(), ""));
+        let limits = IoLimits { revision: 2, iops: Some(9), ..IoLimits::default() };
+        let second = SeatRecord::decode(&seal(&Seat::V2((first(), limits)))).unwrap();
+        assert_eq!(second, SeatRecord { limits, ..record });
     }
 
     #[test]

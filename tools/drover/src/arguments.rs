@@ -500,6 +500,9 @@ pub struct MigrateOptions {
     /// With --hot-first: percent of what is accessed that has to be there before the flip [default: 95]
     #[arg(long, value_name = "PERCENT", requires = "hot_first")]
     pub coverage: Option<u32>,
+    /// Send everything, also what the destination has already in other volumes of the tenant
+    #[arg(long)]
+    pub no_dedup: bool,
     /// When to flip once all is there: auto, manual or window
     #[arg(long, value_parser = cutover, default_value = "auto")]
     pub cutover: Cutover,

@@ -287,6 +287,7 @@ impl Executor {
                 reserve_bytes: record.plan.space_needed_bytes,
                 epoch,
                 source: address(state, &record.source)?,
+                tenant: state.volume(volume)?.tenant.clone(),
             },
             Effect::BeginSend => NodeRequest::BeginSend {
                 migration,
@@ -299,6 +300,7 @@ impl Executor {
                     throttle_bytes_per_s: record.options.throttle_bytes_per_s,
                     mirror_at_once: record.options.mirror_at_once,
                     hot_first: record.options.hot_first,
+                    dedup: record.options.dedup,
                 },
                 compare: generation.0 > 0,
             },

@@ -456,6 +456,7 @@ fn progress(generation: Generation, phase: SendPhase) -> SendProgress {
         coverage_permille: Some(1000),
         logical_bytes: 100,
         wire_bytes: 50,
+        deduplicated_bytes: 0,
         rounds: 1,
         ready_to_mirror: true,
         link_up: true,

@@ -392,9 +392,8 @@ impl Draft<'_> {
     /// The generation ends: its figures go to the sum of the earlier ones.
     fn add_sent(&mut self) {
         if let Some(progress) = self.facts.progress {
-            self.record.earlier.logical_bytes += progress.logical_bytes;
-            self.record.earlier.wire_bytes += progress.wire_bytes;
-            self.record.earlier.rounds += progress.rounds;
+            let (logical, wire) = (progress.logical_bytes, progress.wire_bytes);
+            self.record.earlier.add(logical, wire, progress.deduplicated_bytes, progress.rounds);
         }
     }
 
@@ -464,9 +463,7 @@ impl Draft<'_> {
             let earlier = self.record.earlier;
             let receipt = &mut self.record.receipt;
             receipt.flip_ms = Some(since_ms);
-            receipt.logical_bytes = earlier.logical_bytes;
-            receipt.wire_bytes = earlier.wire_bytes;
-            receipt.rounds = earlier.rounds;
+            receipt.take_sent(earlier);
             if let Some(progress) = self.facts.progress.filter(|_| self.record.options.hot_first) {
                 receipt.remote_bytes_at_flip = progress.remote_bytes;
                 receipt.coverage_permille_at_flip = progress.coverage_permille;

@@ -85,11 +85,11 @@ pub fn view(record: &MigrationRecord, knowledge: Option<&Knowledge>, waits: Opti
         progress.dirty_bytes + progress.remote_bytes + remote_bytes(progress)
     });
     if record.stage.is_before_flip() {
-        let now =
-            report.map(|progress| (progress.logical_bytes, progress.wire_bytes, progress.rounds)).unwrap_or_default();
-        receipt.logical_bytes = record.earlier.logical_bytes + now.0;
-        receipt.wire_bytes = record.earlier.wire_bytes + now.1;
-        receipt.rounds = record.earlier.rounds + now.2;
+        let mut sent = record.earlier;
+        if let Some(progress) = report {
+            sent.add(progress.logical_bytes, progress.wire_bytes, progress.deduplicated_bytes, progress.rounds);
+        }
+        receipt.take_sent(sent);
     }
     if record.stage.is_final() {
         left = 0;

@@ -43,6 +43,8 @@ const STACK_BYTES: usize = 8 << 20;
 pub(super) struct Parts {
     pub settings: NodeSettings,
     pub meta: RocksMeta,
+    /// The index of chunks, where it could be opened.
+    pub chunks: Option<RocksMeta>,
     pub common: Common,
     /// In the order of the tiers.
     pub devices: Vec<DeviceHandle>,
@@ -69,7 +71,8 @@ impl Parts {
         let devices = devices.map_err(|error| DaemonError::Reopened { error })?;
         let place = |path: &PathBuf| Rc::new(CheckpointFile::new(world.clone(), path)) as Rc<dyn CheckpointPlace>;
         let checkpoint = self.checkpoint.as_ref().map(place);
-        let config = StoreConfig { shard, shards: self.shards, checkpoint, ..StoreConfig::default() };
+        let chunks = self.chunks.as_ref().map(RocksMeta::handle);
+        let config = StoreConfig { shard, shards: self.shards, checkpoint, chunks, ..StoreConfig::default() };
         let (meta, common) = (self.meta.handle(), self.common.clone());
         let store = Store::open(config, world.clone(), devices, common.tiers.clone(), meta.clone()).await?;
         tracing::info!(target: "node", shard, volumes = store.volumes().len(), "a shard is open");

@@ -191,7 +191,11 @@ impl Cluster {
     pub async fn create(&self, name: &str) {
         let (volume, size_bytes, epoch) = (VOLUME, SIZE, Epoch(1));
         self.recorded.borrow_mut().grants.insert(VOLUME, grant(1, 0, name, None));
-        self.ask(name, NodeRequest::CreateVolume { volume, name: "data".into(), size_bytes, epoch }).await;
+        self.ask(
+            name,
+            NodeRequest::CreateVolume { volume, name: "data".into(), size_bytes, epoch, tenant: "shop".into() },
+        )
+        .await;
     }
 
     /// Records a grant and tells it to a node.

@@ -51,6 +51,7 @@ pub fn prepare(migration: MigrationId) -> NodeRequest {
         reserve_bytes: SIZE,
         epoch: Epoch(1),
         source: address("a"),
+        tenant: "shop".into(),
     }
 }
 
@@ -60,7 +61,7 @@ pub async fn copy(cluster: &Cluster) {
     let prepare = prepare(migration);
     cluster.ask("b", prepare.clone()).await;
     cluster.ask("b", prepare).await;
-    let options = SendOptions { throttle_bytes_per_s: None, mirror_at_once: false, hot_first: false };
+    let options = SendOptions { throttle_bytes_per_s: None, mirror_at_once: false, hot_first: false, dedup: true };
     let send = NodeRequest::BeginSend {
         migration,
         generation,
@@ -426,6 +427,7 @@ pub fn requests_that_do_not_fit_are_refused() {
             reserve_bytes: 1 << 30,
             epoch: Epoch(1),
             source: address("a"),
+            tenant: "shop".into(),
         };
         let reply = cluster.request("b", too_large).await;
         assert!(matches!(reply, NodeReply::Refused(Refusal::NoSpace { .. })), "{reply:?}");

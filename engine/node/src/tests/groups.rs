@@ -21,7 +21,7 @@ async fn create(cluster: &Cluster, node: &str, volume: VolumeId, export: &str) -
         limits: Default::default(),
     };
     cluster.recorded.borrow_mut().grants.insert(volume, grant);
-    cluster.ask(node, NodeRequest::CreateVolume { volume, name, size_bytes: SIZE, epoch }).await;
+    cluster.ask(node, NodeRequest::CreateVolume { volume, name, size_bytes: SIZE, epoch, tenant: "shop".into() }).await;
     serve(cluster, node, volume, export).await
 }
 

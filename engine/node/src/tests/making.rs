@@ -34,7 +34,8 @@ fn a_volume_that_is_being_made_is_deleted() {
     each_seed(0..5, async |cluster| {
         cluster.start("b").await;
         let (volume, size_bytes, epoch) = (VOLUME, SIZE, Epoch(1));
-        let create = NodeRequest::CreateVolume { volume, name: "data".into(), size_bytes, epoch };
+        let create =
+            NodeRequest::CreateVolume { volume, name: "data".into(), size_bytes, epoch, tenant: "shop".into() };
         let delete = NodeRequest::DeleteVolume { volume, epoch };
         assert_eq!(both(&cluster, create, delete).await, (NodeReply::Done, NodeReply::Done));
         assert!(cluster.node("b").status().volumes.is_empty());
@@ -58,7 +59,16 @@ pub fn what_is_promised_to_a_copy_is_not_for_others() {
             let volume = VolumeId(8);
             let size_bytes = SLOTS * EXTENT_BYTES;
             cluster
-                .ask("b", NodeRequest::CreateVolume { volume, name: "local".into(), size_bytes, epoch: Epoch(1) })
+                .ask(
+                    "b",
+                    NodeRequest::CreateVolume {
+                        volume,
+                        name: "local".into(),
+                        size_bytes,
+                        epoch: Epoch(1),
+                        tenant: "shop".into(),
+                    },
+                )
                 .await;
             let export = Export { name: "local".into(), volume, size_bytes, workload: None };
             cluster.ask("b", NodeRequest::SetExport { export }).await;

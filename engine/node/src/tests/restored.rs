@@ -67,6 +67,7 @@ fn a_volume_moves_back_to_a_node_that_kept_an_old_copy() {
             reserve_bytes: SIZE,
             epoch: Epoch(epoch),
             source: address("b"),
+            tenant: "shop".into(),
         };
         let before = cluster.node("a").status().volumes[0].clone();
         assert_eq!((before.role, before.valid_bytes), (Role::Fenced, 4096));

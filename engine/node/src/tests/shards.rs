@@ -12,7 +12,9 @@ const VOLUMES: std::ops::Range<u64> = 100..106;
 
 async fn create(cluster: &Cluster, id: u64, size_bytes: u64) {
     let (volume, name, epoch) = (VolumeId(id), format!("v{id}"), Epoch(1));
-    cluster.ask("a", NodeRequest::CreateVolume { volume, name: name.clone(), size_bytes, epoch }).await;
+    cluster
+        .ask("a", NodeRequest::CreateVolume { volume, name: name.clone(), size_bytes, epoch, tenant: "shop".into() })
+        .await;
     let export = Export { name, volume, size_bytes, workload: None };
     cluster.ask("a", NodeRequest::SetExport { export }).await;
 }

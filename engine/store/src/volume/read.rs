@@ -114,7 +114,7 @@ impl Volume {
     }
 
     /// Where the blocks of an aligned range are, in order. Takes no time: nothing moves meanwhile.
-    fn resolve_range(&self, range: ByteRange) -> Result<Vec<Run>, IoError> {
+    pub(crate) fn resolve_range(&self, range: ByteRange) -> Result<Vec<Run>, IoError> {
         let stack = self.stack.borrow();
         let mut runs = Vec::with_capacity(1);
         for (extent, part) in range.by_extent() {

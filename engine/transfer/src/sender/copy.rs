@@ -4,7 +4,8 @@
 //!  pick a run ── lock ── clear its bits, read, pack ── put on the stream ── unlock ── await the replies aside
 //!  (one after the other) └──────────────── several at once ─────────────────────────────────────────────────┘
 //! ```
-//! Until mirroring is asked for, a run unlocks before it packs: its writers wait for a read, not for compression.
+//! Until mirroring is asked for, a run unlocks before it packs: its writers wait for a read, not for compression. In the
+//! first round it is then as much as a region, whose chunks may be named instead of sent (`bulk.rs`).
 //!
 //! A round goes once over what is pending when it begins; what is written behind its back is left for the next. Hot first,
 //! a round begins with the extents that are accessed most, and is short, so that the next one knows of new ones.
@@ -19,9 +20,10 @@
 use super::{Ranking, Sender, State, Step, Up};
 use crate::compress::{POOL_BYTES_MIN, Piece, pack};
 use crate::ledger::{Flight, Taken};
+use crate::level::{Bound, PACKING_BUSY};
 use drover_base::limits::SEND_WINDOW_BYTES;
 use drover_base::planted::{Bug, is_planted};
-use drover_base::units::{BLOCK_BYTES, EXTENT_BYTES};
+use drover_base::units::{BLOCK_BYTES, EXTENT_BYTES, REGION_BYTES};
 use drover_base::{ByteRange, ExtentIndex, Instant, IoError, LocalFuture, RegionIndex};
 use drover_disk::Buffer;
 use drover_store::LockGuard;
@@ -31,6 +33,15 @@ use std::{rc::Rc, time::Duration};
 
 /// Extents of one run, whose locks are held together while they are read and packed: under a millisecond.
 const RUN_EXTENTS_MAX: usize = 4;
+
+/// The same of runs of a region: an offer and its answer wait behind what is on the stream, and meanwhile others must be ready.
+const BULK_READING_MAX: usize = 12;
+
+/// Raw bytes of runs of a region from choice to last reply: what may be on the stream, and as much that is being made ready.
+const BULK_WINDOW_BYTES: u64 = 2 * SEND_WINDOW_BYTES;
+
+/// A run of a region is made only where the throttle passes it at once, near enough.
+const BULK_THROTTLE_MIN: u64 = 4 * REGION_BYTES;
 
 /// Runs that may be between choice and stream: enough to keep disk and pool busy, few enough to wait little.
 const RUNS_READING_MAX: usize = 8;
@@ -66,7 +77,10 @@ pub struct Copier {
     hot_first: bool,
     reading: usize,
     /// Runs among those that let their locks go before they are on the stream.
-    unlocked: usize,
+    pub(super) unlocked: usize,
+    /// Runs in the worker pool, and those whose offer was not answered yet.
+    pub(super) packing: usize,
+    pub(super) offering: usize,
     pub bytes_in_flight: u64,
 }
 
@@ -99,24 +113,35 @@ struct Round {
 
 /// Neighbouring extents that are sent together.
 pub struct Run {
-    first: ExtentIndex,
-    extents: u64,
+    pub(super) first: ExtentIndex,
+    pub(super) extents: u64,
     /// Raw bytes when it was chosen, as counted in `bytes_in_flight`.
-    bytes: u64,
+    pub(super) bytes: u64,
+    /// Locked and read piece by piece, and put on the stream without locks.
+    is_bulk: bool,
+}
+
+impl Run {
+    /// A part of it, for its locks.
+    pub(super) fn part(&self, at: u64) -> Run {
+        let extents = (self.extents - at).min(RUN_EXTENTS_MAX as u64);
+        Run { first: ExtentIndex(self.first.0 + at), extents, bytes: 0, is_bulk: false }
+    }
 }
 
 /// What a run turned out to hold, under its locks. All of it is in flight.
 #[derive(Default)]
-struct Load {
-    data: Vec<ByteRange>,
-    zero: Vec<ByteRange>,
+pub(super) struct Load {
+    pub data: Vec<ByteRange>,
+    pub zero: Vec<ByteRange>,
 }
 
 impl Round {
-    fn next(&mut self, state: &State) -> Option<Run> {
+    /// `is_bulk`: as much as there is of a region.
+    fn next(&mut self, state: &State, is_bulk: bool) -> Option<Run> {
         let blocks = |extent| state.ledger.pending().get(extent).count();
         if let Some(first) = self.hot.find(|extent| blocks(*extent) > 0) {
-            return Some(Run { first, extents: 1, bytes: u64::from(blocks(first)) * BLOCK_BYTES });
+            return Some(Run { first, extents: 1, bytes: u64::from(blocks(first)) * BLOCK_BYTES, is_bulk: false });
         }
         loop {
             let region = match self.region {
@@ -135,11 +160,14 @@ impl Round {
                 self.region = None;
                 continue;
             };
-            let run = masks[first..].iter().take(RUN_EXTENTS_MAX).take_while(|mask| **mask != 0);
-            let (extents, blocks) =
-                run.fold((0, 0), |(extents, blocks), mask| (extents + 1, blocks + u64::from(mask.count_ones())));
-            self.from = first + extents as usize;
-            return Some(Run { first: region.extent(first), extents, bytes: blocks * BLOCK_BYTES });
+            let end = match is_bulk {
+                true => masks.len(),
+                false => masks[first..].iter().take(RUN_EXTENTS_MAX).take_while(|mask| **mask != 0).count() + first,
+            };
+            let blocks: u64 = masks[first..end].iter().map(|mask| u64::from(mask.count_ones())).sum();
+            let extents = (end - first) as u64;
+            self.from = end;
+            return Some(Run { first: region.extent(first), extents, bytes: blocks * BLOCK_BYTES, is_bulk });
         }
     }
 }
@@ -156,11 +184,26 @@ impl State {
             && !self.is_failed()
             && !self.drained
             && (self.draining || !self.paused);
-        let window = if self.mirror_asked && !self.draining { MIRROR_WINDOW_BYTES } else { SEND_WINDOW_BYTES };
-        if !may_send || self.copy.reading >= RUNS_READING_MAX || self.copy.bytes_in_flight >= window {
+        let is_bulk = self.is_bulk();
+        let (window, reading_most) = match is_bulk {
+            true => (BULK_WINDOW_BYTES, BULK_READING_MAX),
+            false if self.mirror_asked && !self.draining => (MIRROR_WINDOW_BYTES, RUNS_READING_MAX),
+            false => (SEND_WINDOW_BYTES, RUNS_READING_MAX),
+        };
+        let is_window_full = self.copy.bytes_in_flight >= window;
+        let is_pool_busy = self.copy.packing >= PACKING_BUSY;
+        if !may_send || self.copy.reading >= reading_most || is_window_full {
+            let bound = match () {
+                () if !may_send => Bound::Other,
+                () if is_pool_busy => Bound::Pool,
+                () if is_window_full || self.copy.offering > 0 => Bound::Link,
+                () => Bound::Other,
+            };
+            self.chooser.waits_for(bound, now);
             return Step::Wait;
         }
         let ready_at = if self.draining { now } else { self.throttle.ready_at(now) };
+        self.chooser.waits_for(if ready_at > now { Bound::Link } else { Bound::Other }, now);
         let ready_at = ready_at.max(self.trouble.retry_at());
         if ready_at > now {
             return Step::WaitUntil(ready_at);
@@ -176,7 +219,7 @@ impl State {
         }
         loop {
             if let Some(mut round) = self.copy.round.take() {
-                let run = round.next(self);
+                let run = round.next(self, is_bulk);
                 self.copy.round = Some(round);
                 if let Some(run) = run {
                     self.copy.reading += 1;
@@ -193,6 +236,13 @@ impl State {
                 return wait;
             }
         }
+    }
+
+    /// The first time over, nobody waits behind it: much at once, and offered by chunks.
+    fn is_bulk(&self) -> bool {
+        let is_first = self.copy.rounds == 0 && !self.compare.is_running();
+        let is_urgent = self.mirror_asked || self.draining || self.copy.hot_first;
+        is_first && !is_urgent && self.throttle.rate_bytes_per_s().is_none_or(|rate| rate >= BULK_THROTTLE_MIN)
     }
 
     /// Hot first: what is not known at the other side to stay behind cannot be made known, and has to be sent.
@@ -259,8 +309,12 @@ impl Sender {
 
     async fn send_run(self: Rc<Self>, run: Run) {
         let range = ByteRange { offset: run.first.offset(), len: run.extents * EXTENT_BYTES };
-        let guard = self.volume.enqueue(self.volume.inside(range)).await;
-        let replies = self.launch_run(&run, guard).await;
+        let replies = if run.is_bulk {
+            self.launch_bulk(&run).await
+        } else {
+            let guard = self.volume.enqueue(self.volume.inside(range)).await;
+            self.launch_run(&run, guard).await
+        };
         let sent_bytes: u64 = replies.iter().map(|(flight, ..)| flight.range.len).sum();
         {
             let mut state = self.state.borrow_mut();
@@ -284,12 +338,8 @@ impl Sender {
 
     /// Takes the run's dirty blocks, reads them and puts them on the stream.
     async fn launch_run(&self, run: &Run, guard: LockGuard) -> Vec<(Flight, u64, Reply)> {
-        let fenced = self.fence.check();
-        if self.state.borrow().link.is_none() || fenced.is_err() {
+        if !self.may_read() {
             self.give_back(run.bytes, 0);
-            if let Err(error) = fenced {
-                self.trouble_here(&error);
-            }
             return Vec::new();
         }
         let load = self.load(run);
@@ -306,6 +356,15 @@ impl Sender {
             state.mirror_if_calm();
         }
         replies
+    }
+
+    /// There is a link to send over, and the lease allows it.
+    pub(super) fn may_read(&self) -> bool {
+        let fenced = self.fence.check();
+        if let Err(error) = &fenced {
+            self.trouble_here(error);
+        }
+        fenced.is_ok() && self.state.borrow().link.is_some()
     }
 
     fn unlocked_unless_mirroring(&self, guard: LockGuard) -> Option<LockGuard> {
@@ -327,12 +386,7 @@ impl Sender {
             }
             (packed, _) => {
                 self.give_back(run.bytes, 0);
-                let mut state = self.state.borrow_mut();
-                for range in load.data.iter().chain(&load.zero) {
-                    let flight = state.ledger.flight(*range);
-                    state.ledger.arrived(flight, false);
-                }
-                drop(state);
+                self.not_sent(load);
                 if let Err(error) = packed {
                     self.trouble_here(&error);
                 }
@@ -341,8 +395,17 @@ impl Sender {
         }
     }
 
+    /// What departed stays here.
+    pub(super) fn not_sent(&self, load: &Load) {
+        let mut state = self.state.borrow_mut();
+        for range in load.data.iter().chain(&load.zero) {
+            let flight = state.ledger.flight(*range);
+            state.ledger.arrived(flight, false);
+        }
+    }
+
     /// Clears the dirty bits of the run's extents; what they hold is in flight from here on.
-    fn load(&self, run: &Run) -> Load {
+    pub(super) fn load(&self, run: &Run) -> Load {
         let mut state = self.state.borrow_mut();
         let mut load = Load::default();
         for extent in (run.first.0..run.first.0 + run.extents).map(ExtentIndex) {
@@ -360,7 +423,7 @@ impl Sender {
         load
     }
 
-    async fn read_load(&self, load: &Load, guard: &LockGuard) -> Result<Vec<(u64, Buffer)>, IoError> {
+    pub(super) async fn read_load(&self, load: &Load, guard: &LockGuard) -> Result<Vec<(u64, Buffer)>, IoError> {
         let mut read = Vec::with_capacity(load.data.len());
         for range in &load.data {
             read.push((range.offset, self.volume.read_locked(guard, *range).await?));
@@ -370,13 +433,22 @@ impl Sender {
 
     async fn pack_load(&self, read: Vec<(u64, Buffer)>, load: &Load) -> Vec<Piece> {
         let bytes: usize = read.iter().map(|(_, data)| data.len()).sum();
-        let work = move || read.into_iter().flat_map(|(offset, data)| pack(offset, data)).collect::<Vec<_>>();
-        let mut pieces = if bytes < POOL_BYTES_MIN { work() } else { self.world.offload(work).await };
+        let level = self.state.borrow().chooser.level();
+        let work = move || read.into_iter().flat_map(|(offset, data)| pack(offset, data, level)).collect::<Vec<_>>();
+        let mut pieces = if bytes < POOL_BYTES_MIN { work() } else { self.in_pool(work).await };
         pieces.extend(load.zero.iter().map(|range| Piece::Zero(*range)));
         pieces
     }
 
-    fn launch(&self, piece: Piece, up: &Up) -> (Flight, u64, Reply) {
+    /// Runs arithmetic on the pool, and knows how much of it waits there.
+    pub(super) async fn in_pool<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> T {
+        self.state.borrow_mut().copy.packing += 1;
+        let done = self.world.offload(work).await;
+        self.state.borrow_mut().copy.packing -= 1;
+        done
+    }
+
+    pub(super) fn launch(&self, piece: Piece, up: &Up) -> (Flight, u64, Reply) {
         let range = piece.range();
         let flight = self.state.borrow().ledger.flight(range);
         let operation = match piece {
@@ -423,6 +495,7 @@ impl Sender {
     pub(super) fn landed(&self, flight: Flight, link: u64, result: Result<Answer, IoError>) -> bool {
         let error = match result {
             Ok(Answer::Done) => None,
+            Ok(Answer::Lacking) => return self.lacking(flight),
             Ok(_) => Some(IoError::Corrupt),
             Err(error) => Some(error),
         };

@@ -262,7 +262,8 @@ impl Sender {
             let data = self.volume.read_layer(layer, *range).await.map_err(|error| self.trouble_here(&error))?;
             read.push((range.offset, data));
         }
-        let work = move || read.into_iter().flat_map(|(offset, data)| pack(offset, data)).collect::<Vec<_>>();
+        let level = self.state.borrow().chooser.level();
+        let work = move || read.into_iter().flat_map(|(offset, data)| pack(offset, data, level)).collect::<Vec<_>>();
         let mut pieces = if bytes < POOL_BYTES_MIN as u64 { work() } else { self.world.offload(work).await };
         pieces.extend(run.zero.into_iter().map(Piece::Zero));
         self.give_back(bytes, pieces.iter().map(|piece| FRAME_HEAD_BYTES + piece.body_bytes()).sum());

@@ -12,12 +12,12 @@
 
 use super::copy::Reply;
 use super::{Sender, State, Step, Up};
-use crate::compress::is_zero;
+
 use crate::ledger::Flight;
 use drover_base::planted::{Bug, is_planted};
 use drover_base::units::EXTENT_BYTES;
 use drover_base::{ByteRange, Instant, IoError, LocalFuture};
-use drover_store::TapChange;
+use drover_store::{TapChange, is_zero};
 use drover_wire::peer::{Operation, Payload};
 use futures::channel::oneshot;
 use std::{future::Future, rc::Rc};

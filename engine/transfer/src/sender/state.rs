@@ -1,6 +1,7 @@
 //! What a sender knows, and what follows from it.
 
 use super::announce::Announcer;
+use super::bulk::Offers;
 use super::compare::Compare;
 use super::copy::Copier;
 use super::layers::Layers;
@@ -10,6 +11,7 @@ use super::scan::Scan;
 use super::{OnLinkLoss, SenderConfig, Start};
 use crate::Link;
 use crate::ledger::Ledger;
+use crate::level::Chooser;
 use crate::pace::Pace;
 use crate::rate::Rate;
 use crate::throttle::Throttle;
@@ -127,6 +129,9 @@ pub struct State {
     pub acknowledged_since_flush: u64,
     pub logical_bytes: u64,
     pub wire_bytes: u64,
+    pub deduplicated_bytes: u64,
+    pub chooser: Chooser,
+    pub offers: Offers,
     pub client_writes: Rate,
     pub pace: Pace,
 }
@@ -172,6 +177,9 @@ impl State {
             acknowledged_since_flush: 0,
             logical_bytes: 0,
             wire_bytes: 0,
+            deduplicated_bytes: 0,
+            chooser: Chooser::new(now),
+            offers: Offers::new(config.options.dedup),
             client_writes: Rate::default(),
             pace: Pace::new(now),
         }
@@ -304,6 +312,7 @@ impl State {
             coverage_permille,
             logical_bytes: self.logical_bytes,
             wire_bytes: self.wire_bytes,
+            deduplicated_bytes: self.deduplicated_bytes,
             rounds: self.copy.rounds,
             ready_to_mirror: self.copy.ready && !self.are_layers_awaited(),
             link_up: self.link.is_some() && !self.alone,

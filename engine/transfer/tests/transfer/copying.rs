@@ -111,7 +111,8 @@ fn mirroring_at_once_converges_too() {
 #[test]
 fn mirroring_begins_when_little_is_on_its_way() {
     run_each(0..5, async |sim| {
-        let mut pair = Pair::new(&sim, options()).await;
+        // Offers that nobody answers would hold everything back.
+        let mut pair = Pair::new(&sim, SendOptions { dedup: false, ..options() }).await;
         let wire = pair.connect();
         wire.hold(true);
         pair.sleep(Duration::from_millis(50)).await;
@@ -150,7 +151,8 @@ fn an_empty_volume_is_ready_at_once() {
 #[test]
 fn the_coldest_regions_go_first() {
     run(2, async |sim| {
-        let mut pair = Pair::new(&sim, options()).await;
+        // So slow that regions are not sent whole, of which all that there are would be under way at once.
+        let mut pair = Pair::new(&sim, SendOptions { throttle_bytes_per_s: Some(8_000_000), ..options() }).await;
         let wire = pair.connect();
         pair.until(|progress| progress.rounds > 0).await;
         // Several runs are under way at once, so that neighbouring regions mix a little: the middle ones tell.

@@ -1,6 +1,7 @@
 //! Two stores, a link that comes and goes, clients that write all the while: whatever happens, both sides end equal.
 
 mod back;
+mod chunks;
 mod clients;
 mod copying;
 mod hot;

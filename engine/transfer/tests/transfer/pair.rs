@@ -59,7 +59,7 @@ impl Ranking for Ranked {
 }
 
 pub fn options() -> SendOptions {
-    SendOptions { throttle_bytes_per_s: None, mirror_at_once: false, hot_first: false }
+    SendOptions { throttle_bytes_per_s: None, mirror_at_once: false, hot_first: false, dedup: true }
 }
 
 pub fn config(on_link_loss: OnLinkLoss, start: Start, options: SendOptions) -> SenderConfig {

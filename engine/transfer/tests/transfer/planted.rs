@@ -1,7 +1,7 @@
 //! Each planted bug of this crate is caught by a scenario that passes without it.
 
 use crate::pair::run;
-use crate::{back, copying, hot, links, proving, pulling, snapshots, thin, tuning};
+use crate::{back, chunks, copying, hot, links, proving, pulling, snapshots, thin, tuning};
 use drover_base::planted::{Bug, plant};
 use drover_sim::runtime::Sim;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -122,4 +122,22 @@ fn layers_not_awaited_is_caught() {
 #[test]
 fn layers_not_proven_is_caught() {
     is_caught(Bug::LayersNotProven, 0..1, snapshots::proven);
+}
+
+#[test]
+fn lacking_not_marked_is_caught() {
+    is_caught(Bug::LackingNotMarked, 0..8, chunks::index_is_stale);
+}
+
+#[test]
+fn chunk_not_proven_is_caught() {
+    is_caught(Bug::ChunkNotProven, 0..1, chunks::asked_without_proof);
+}
+
+#[test]
+fn tenant_ignored_is_caught() {
+    plant(Some(Bug::TenantIgnored));
+    let found = catch_unwind(chunks::of_another_tenant);
+    plant(None);
+    assert!(!matches!(found, Ok(Ok(()))), "TenantIgnored is not caught");
 }

@@ -2,13 +2,13 @@
 
 use drover_base::units::{BLOCK_BYTES, EXTENT_BYTES};
 use drover_base::{InstanceId, VolumeId, World};
-use drover_disk::Device;
 use drover_disk::fault::FailNth;
 use drover_disk::sim::{SimDevice, SimImage};
+use drover_disk::{Buffer, Device};
 use drover_sim::runtime::Sim;
 use drover_store::meta::memory::{MemoryImage, MemoryMeta};
-use drover_store::{Store, StoreConfig, TierClass, TierSpec, Tiers, Volume};
-use std::rc::Rc;
+use drover_store::{ChunkScope, Store, StoreConfig, TierClass, TierSpec, Tiers, Unfenced, Volume};
+use std::{rc::Rc, time::Duration};
 
 /// Two regions, then some extents of one and a bit of an extent.
 pub const VOLUME_BYTES: u64 = 8 * (1 << 20) + 5 * EXTENT_BYTES + 2 * BLOCK_BYTES;
@@ -26,7 +26,7 @@ pub struct Side {
     pub device: SimDevice,
     pub faults: Rc<FailNth>,
     meta: MemoryMeta,
-    _store: Rc<Store>,
+    pub store: Rc<Store>,
 }
 
 impl Drop for Side {
@@ -51,20 +51,27 @@ impl Side {
         let tiers = Tiers::new(vec![TierSpec { name: "fast".into(), class: TierClass::Nvme, slots, discards: false }]);
         Store::scan_slots(&meta, &tiers).await.unwrap();
         let devices: Vec<Rc<dyn Device>> = vec![faults.clone()];
-        let store =
-            Store::open(StoreConfig::default(), world.clone(), devices, tiers, Rc::new(meta.clone())).await.unwrap();
+        let hints = MemoryMeta::from_image(world.clone(), MemoryImage::new());
+        let config = StoreConfig { chunks: Some(Rc::new(hints)), ..StoreConfig::default() };
+        let store = Store::open(config, world.clone(), devices, tiers, Rc::new(meta.clone())).await.unwrap();
         let volume = store.create_volume(VOLUME, "vol", VOLUME_BYTES).await.unwrap();
-        Self {
-            sim: sim.clone(),
-            name,
-            world,
-            instance: InstanceId(instance),
-            volume,
-            device,
-            faults,
-            meta,
-            _store: store,
+        volume.set_scope(Some(ChunkScope::of_tenant("tenant")));
+        Self { sim: sim.clone(), name, world, instance: InstanceId(instance), volume, device, faults, meta, store }
+    }
+
+    /// Another volume of the node, of some tenant, that holds `content` at `offset`, and has stood still for long enough to be
+    /// indexed.
+    pub async fn with_copy(&self, tenant: &str, offset: u64, content: &[u8]) -> Rc<Volume> {
+        let copy = self.store.create_volume(VolumeId(8), "copy", VOLUME_BYTES).await.unwrap();
+        copy.set_scope(Some(ChunkScope::of_tenant(tenant)));
+        for (at, part) in content.chunks(100_000).enumerate() {
+            let offset = offset + at as u64 * 100_000;
+            copy.write(&Unfenced, offset, Buffer::from_slice(part), false).await.unwrap();
         }
+        copy.flush(&Unfenced).await.unwrap();
+        self.sim.sleep(Duration::from_secs(30)).await;
+        assert!(copy.indexed_bytes() >= content.len() as u64);
+        copy
     }
 
     /// Power is lost and comes back.

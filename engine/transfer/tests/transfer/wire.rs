@@ -140,6 +140,9 @@ impl Shared {
             Operation::Write { data, .. } if self.bytes_per_s.get() > 0 => {
                 Duration::from_secs_f64(data.bytes.len() as f64 / self.bytes_per_s.get() as f64)
             }
+            Operation::Assemble(assembly) if self.bytes_per_s.get() > 0 => {
+                Duration::from_secs_f64(assembly.data.bytes.len() as f64 / self.bytes_per_s.get() as f64)
+            }
             _ => Duration::ZERO,
         }
     }
@@ -147,9 +150,11 @@ impl Shared {
     fn refuses(&self, operation: &Operation) -> bool {
         let faults = self.faults.get();
         let ppm = match operation {
-            Operation::Write { .. } | Operation::Zero { .. } | Operation::Remote { .. } | Operation::Layer(_) => {
-                faults.refused_ppm
-            }
+            Operation::Write { .. }
+            | Operation::Zero { .. }
+            | Operation::Remote { .. }
+            | Operation::Assemble(_)
+            | Operation::Layer(_) => faults.refused_ppm,
             Operation::Flush { .. } => faults.flushes_refused_ppm,
             _ => 0,
         };
@@ -163,6 +168,11 @@ impl Shared {
                 sent.writes += 1;
                 sent.data_bytes += u64::from(data.raw_len);
                 sent.order.push(*offset);
+            }
+            Operation::Assemble(assembly) => {
+                sent.writes += 1;
+                sent.data_bytes += u64::from(assembly.data.raw_len);
+                sent.order.push(assembly.offset);
             }
             Operation::Zero { .. } => sent.zeros += 1,
             Operation::Read { range } => sent.reads.push(*range),

@@ -67,6 +67,8 @@ fn requests_read_back() {
         Operation::Layer(Box::new(LayerRequest::List)),
         Operation::Layer(Box::new(LayerRequest::Next { name: "a".into(), from: RegionIndex(7) })),
         Operation::Layer(Box::new(LayerRequest::Digests { name: "a".into(), region: RegionIndex(7), extents: 5 })),
+        Operation::Offer { chunks: vec![ChunkName { digest: [7; 32], len: 70_000 }; CHUNKS_MAX] },
+        Operation::Assemble(Box::new(assembly())),
     ] {
         let sent = request(operation);
         assert_eq!(PeerRequest::decode(sent.clone().encode()), Ok(sent));
@@ -87,6 +89,8 @@ fn replies_read_back() {
         Ok(Answer::Layer(Box::new(LayerAnswer::Snapshots(vec![spec("a", None), spec("b", Some("a"))])))),
         Ok(Answer::Layer(Box::new(LayerAnswer::Region(Some(RegionIndex(3)))))),
         Ok(Answer::Layer(Box::new(LayerAnswer::Digests { extents: 9, digests: vec![[1; 32], [2; 32]] }))),
+        Ok(Answer::Offered(Offered { nonce: [9; 32], held: vec![true, false, true] })),
+        Ok(Answer::Lacking),
         Err(IoError::Moved { epoch: Epoch(5), holder: NodeId::new("b").unwrap(), flushed: true }),
     ] {
         let sent = PeerReply { session: SessionId(1), sequence: 2, instance: InstanceId(3), result };
@@ -132,4 +136,54 @@ fn declared_lengths_are_bounded() {
         PeerReply { session: SessionId(1), sequence: 1, instance: InstanceId(1), result: Ok(Answer::Data(payload)) };
     assert!(matches!(PeerReply::decode(reply.encode()), Err(WireError::BodyTooLarge { .. })));
     const { assert!(HEAD_BYTES < MESSAGE_HEAD_BYTES_MAX) };
+}
+
+/// A chunk that is sent, one that is named, and one that is sent.
+fn assembly() -> Assembly {
+    let part = |len, proof| Part { chunk: ChunkName { digest: [len as u8; 32], len }, proof };
+    let data = Payload { bytes: Bytes::from_static(b"zstd"), raw_len: 4000 };
+    Assembly { offset: 8192, parts: vec![part(3000, None), part(60_000, Some([3; 32])), part(1000, None)], data }
+}
+
+/// None of an assembly's lengths is believed that does not fit the others.
+#[test]
+fn an_assembly_whose_lengths_contradict_each_other_is_refused() {
+    let refused = |what: &str, sent: Message| {
+        assert!(matches!(PeerRequest::decode(sent), Err(WireError::Body(_))), "{what}");
+    };
+    let encoded = |change: fn(&mut Assembly)| {
+        let mut assembly = assembly();
+        change(&mut assembly);
+        request(Operation::Assemble(Box::new(assembly))).encode()
+    };
+    assert!(PeerRequest::decode(encoded(|_| ())).is_ok());
+    refused("data", encoded(|assembly| assembly.data.raw_len = 4001));
+    refused("more than it was", encoded(|assembly| assembly.data.bytes = vec![0; 4001].into()));
+    refused("a region", encoded(|assembly| assembly.parts[1].chunk.len = 4 << 20));
+    refused(
+        "parts",
+        encoded(|assembly| {
+            let named = assembly.parts[1];
+            assembly
+                .parts
+                .extend(std::iter::repeat_n(Part { chunk: ChunkName { len: 1, ..named.chunk }, ..named }, CHUNKS_MAX));
+        }),
+    );
+    let of_body = |body: Vec<u8>| {
+        let mut sent = encoded(|_| ());
+        let mut head = Head::read_from_bytes(&sent.head).unwrap();
+        head.body_crc = crc32c::crc32c(&body).into();
+        head.body_raw = (body.len() as u32).into();
+        (sent.head, sent.body) = (Bytes::copy_from_slice(head.as_bytes()), body.into());
+        sent
+    };
+    let whole = encoded(|_| ()).body.to_vec();
+    for len in 0..whole.len() {
+        refused("cut", of_body(whole[..len].to_vec()));
+    }
+    refused("the length of the parts", of_body([&u32::MAX.to_le_bytes(), &whole[4..]].concat()));
+    let many = vec![ChunkName { digest: [7; 32], len: 1 }; CHUNKS_MAX + 1];
+    refused("an offer", request(Operation::Offer { chunks: many }).encode());
+    let long = vec![ChunkName { digest: [7; 32], len: (4 << 20) + 1 }];
+    refused("a long chunk", request(Operation::Offer { chunks: long }).encode());
 }

@@ -115,6 +115,7 @@ fn options(given: &MigrateOptions) -> Result<MigrationOptions, Failure> {
         throttle_bytes_per_s: given.throttle,
         mirror_at_once: given.mirror_at_once,
         hot_first: given.hot_first,
+        dedup: !given.no_dedup,
         coverage_percent: given.coverage.unwrap_or(defaults.coverage_percent),
         cutover: given.cutover,
         window: given.window,
@@ -250,6 +251,13 @@ pub fn show(migration: &Migration) -> String {
         receipt.flips_given_up,
         or_dash(receipt.commit_ms.map(show_ms)),
     );
+    if receipt.deduplicated_bytes > 0 {
+        text.push_str(&format!(
+            "\nnot sent   {}, which {} had",
+            show_bytes(receipt.deduplicated_bytes),
+            migration.destination
+        ));
+    }
     if let (Some(remote), coverage) = (migration.remote_bytes, migration.coverage_permille) {
         let there =
             coverage.map_or(String::new(), |permille| format!("; {} of what is accessed is there", percent(permille)));

@@ -462,6 +462,7 @@ impl FakeNode {
                 coverage_permille: None,
                 logical_bytes: sender.sent * WRITE_BYTES,
                 wire_bytes: sender.sent * WRITE_BYTES / 2,
+                deduplicated_bytes: 0,
                 rounds: 1,
                 ready_to_mirror: sender.link_up && !sender.compare && sender.dirty.len() < SENT_AT_ONCE,
                 link_up: sender.link_up,
