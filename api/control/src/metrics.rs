@@ -86,6 +86,16 @@ impl Control {
                 text.sample("drover_volume_valid_bytes", &[("volume", &volume.name)], valid);
             }
         }
+        text.metric(
+            "drover_volume_indexed_bytes",
+            "gauge",
+            "Regions of the volume whose content its node finds by digest.",
+        );
+        for volume in &volumes {
+            if let Some(indexed) = volume.indexed_bytes {
+                text.sample("drover_volume_indexed_bytes", &[("volume", &volume.name)], indexed);
+            }
+        }
         text.metric("drover_volume_merge_left_bytes", "gauge", "What deleted snapshots still hold.");
         for volume in &volumes {
             let left = volume.merge.map_or(0, |merge| merge.bytes_left);

@@ -217,6 +217,7 @@ impl Control {
             limits: record.limits.limits,
             limited_requests: status.map(|status| status.limited_requests),
             limited_ms: status.map(|status| status.limited_us / 1_000),
+            indexed_bytes: status.map(|status| status.indexed_bytes),
         }
     }
 

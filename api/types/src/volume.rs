@@ -71,6 +71,10 @@ pub struct Volume {
     pub limited_requests: Option<u64>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub limited_ms: Option<u64>,
+    /// Regions of 4 MiB with data whose content its node can find by digest: a volume of the tenant that moves there need not
+    /// bring it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub indexed_bytes: Option<u64>,
 }
 
 /// What a volume's clients together, wherever they are attached, may use of it a second; absent: as much as there is.

@@ -554,6 +554,7 @@ impl Seat {
             limits: record.limits,
             limited_requests,
             limited_us,
+            indexed_bytes: self.volume.indexed_bytes(),
         }
     }
 }

@@ -401,6 +401,8 @@ pub struct VolumeStatus {
     /// What they made clients wait since this instance began: requests, and the sum of their waits.
     pub limited_requests: u64,
     pub limited_us: u64,
+    /// Of its regions with data, those whose chunks are indexed: a volume that moves here need not bring them.
+    pub indexed_bytes: u64,
 }
 
 /// What a node is to a volume it stores.

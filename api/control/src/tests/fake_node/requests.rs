@@ -509,6 +509,7 @@ impl FakeNode {
             limits: seat.limits,
             limited_requests: 3,
             limited_us: 7_000,
+            indexed_bytes: 0,
         };
         let volume_id = self.cluster().volume.get();
         let usage = |export: &String| WorkloadUsage {
