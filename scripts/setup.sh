@@ -12,6 +12,9 @@ packages=(
 if [ "${1:-}" = bench ] && ! command -v qemu-storage-daemon > /dev/null; then
     packages+=(qemu-system-common) # Debian 12 has qemu-storage-daemon in it; later releases in qemu-utils
 fi
+if [ "${1:-}" = bench ]; then
+    packages+=(borgbackup) # what an archiver makes of the same image
+fi
 
 if ! command -v cargo > /dev/null; then
     echo "Rust is missing: install it from https://rustup.rs, then run this again." >&2

@@ -3,7 +3,7 @@
 use crate::{
     Done, image,
     mirror::Process,
-    moving::{SECONDS, move_volume},
+    moving::{SECONDS, move_cold},
     peers,
     record::Report,
     room::{DISK, Need},
@@ -46,7 +46,7 @@ pub fn run(report: &mut Report, rounds: usize) -> Done {
     for round in 0..rounds {
         let (from, to) = (round % 2, (round + 1) % 2);
         let before = link.sent_bytes(from)?;
-        let migration = move_volume(&cluster, "cold", to)?;
+        let migration = move_cold(&cluster, "cold", to)?;
         flip_s.push(number(&migration["receipt"]["flip_ms"])? / 1e3);
         commit_s.push(number(&migration["receipt"]["commit_ms"])? / 1e3);
         our_mb.push((link.sent_bytes(from)? - before) as f64 / 1e6);
@@ -85,6 +85,6 @@ fn nbdcopy(link: &Link, image: &Path, folder: &Path) -> Result<f64, Box<dyn Erro
     Ok(took)
 }
 
-fn number(value: &Value) -> Result<f64, Box<dyn Error>> {
+pub fn number(value: &Value) -> Result<f64, Box<dyn Error>> {
     value.as_f64().ok_or_else(|| "a figure is missing in the receipt".into())
 }

@@ -8,6 +8,7 @@ mod cold;
 mod fio;
 mod flips;
 mod image;
+mod less;
 mod live;
 mod mirror;
 mod moving;
@@ -40,13 +41,15 @@ struct Part {
 /// Parts of CASE=migrate.
 const MIGRATE: &[Part] = &[
     Part { name: "cold", rounds: 5, need: cold::NEED, measure: cold::run },
+    Part { name: "less", rounds: 1, need: less::NEED, measure: less::run },
     Part { name: "live", rounds: 5, need: live::NEED, measure: live::run },
     Part { name: "flips", rounds: 100, need: flips::NEED, measure: flips::run },
 ];
 
 const CASES: [(&str, &[Part]); 2] = [("nbd", serving::PARTS), ("migrate", MIGRATE)];
 
-const USAGE: &str = "usage: drover-bench [nbd] [migrate] [--rounds N] [--part tmpfs|disk|snapshot|cold|live|flips]";
+const USAGE: &str =
+    "usage: drover-bench [nbd] [migrate] [--rounds N] [--part tmpfs|disk|snapshot|cold|less|live|flips]";
 
 /// What the command line asks for.
 #[derive(Default)]

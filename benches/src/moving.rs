@@ -17,7 +17,16 @@ pub fn loopback(folder: &Path) -> Layout<'_> {
 
 /// Moves a volume to a node and commits.
 pub fn move_volume(cluster: &Cluster, volume: &str, to: usize) -> Result<Value, Box<dyn Error>> {
-    let migration = cluster.api.migrate(volume, &drover_e2e::node_name(to), json!({ "retention_ms": 0 }));
+    move_with(cluster, volume, to, json!({ "retention_ms": 0 }))
+}
+
+/// The same to a node that counts as one that has nothing of it.
+pub fn move_cold(cluster: &Cluster, volume: &str, to: usize) -> Result<Value, Box<dyn Error>> {
+    move_with(cluster, volume, to, json!({ "retention_ms": 0, "dedup": false }))
+}
+
+fn move_with(cluster: &Cluster, volume: &str, to: usize, options: Value) -> Result<Value, Box<dyn Error>> {
+    let migration = cluster.api.migrate(volume, &drover_e2e::node_name(to), options);
     let ended = cluster.api.wait_phase(&migration, &["committed", "rolled_back", "failed"], PATIENCE);
     if ended["phase"] == "committed" { Ok(ended) } else { Err(format!("the move ended otherwise: {ended:#}").into()) }
 }

@@ -216,11 +216,11 @@ fn open_meta(config: &NodeConfig) -> Result<RocksMeta, DaemonError> {
 /// The index of chunks: what is damaged of it is only found again. A node without it sends more, and receives more.
 fn open_chunks(config: &NodeConfig) -> Option<RocksMeta> {
     let folder = config.meta.join(CHUNKS_FOLDER);
-    let opened = RocksMeta::open(&folder).or_else(|error| {
+    let opened = RocksMeta::open_hints(&folder).or_else(|error| {
         tracing::warn!(target: "node", %error, "the index of chunks cannot be read: it is begun anew");
         // Where even that fails, opening tells.
         let _ = fs::remove_dir_all(&folder);
-        RocksMeta::open(&folder)
+        RocksMeta::open_hints(&folder)
     });
     opened.map_err(|error| tracing::error!(target: "node", %error, "chunks are not indexed")).ok()
 }

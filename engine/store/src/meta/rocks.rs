@@ -64,9 +64,18 @@ impl RocksMeta {
     /// Opens the store in the folder `path`, made if absent. Blocks for as long as recovery takes. Fails if
     /// another process has it open.
     pub fn open(path: &Path) -> Result<Self, MetaError> {
+        Self::open_as(path, true)
+    }
+
+    /// The same for what may be lost: a commit is answered without a sync, and a crash takes the last ones away, whole.
+    pub fn open_hints(path: &Path) -> Result<Self, MetaError> {
+        Self::open_as(path, false)
+    }
+
+    fn open_as(path: &Path, is_synced: bool) -> Result<Self, MetaError> {
         let db = DB::open(&options(), path).map_err(backend)?;
         let queue = Arc::new(Queue::new(QUEUE_REQUESTS_MAX));
-        let worker = Worker { db, failure: None, queue: queue.clone() };
+        let worker = Worker { db, is_synced, failure: None, queue: queue.clone() };
         let thread = thread::Builder::new()
             .name("meta".into())
             .spawn(move || worker.run())
@@ -138,6 +147,7 @@ impl Meta for RocksMeta {
 /// What runs on the thread.
 struct Worker {
     db: DB,
+    is_synced: bool,
     /// Why commits fail from now on.
     failure: Option<MetaError>,
     queue: Arc<Queue<Request>>,
@@ -197,7 +207,7 @@ impl Worker {
             return Err(failure.clone());
         }
         let mut options = WriteOptions::default();
-        options.set_sync(true);
+        options.set_sync(self.is_synced);
         let result = self.db.write_opt(group, &options).map_err(backend);
         self.failure = result.clone().err();
         result

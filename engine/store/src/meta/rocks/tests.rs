@@ -56,7 +56,7 @@ fn a_dropped_commit_is_applied() {
 
 /// A worker that runs on no thread yet.
 fn worker(db: DB) -> Worker {
-    Worker { db, failure: None, queue: Arc::new(Queue::new(16)) }
+    Worker { db, is_synced: true, failure: None, queue: Arc::new(Queue::new(16)) }
 }
 
 #[test]
