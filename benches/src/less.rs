@@ -36,7 +36,8 @@ pub fn run(report: &mut Report, rounds: usize) -> Done {
 
 fn over_link(report: &mut Report, rounds: usize, folder: &Path, image: &Path) -> Done {
     let link = Link::new("drvb", 31, 1000)?;
-    let layout = Layout { nodes: 2, folder, tier_size: "16GiB", lease_ttl_ms: 9_000, link: Some(&link), cpus: &[] };
+    let layout =
+        Layout { nodes: 2, folder, tier_size: "16GiB", lease_ttl_ms: 9_000, link: Some(&link), cpus: &[], tls: None };
     let cluster = Cluster::start(&layout);
     cluster.create_volume("golden", BYTES + (1 << 30), 1);
     fill(&cluster, "golden", 1, image, SHIFT_BYTES)?;

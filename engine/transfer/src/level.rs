@@ -5,7 +5,8 @@
 //!
 //! Invariants
 //! - The level moves by one step at a time, and only after a whole `WINDOW`.
-//! - After the pool was the limit, going up again waits, each time twice as long: a machine on the edge settles.
+//! - After the pool was the limit, going up again waits; twice as long each time that going up made it the limit again: a
+//!   machine on the edge settles.
 
 use drover_base::Instant;
 use std::time::Duration;
@@ -87,6 +88,8 @@ pub struct Chooser {
     /// Windows to wait before going up.
     wait: u32,
     patience: u32,
+    /// It went up since it last went down.
+    has_risen: bool,
 }
 
 impl Chooser {
@@ -101,6 +104,7 @@ impl Chooser {
             wire_bytes: 0,
             wait: 0,
             patience: PATIENCE_FIRST,
+            has_risen: false,
         }
     }
 
@@ -135,10 +139,13 @@ impl Chooser {
             if let Some(lower) = self.level.step(-1) {
                 self.level = lower;
             }
+            if std::mem::take(&mut self.has_risen) {
+                self.patience = (self.patience * 2).min(PATIENCE_MOST);
+            }
             self.wait = self.patience;
-            self.patience = (self.patience * 2).min(PATIENCE_MOST);
         } else if self.link * 2 > window && self.wait == 0 && self.link_needs_less_than_a_core(window) {
             self.level = self.level.step(1).expect("a level above was looked at");
+            self.has_risen = true;
         }
     }
 
@@ -176,6 +183,7 @@ mod tests {
             ("a link faster than a core", vec![(10, Bound::Link, 400_000_000)], Level::Usual),
             ("a busy pool", vec![(10, Bound::Pool, 400_000_000)], Level::Raw),
             ("one that was busy for a moment", vec![(1, Bound::Pool, 0), (20, Bound::Link, gigabit)], Level::Better),
+            ("one that was busy at first", vec![(9, Bound::Pool, 0), (30, Bound::Link, gigabit)], Level::Better),
             ("slow devices", vec![(10, Bound::Other, gigabit / 10)], Level::Usual),
             ("loopback", vec![(9, Bound::Pool, 0), (900, Bound::Link, 1_500_000_000)], Level::Raw),
         ] {

@@ -12,8 +12,8 @@
 //!   is on the stream: no write is mirrored meanwhile. What is written over it is marked, and sent after it.
 //! - An offer changes nothing. What follows from its answer is on the stream like any copy, in the order of the calls.
 //! - What the other side could not assemble is marked again, and the next round, which offers nothing, sends it.
-//! - Chunks are offered only where that pays: not where the link is faster than compression, and seldom where the other side
-//!   has had nothing.
+//! - Chunks are offered only where that pays: always where the other side has had some lately; else not where the link is
+//!   faster than compression, and seldom where it has had none at all.
 
 use super::copy::{Load, Reply, Run};
 use super::{Sender, Up};
@@ -35,6 +35,7 @@ const SELDOM: u32 = 8;
 /// Whether offering pays.
 pub struct Offers {
     enabled: bool,
+    has_found: bool,
     /// Since one found something.
     misses: u32,
     skipped: u32,
@@ -42,14 +43,16 @@ pub struct Offers {
 
 impl Offers {
     pub fn new(enabled: bool) -> Self {
-        Self { enabled, misses: 0, skipped: 0 }
+        Self { enabled, has_found: false, misses: 0, skipped: 0 }
     }
 
     fn is_due(&mut self, level: Level) -> bool {
-        if !self.enabled || level == Level::Raw {
+        let is_lucky = self.misses < MISSES_MAX;
+        // Finding costs less than compressing, too: that the pool is busy is no reason to stop.
+        if !self.enabled || level == Level::Raw && !(self.has_found && is_lucky) {
             return false;
         }
-        if self.misses < MISSES_MAX {
+        if is_lucky {
             return true;
         }
         self.skipped = (self.skipped + 1) % SELDOM;
@@ -57,6 +60,7 @@ impl Offers {
     }
 
     fn answered(&mut self, has_found: bool) {
+        self.has_found |= has_found;
         self.misses = if has_found { 0 } else { self.misses.saturating_add(1) };
     }
 }
