@@ -44,8 +44,8 @@ impl Receiver {
             stream::iter(assembly.parts.clone()).map(|part| self.find(part)).buffered(READS_AT_ONCE).collect().await;
         let nonce = self.nonce;
         match self.world.offload(move || put_together(&assembly, found, &nonce)).await {
-            Made::Lacking => return Ok(Answer::Lacking),
-            Made::Corrupt => return Err(IoError::Corrupt),
+            Made::Lacking => Ok(Answer::Lacking),
+            Made::Corrupt => Err(IoError::Corrupt),
             Made::Whole(whole) => {
                 let guard = ticket.await;
                 self.volume.write_locked(&guard, &*self.fence, offset, whole).await?;

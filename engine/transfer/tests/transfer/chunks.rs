@@ -159,6 +159,9 @@ fn names(content: &[u8]) -> Vec<ChunkName> {
     cut(content).into_iter().map(name).collect()
 }
 
+/// How a proof is made of a chunk's bytes.
+type Prove<'a> = &'a dyn Fn(&[u8]) -> [u8; 32];
+
 /// One who knows what the tenant's volume holds by digest only asks for it to be put into a volume of its own.
 pub async fn asked_without_proof(sim: Sim) -> Result<(), String> {
     let to = Side::new(&sim, "destination").await;
@@ -170,7 +173,7 @@ pub async fn asked_without_proof(sim: Sim) -> Result<(), String> {
     let answer = ask(1, Operation::Offer { chunks: names.clone() }).await;
     let Ok(Answer::Offered(offered)) = answer else { return Err(format!("{answer:?}")) };
     assert!(offered.held.iter().filter(|held| **held).count() + 2 > names.len(), "{offered:?}");
-    let assembly = |prove: &dyn Fn(&[u8]) -> [u8; 32]| {
+    let assembly = |prove: Prove| {
         let (mut at, mut data, mut parts) = (0, Vec::new(), Vec::new());
         for (chunk, held) in names.iter().zip(&offered.held) {
             let bytes = &content[at..at + chunk.len as usize];
@@ -183,7 +186,7 @@ pub async fn asked_without_proof(sim: Sim) -> Result<(), String> {
         Operation::Assemble(Box::new(Assembly { offset: 1 << 22, parts, data: Payload::plain(data.into()) }))
     };
     let other = [1; 32];
-    let proofs: [&dyn Fn(&[u8]) -> [u8; 32]; 3] = [&|_| [0; 32], &chunk_digest, &|bytes| chunk_proof(&other, bytes)];
+    let proofs: [Prove; 3] = [&|_| [0; 32], &chunk_digest, &|bytes| chunk_proof(&other, bytes)];
     let range = ByteRange { offset: 1 << 22, len: content.len() as u64 };
     for (at, prove) in proofs.into_iter().enumerate() {
         let answer = ask(2 + at as u64, assembly(prove)).await;
