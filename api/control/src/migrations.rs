@@ -6,7 +6,7 @@ use crate::cordons::check_takes_new;
 use crate::idempotency::{Attempt, Holding, Once};
 use crate::migration::knowledge::Knowledge;
 use crate::migration::transition::{Stale, Transition};
-use crate::planner::{self, Estimate, Head};
+use crate::planner::{self, Content, Estimate};
 use crate::queries::{Tagged, check_version, find_migration, find_node, find_volume};
 use crate::snapshots::of_people;
 use crate::table::{Changes, NewEvent, State};
@@ -38,8 +38,8 @@ impl Control {
         };
         // What is reserved at the destination rests on it: as of now, not as of the last report.
         let polls = nodes.iter().map(|(node, admin)| self.nodes.poll(node, admin));
-        let (answers, head) =
-            futures::future::join(futures::future::join_all(polls), self.measure_head(volume, source)).await;
+        let (answers, content) =
+            futures::future::join(futures::future::join_all(polls), self.measure(volume, source)).await;
         for answer in answers {
             if let Err(error) = answer {
                 tracing::info!(%error, "a plan rests on an older report");
@@ -54,20 +54,20 @@ impl Control {
         if lease.holder == destination {
             return Err(ApiError::new(ErrorCode::SameNode, format!("{} is at {destination} already", volume.name)));
         }
-        Ok(planner::plan(&self.estimate(&state, volume.volume, &lease.holder, &destination, request, head)))
+        Ok(planner::plan(&self.estimate(&state, volume.volume, &lease.holder, &destination, request, content)))
     }
 
-    /// What the volume's head takes: what was rewritten since a snapshot travels once. `None`: the holder does not say.
-    async fn measure_head(&self, volume: VolumeId, source: Option<(NodeId, String)>) -> Option<Head> {
+    /// What a copy of the volume takes, its snapshots with it. `None`: the holder does not say.
+    async fn measure(&self, volume: VolumeId, source: Option<(NodeId, String)>) -> Option<Content> {
         let (node, admin) = source?;
         match self.nodes.call(&node, &admin, &NodeRequest::MeasureVolume { volume }, RPC_DEADLINE).await {
             Ok(NodeReply::Measured { used_bytes, valid_bytes, size_bytes }) => {
                 self.learn_size(volume, &node, size_bytes).await.ok()?;
-                Some(Head { used_bytes, valid_bytes })
+                Some(Content { used_bytes, valid_bytes })
             }
             other => {
                 tracing::info!(?other, "a plan rests on what all layers of the volume take");
-                self.nodes.volume(&node, volume).map(|(status, ..)| Head::at_most(&status))
+                self.nodes.volume(&node, volume).map(|(status, ..)| Content::at_most(&status))
             }
         }
     }
@@ -79,7 +79,7 @@ impl Control {
         source: &NodeId,
         destination: &NodeId,
         request: &PlanRequest,
-        head: Option<Head>,
+        content: Option<Content>,
     ) -> Estimate {
         let record = state.volume(volume);
         let reported = self.nodes.volume(source, volume);
@@ -97,7 +97,7 @@ impl Control {
             volume: record.map_or_else(String::new, |record| record.name.clone()),
             source: source.to_string(),
             destination: destination.to_string(),
-            head,
+            content,
             size_bytes: record.map_or(0, |record| record.size_bytes),
             snapshots: reported.as_ref().map_or(0, |(status, ..)| of_people(status)),
             free_bytes: self.nodes.free_bytes(destination),

@@ -1,6 +1,5 @@
 //! What a migration is expected to bring and cost.
 
-use drover_base::units::EXTENT_BYTES;
 use drover_types::{MigrationPlan, RateSource, Warning};
 use drover_wire::admin::VolumeStatus;
 
@@ -10,20 +9,19 @@ const PAUSE_MS_ASSUMED: u64 = 20;
 /// Share of a destination, in percent, above which it is nearly full.
 const NEARLY_FULL_PERCENT: u128 = 90;
 
-/// What of a volume travels: what it shows, not what its snapshots keep.
+/// What of a volume travels: what it shows, and what its snapshots keep beside that.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Head {
+pub struct Content {
     /// Extents with data × 64 KiB: the slots that a copy takes.
     pub used_bytes: u64,
     /// Blocks with data × 4 KiB.
     pub valid_bytes: u64,
 }
 
-impl Head {
-    /// From what all layers of the volume take together. No head shows more than the volume's size.
+impl Content {
+    /// From what all layers of the volume take together, deleted ones that have yet to merge included.
     pub fn at_most(status: &VolumeStatus) -> Self {
-        let whole = status.size_bytes.next_multiple_of(EXTENT_BYTES);
-        Self { used_bytes: status.used_bytes.min(whole), valid_bytes: status.valid_bytes.min(status.size_bytes) }
+        Self { used_bytes: status.used_bytes, valid_bytes: status.valid_bytes }
     }
 }
 
@@ -34,7 +32,7 @@ pub struct Estimate {
     pub source: String,
     pub destination: String,
     /// `None`: never reported.
-    pub head: Option<Head>,
+    pub content: Option<Content>,
     pub size_bytes: u64,
     /// Snapshots that people made of it.
     pub snapshots: usize,
@@ -53,8 +51,8 @@ pub struct Estimate {
 /// Plans. Duration: bytes ÷ (link − writes), as each byte written meanwhile is sent too; with a writer at or above
 /// the link half of the link is left for the copy, since mirroring makes the writer share it.
 pub fn plan(estimate: &Estimate) -> MigrationPlan {
-    let bytes_to_send = estimate.head.map_or(estimate.size_bytes, |head| head.valid_bytes);
-    let space_needed_bytes = estimate.head.map_or(estimate.size_bytes, |head| head.used_bytes);
+    let bytes_to_send = estimate.content.map_or(estimate.size_bytes, |content| content.valid_bytes);
+    let space_needed_bytes = estimate.content.map_or(estimate.size_bytes, |content| content.used_bytes);
     let link = estimate.throttle_bytes_per_s.unwrap_or(u64::MAX).min(estimate.link_bytes_per_s).max(1);
     let for_copy = match link.checked_sub(estimate.write_bytes_per_s) {
         Some(rest) if rest > link / 2 => rest,
@@ -67,6 +65,7 @@ pub fn plan(estimate: &Estimate) -> MigrationPlan {
         source: estimate.source.clone(),
         destination: estimate.destination.clone(),
         bytes_to_send,
+        snapshots: estimate.snapshots as u64,
         link_bytes_per_s: estimate.link_bytes_per_s,
         link_rate: estimate.link_rate,
         write_bytes_per_s: estimate.write_bytes_per_s,
@@ -109,14 +108,7 @@ fn warnings(estimate: &Estimate, link: u64, needed: u64) -> Vec<Warning> {
     if estimate.destination_is_down {
         warn("destination_down", format!("{} is down: nothing is sent until it is back", estimate.destination));
     }
-    if estimate.snapshots > 0 {
-        let text = format!(
-            "snapshots of {} ({}) stay at {} and go with its copy: the migration commits only when asked to",
-            estimate.volume, estimate.snapshots, estimate.source
-        );
-        warn("snapshots_stay", text);
-    }
-    if estimate.head.is_none() {
+    if estimate.content.is_none() {
         warn(
             "usage_unknown",
             format!("{} has not reported the volume's usage: its whole size is assumed", estimate.source),
@@ -148,7 +140,7 @@ mod tests {
             volume: "v".into(),
             source: "a".into(),
             destination: "b".into(),
-            head: Some(Head { used_bytes: 5 * GIB, valid_bytes: 4 * GIB }),
+            content: Some(Content { used_bytes: 5 * GIB, valid_bytes: 4 * GIB }),
             size_bytes: 8 * GIB,
             snapshots: 0,
             free_bytes: Some(100 * GIB),
@@ -188,9 +180,9 @@ mod tests {
         check(&Estimate { free_bytes: Some(0), total_bytes: Some(0), ..estimate() }, 32_000, false, &["no_tiers"]);
         check(&Estimate { destination_is_cordoned: true, ..estimate() }, 32_000, true, &["destination_cordoned"]);
         check(&Estimate { destination_is_down: true, ..estimate() }, 32_000, true, &["destination_down"]);
-        check(&Estimate { snapshots: 2, ..estimate() }, 32_000, true, &["snapshots_stay"]);
+        check(&Estimate { snapshots: 2, ..estimate() }, 32_000, true, &[]);
         check(&Estimate { free_bytes: None, ..estimate() }, 32_000, false, &["destination_unknown"]);
-        let unknown = Estimate { head: None, link_rate: RateSource::Assumed, ..estimate() };
+        let unknown = Estimate { content: None, link_rate: RateSource::Assumed, ..estimate() };
         check(&unknown, 64_000, true, &["usage_unknown", "link_rate_assumed"]);
     }
 }

@@ -10,10 +10,10 @@ use drover_base::{NodeId, VolumeId};
 use drover_types::{ApiError, CreateSnapshot, ErrorCode, Snapshot, Volume};
 use drover_wire::admin::{NodeReply, NodeRequest, Refusal, SnapshotStatus, VolumeStatus};
 
-/// Names of the snapshots that migrations freeze begin so.
+/// Names of the snapshots that migrations freeze, and of layers that travel without being anybody's, begin so.
 const RESERVED: &str = "drover-";
 
-/// Those that people made: a migration leaves them at its source.
+/// Those that people made.
 pub(crate) fn of_people(status: &VolumeStatus) -> usize {
     status.snapshots.iter().filter(|snapshot| !snapshot.name.starts_with(RESERVED)).count()
 }

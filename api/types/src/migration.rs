@@ -342,8 +342,12 @@ pub struct MigrationPlan {
     pub volume: String,
     pub source: String,
     pub destination: String,
-    /// Bytes of blocks that hold data; compression is not counted on.
+    /// Bytes of blocks that hold data, in the volume and in its snapshots, what these share counted once; compression is not
+    /// counted on.
     pub bytes_to_send: u64,
+    /// Snapshots that go with it.
+    #[serde(default)]
+    pub snapshots: u64,
     pub link_bytes_per_s: u64,
     pub link_rate: RateSource,
     /// What clients write, as last observed.
@@ -386,8 +390,10 @@ pub struct ProofResult {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(default)]
 pub struct Receipt {
-    /// Bytes of blocks that held data when it began.
+    /// Bytes of blocks that held data when it began, those of snapshots included.
     pub held_bytes: u64,
+    /// Snapshots that went with the volume.
+    pub snapshots: u64,
     /// Bytes of blocks sent until the flip, what was sent twice included.
     pub logical_bytes: u64,
     /// Bytes on the wire until the flip.

@@ -125,8 +125,6 @@ bugs! {
     LabelNotChecked,
     /// The source is released without comparing digests.
     ProofSkipped,
-    /// The source is released with snapshots that people made, and nobody asked for that.
-    SnapshotsDroppedUnasked,
     /// A proof counts the blocks that are stored instead of looking at which they are.
     ThicknessCounted,
     /// A block that is sent still counts as known at the other side to stay behind.

@@ -3,7 +3,7 @@
 use crate::Control;
 use crate::config::DRAIN_TARGET_MOVES_MAX;
 use crate::drain::view::Standing;
-use crate::planner::Head;
+use crate::planner::Content;
 use crate::table::State;
 use drover_base::{MigrationId, NodeId, VolumeId};
 use drover_types::record::{DrainRecord, MigrationRecord, Stage};
@@ -67,7 +67,7 @@ impl Control {
     }
 
     fn used_bytes(&self, node: &NodeId, volume: VolumeId) -> u64 {
-        self.nodes.volume(node, volume).map_or(0, |(status, ..)| Head::at_most(&status).used_bytes)
+        self.nodes.volume(node, volume).map_or(0, |(status, ..)| Content::at_most(&status).used_bytes)
     }
 
     fn targets(&self, record: &DrainRecord, volume: VolumeId) -> Targets {

@@ -2,9 +2,8 @@
 
 use super::review::{copies, held, keeps};
 use crate::Control;
-use crate::planner::Head;
+use crate::planner::Content;
 use crate::queries::{Tagged, find_node};
-use crate::snapshots::of_people;
 use crate::table::State;
 use drover_base::{NodeId, VolumeId};
 use drover_types::record::{DrainRecord, Stage};
@@ -70,11 +69,6 @@ impl Control {
         let Some((status, ..)) = self.nodes.volume(node, volume) else {
             return waits(format!("{node} to report it"));
         };
-        let snapshots = of_people(&status);
-        if snapshots > 0 {
-            let what = format!("its snapshots ({snapshots}) to be deleted: they would go with the copy of {node}");
-            return needs_you(what);
-        }
         if status.poisoned {
             return needs_you("to be reopened: a failed sync has poisoned it");
         }
@@ -140,7 +134,7 @@ impl Control {
     }
 
     fn valid_bytes(&self, node: &NodeId, volume: VolumeId) -> u64 {
-        self.nodes.volume(node, volume).map_or(0, |(status, ..)| Head::at_most(&status).valid_bytes)
+        self.nodes.volume(node, volume).map_or(0, |(status, ..)| Content::at_most(&status).valid_bytes)
     }
 }
 

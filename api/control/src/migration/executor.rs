@@ -14,7 +14,6 @@ use crate::config::{LONG_WORK_DEADLINE, RPC_DEADLINE, WORK_DEADLINE};
 use crate::leases::{address, grant};
 use crate::ledger::StoreFailed;
 use crate::nodes::CallError;
-use crate::snapshots::of_people;
 use crate::table::State;
 use drover_base::{Instant, MigrationId, NodeId};
 use drover_types::record::{Cleanup, CleanupTask, MigrationRecord, Stage};
@@ -120,7 +119,6 @@ impl Executor {
             lived: at.lived,
             lease_ran_out: facts.lease_ran_out(),
             source_copy: facts.source_copy,
-            source_snapshots: facts.source_snapshots,
             earlier_cleanup,
         };
         Some(look(&view))
@@ -355,7 +353,6 @@ impl Control {
             lease_age: self.renewals.age(record.volume),
             holder_silence: self.nodes.silence(&holder),
             source_copy: self.source_copy(state, record, knowledge),
-            source_snapshots: self.nodes.volume(&record.source, record.volume).map(|(status, ..)| of_people(&status)),
             progress: own.map(|report| &report.progress),
             shown: knowledge.shown,
         }

@@ -14,8 +14,7 @@
 //!   mirroring; the source is told to go on until it confirms, and the flip is tried again later.
 //! - **settling**: both are told of the lease; the destination serves and mirrors back. Nothing at the source only any more,
 //!   way back whole → proof →
-//!   retention → committed; where snapshots would go with the source's copy, only when that was asked for. The destination
-//!   silent until its lease has run out, way back open, and the source still has its copy → the source takes over. Once the
+//!   retention → committed. The destination silent until its lease has run out, way back open, and the source still has its copy → the source takes over. Once the
 //!   source has lost its copy there is no proof any more: people are told, and their commit ends it.
 //! - **flipping back**, **returning**: the same flip in the other direction; then the source serves alone.
 //! - **cleaning up**: both are told that it is over → rolled back. One that is away is told later, after the end. A source
@@ -62,8 +61,6 @@ pub struct View<'a> {
     /// Whether the lease has certainly run out.
     pub lease_ran_out: bool,
     pub source_copy: SourceCopy,
-    /// Snapshots that people made of the volume, which go with the source's copy; `None`: the source has yet to say.
-    pub source_snapshots: Option<usize>,
     /// Something of an earlier migration of this volume is left to be told to one of the two nodes.
     pub earlier_cleanup: bool,
 }
@@ -136,10 +133,6 @@ pub fn waits_for(view: &View<'_>) -> Option<Wait> {
         Stage::Settling if record.proof_failed => person("a decision: the proof failed"),
         Stage::Settling if !record.way_back_open => itself("the way back to open".into()),
         Stage::Settling if left_behind(view) > 0 => itself(format!("{} to be fetched", show_bytes(left_behind(view)))),
-        Stage::Settling if record.proven && view.source_snapshots.is_some_and(|count| count > 0) => {
-            let count = view.source_snapshots.unwrap_or_default();
-            person(&format!("the commit: snapshots of the volume ({count}) go with the copy of {}", record.source))
-        }
         Stage::Settling if record.proven && record.options.commit == CommitPolicy::Manual => person("the commit"),
         Stage::Settling if record.proven => itself("the retention time".into()),
         Stage::FlippingBack => Next { view, ask: None, wake: view.now }.way_back_whole().err().and_then(itself),
@@ -610,8 +603,7 @@ impl Next<'_> {
         if record.proven {
             let proven_at = self.known().proven_at.unwrap_or(self.known().since);
             let until = proven_at + Duration::from_millis(record.options.retention_ms);
-            let loses_nothing = self.view.source_snapshots == Some(0) || is_planted(Bug::SnapshotsDroppedUnasked);
-            let by_itself = record.options.commit == CommitPolicy::Auto && loses_nothing;
+            let by_itself = record.options.commit == CommitPolicy::Auto;
             if (by_itself && until <= self.view.now) || record.commit_requested {
                 return Some(Transition::Commit);
             }

@@ -63,7 +63,6 @@ struct Walk {
     version: u64,
     lease_age: Duration,
     source_copy: SourceCopy,
-    source_snapshots: Option<usize>,
     /// The attempt, and the start of the holder that drained under it, in this life of the control plane.
     drained: Option<(u64, InstanceId)>,
     confirmed: Option<u64>,
@@ -94,7 +93,6 @@ impl Walk {
             version: 1,
             lease_age: Duration::ZERO,
             source_copy: SourceCopy::There,
-            source_snapshots: Some(0),
             drained: None,
             confirmed: None,
             proof_is_sound: false,
@@ -131,7 +129,6 @@ impl Walk {
             lease_age: self.lease_age,
             holder_silence: None,
             source_copy: self.source_copy,
-            source_snapshots: self.source_snapshots,
             progress,
             shown: knowledge.shown,
         }
@@ -185,7 +182,6 @@ impl Walk {
             Transition::Commit => {
                 assert!(self.proof_is_sound, "committed without a proof");
                 assert!(self.record().way_back_open);
-                assert!(self.record().commit_requested || self.source_snapshots == Some(0), "snapshots were dropped");
             }
             Transition::Flipped { .. } => {
                 let other = self.record().sides().1;
@@ -229,7 +225,6 @@ impl Walk {
             lived: self.moment().lived,
             lease_ran_out: self.facts(&self.knowledge).lease_ran_out(),
             source_copy: self.source_copy,
-            source_snapshots: self.source_snapshots,
             earlier_cleanup: false,
         };
         match next(&view) {
@@ -411,7 +406,6 @@ impl Walk {
             8 => {
                 let copies = [SourceCopy::There, SourceCopy::There, SourceCopy::Unknown, SourceCopy::Lost];
                 self.source_copy = *self.chance.pick(&copies);
-                self.source_snapshots = *self.chance.pick(&[None, Some(0), Some(2)]);
             }
             _ => self.pass(3_000),
         }
@@ -489,7 +483,6 @@ fn whatever_is_answered_nothing_unsafe_is_recorded_and_all_ends() {
         // From here on everything answers: every state has a way to the end.
         walk.good = true;
         walk.source_copy = SourceCopy::There;
-        walk.source_snapshots = Some(0);
         let mut left = 2_000;
         loop {
             if walk.record().paused {

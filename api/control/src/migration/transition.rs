@@ -24,8 +24,7 @@
 //! - an attempt that was given up is named in `resume` until its holder has confirmed that it goes on; nothing moves
 //!   the lease under it any more;
 //! - a takeover needs the way back open, the lease run out, and the source's copy not lost, all at the moment it is stored;
-//! - a commit needs the proof, the way back open, and the lease at the destination; where snapshots go with the source's
-//!   copy, also that somebody asked for it; without a proof it needs that somebody asked for it and that the source has
+//! - a commit needs the proof, which is one of every snapshot too, the way back open, and the lease at the destination; without a proof it needs that somebody asked for it and that the source has
 //!   lost its copy: then there is nothing to compare with or to go back to;
 //! - (epoch, revision) of the lease grows with every change of it.
 
@@ -154,8 +153,6 @@ pub struct Facts<'a> {
     /// Since the holder's last sign of life.
     pub holder_silence: Option<Duration>,
     pub source_copy: SourceCopy,
-    /// Snapshots that people made of the volume; `None`: the source has yet to say.
-    pub source_snapshots: Option<usize>,
     /// The sender's last report.
     pub progress: Option<&'a SendProgress>,
     /// What was shown as progress.
@@ -464,6 +461,7 @@ impl Draft<'_> {
             let receipt = &mut self.record.receipt;
             receipt.flip_ms = Some(since_ms);
             receipt.take_sent(earlier);
+            receipt.snapshots = self.facts.progress.map_or(receipt.snapshots, |progress| progress.snapshots);
             if let Some(progress) = self.facts.progress.filter(|_| self.record.options.hot_first) {
                 receipt.remote_bytes_at_flip = progress.remote_bytes;
                 receipt.coverage_permille_at_flip = progress.coverage_permille;
@@ -505,8 +503,14 @@ impl Draft<'_> {
         self.record.proven = true;
         let since =
             if self.record.receipt.compared_after_flip { " since they were compared after a restart" } else { "" };
-        let text =
-            format!("both sides are equal in all {} regions{since}; the retention time begins", proof.regions_total);
+        let with = match self.record.receipt.snapshots {
+            0 => String::new(),
+            count => format!(", those of {count} snapshots among them"),
+        };
+        let text = format!(
+            "both sides are equal in all {} regions{with}{since}; the retention time begins",
+            proof.regions_total
+        );
         self.record.receipt.proof = Some(proof);
         self.tell("migration.proven", text);
         Ok(())
@@ -534,8 +538,6 @@ impl Draft<'_> {
         ensure(self.lease.holder == self.record.destination, "the lease is elsewhere")?;
         ensure(self.record.way_back_open, "the way back is closed")?;
         ensure(self.record.proven || is_planted(Bug::ProofSkipped), "the sides were not proven equal")?;
-        let loses_nothing = self.facts.source_snapshots == Some(0) || is_planted(Bug::SnapshotsDroppedUnasked);
-        ensure(self.record.commit_requested || loses_nothing, "snapshots would go with the source's copy")?;
         let (source, destination) = (&self.record.source, &self.record.destination);
         self.keep_at_destination(format!("{destination} keeps the volume; {source} lets it go"));
         Ok(())

@@ -71,15 +71,6 @@ fn a_standstill_that_counts() {
 }
 
 #[test]
-fn snapshots_dropped_unasked() {
-    is_caught(Bug::SnapshotsDroppedUnasked, |seed| {
-        let (cluster, id) = started(seed, CommitPolicy::Auto, |cluster| take_snapshot(cluster));
-        cluster.sim.run_for(Duration::from_secs(20));
-        usize::from(cluster.migration(&id).phase != Phase::Settling)
-    });
-}
-
-#[test]
 fn takeover_without_wait() {
     is_caught(Bug::TakeoverWithoutWait, |seed| {
         let cluster = settled(seed);

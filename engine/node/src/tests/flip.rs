@@ -188,7 +188,7 @@ pub fn a_volume_moves_under_load_back_and_forth_and_is_released() {
     });
 }
 
-async fn commit(cluster: &Cluster) {
+pub async fn commit(cluster: &Cluster) {
     let committed = grant(4, 1, "b", None);
     cluster.recorded.borrow_mut().grants.insert(VOLUME, committed.clone());
     assert_eq!(cluster.set_grant("b", committed).await, NodeReply::Done);

@@ -18,4 +18,5 @@ mod restored;
 mod shards;
 mod snapshots;
 mod starttls;
+mod travel;
 mod writers;

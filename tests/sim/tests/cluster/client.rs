@@ -120,6 +120,47 @@ impl Clients {
         }
     }
 
+    /// Writes and trims here and there, while nobody else does anything.
+    pub async fn scribble(&self, cluster: &Cluster, random: &mut Generator) {
+        for _ in 0..random.between(2, 12) {
+            let first = random.below(BLOCKS - PIECE_BLOCKS);
+            let cells = first..first + random.between(1, PIECE_BLOCKS / 4);
+            if random.below(3) == 0 {
+                self.trim(cluster, cells).await;
+                continue;
+            }
+            let export = open(cluster, "gateway").await;
+            let (id, bytes) = self.history.borrow_mut().begin_write(number_of("gateway"), cells, false);
+            let request = export.write(first * BLOCK, Buffer::from_slice(&bytes), false);
+            cluster.sim.process("gateway").run(request).await.expect("it lives").expect("nothing fails yet");
+            self.history.borrow_mut().end_write(id, Outcome::Acknowledged);
+        }
+    }
+
+    pub async fn trim_all(&self, cluster: &Cluster) {
+        self.trim(cluster, 0..BLOCKS).await;
+    }
+
+    async fn trim(&self, cluster: &Cluster, cells: Range<u64>) {
+        let export = open(cluster, "gateway").await;
+        let id = self.history.borrow_mut().begin_zero(number_of("gateway"), cells.clone(), false);
+        let request = export.trim(cells.start * BLOCK, (cells.end - cells.start) * BLOCK, false);
+        cluster.sim.process("gateway").run(request).await.expect("it lives").expect("nothing fails yet");
+        self.history.borrow_mut().end_write(id, Outcome::Acknowledged);
+    }
+
+    /// What all of the volume shows, judged by nobody.
+    pub async fn content(&self, cluster: &Cluster) -> Vec<u8> {
+        let export = open(cluster, "gateway").await;
+        let mut content = Vec::new();
+        for begin in (0..BLOCKS).step_by(PIECE_BLOCKS as usize) {
+            let request = export.clone().read(begin * BLOCK, PIECE_BLOCKS * BLOCK);
+            let read = cluster.sim.process("gateway").run(request).await.expect("it lives");
+            content.extend_from_slice(read.expect("it can be read").as_slice());
+        }
+        content
+    }
+
     pub fn is_running(&self) -> bool {
         self.running.borrow().values().any(|running| running.get() > 0)
     }

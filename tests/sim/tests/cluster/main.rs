@@ -13,6 +13,7 @@ mod migration;
 #[cfg(feature = "planted")]
 mod planted;
 mod run;
+mod snapshots;
 mod world;
 
 use run::{Ended, run};
@@ -68,11 +69,15 @@ fn migrations_lose_nothing_and_end() {
         (count(|end| end.was_remote && end.committed), count(|end| end.was_remote && !end.committed));
     println!("{seeds} seeds: {committed} committed, {flipped_back} rolled back after a flip; {in_time} faults hit");
     println!("flipped before all had come: {early} of the committed, {early_back} of those that went back");
+    let (kept, kept_back) =
+        (count(|end| end.snapshots > 0 && end.committed), count(|end| end.snapshots > 0 && !end.committed));
+    println!("with snapshots: {kept} of the committed, {kept_back} of those that went back");
     println!("{timed_out} requests passed their deadline, {given_up} times a gateway was given up");
     assert_eq!(ended.len() as u64, seeds);
     if seeds >= SEEDS {
         assert!(committed >= 10 && flipped_back >= 3, "the seeds no longer reach both ends");
         assert!(early >= 2 && early_back >= 1, "the seeds no longer flip before all has come");
+        assert!(kept >= 5 && kept_back >= 3, "the seeds no longer move snapshots");
         assert!(in_time >= 5 * seeds, "most faults come when the migration is over");
     }
 }

@@ -4,6 +4,7 @@ use crate::client::Clients;
 use crate::faults;
 use crate::losses::Losses;
 use crate::migration::{self, Wishes};
+use crate::snapshots::Snapshots;
 use crate::world::{self, Cluster};
 use drover_sim::runtime::Sim;
 use drover_sim::storage::End;
@@ -21,6 +22,8 @@ pub struct Ended {
     pub flips: u32,
     /// At the first flip some of it was at the source only.
     pub was_remote: bool,
+    /// Snapshots that the volume had, each compared in the end.
+    pub snapshots: usize,
     pub faults: u64,
     /// Of the faults: before the migration was over.
     pub faults_in_time: u64,
@@ -55,6 +58,7 @@ pub fn run(seed: u64, tells: bool) -> Ended {
         if random.below(4) > 0 {
             clients.fill(&cluster).await;
         }
+        let snapshots = Snapshots::take(&cluster, &clients, sim.generator("snapshots")).await;
         for (node, _) in cluster.cast.clients {
             clients.attach(&cluster, node).await;
         }
@@ -101,11 +105,13 @@ pub fn run(seed: u64, tells: bool) -> Ended {
             other => panic!("seed {seed}: it ended {other}\n{}", cluster.told()),
         };
         check_lease(&cluster, if committed { "b" } else { "a" }).await;
+        snapshots.check(&cluster, &clients).await;
         cluster.cast.nodes.iter().for_each(|name| cluster.kill_node(name, End::Killed));
         Ended {
             trace: sim.trace_digest(),
             committed,
             flips: ended.receipt.flips,
+            snapshots: snapshots.count(),
             was_remote: ended.receipt.remote_bytes_at_flip > 0,
             faults: faults_done.get(),
             faults_in_time,

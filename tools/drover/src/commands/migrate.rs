@@ -194,8 +194,12 @@ fn show_plan(plan: &MigrationPlan) -> String {
         RateSource::Measured => "as measured before",
         RateSource::Assumed => "assumed",
     };
+    let with = match plan.snapshots {
+        0 => String::new(),
+        count => format!(" with {count} snapshots"),
+    };
     let mut text = format!(
-        "{} from {} to {}\nto send   {} over {}/s ({source}), while clients write {}/s\nexpected  {} until the flip, pause {}\n\
+        "{} from {} to {}\nto send   {}{with} over {}/s ({source}), while clients write {}/s\nexpected  {} until the flip, pause {}\n\
          space     {} needed, {} free at {}: {}",
         plan.volume,
         plan.source,
@@ -257,6 +261,9 @@ pub fn show(migration: &Migration) -> String {
             show_bytes(receipt.deduplicated_bytes),
             migration.destination
         ));
+    }
+    if receipt.snapshots > 0 {
+        text.push_str(&format!("\nsnapshots  {} went with it", receipt.snapshots));
     }
     if let (Some(remote), coverage) = (migration.remote_bytes, migration.coverage_permille) {
         let there =

@@ -62,33 +62,25 @@ fn nodes_are_listed_shown_and_forgotten_when_they_are_gone_for_good() {
     up.stop();
 }
 
-/// What is on the first node goes to the second, but for what has a snapshot; that is told, and goes when it has none.
+/// What is on the first node goes to the second, with its snapshots.
 fn drained_and_back(up: &Up) {
     up.json(&["volume", "create", "moved", "--size", "1MiB", "--node", "node-1"]);
-    up.json(&["volume", "create", "waits", "--size", "1MiB", "--node", "node-1"]);
+    up.json(&["volume", "create", "kept-too", "--size", "1MiB", "--node", "node-1"]);
     up.json(&["volume", "delete", "elsewhere", "--yes"]);
-    up.json(&["snapshot", "create", "waits", "now"]);
+    up.json(&["snapshot", "create", "kept-too", "now"]);
     assert_eq!(up.fails(&["node", "drain", "node-1", "--to", "node-1"]).0, 5);
     assert_eq!(up.fails(&["node", "drain", "node-1", "--parallel", "0"]).0, 2);
     assert_eq!(up.fails(&["node", "drain", "node-1", "--cancel"]).0, 4);
-    // It ends once all that is left waits for a person.
-    let (code, text) = up.fails(&["node", "drain", "node-1", "--to", "node-2", "--parallel", "1"]);
-    assert!(code == 1 && text.contains("1 volumes wait for you"), "{code}: {text}");
-    let need = up.json(&["status"])["needs_you"][0].clone();
-    assert_eq!(need["command"], "drover node drain node-1", "{need:#}");
-    assert!(need["what"].as_str().unwrap().contains("snapshots"), "{need:#}");
-    assert!(up.text(&["status"]).contains("up, being drained"));
-    let cancelled = up.json(&["node", "drain", "node-1", "--cancel"]);
-    assert_eq!((&cancelled["state"], &cancelled["volumes_left"]), (&"cancelled".into(), &1.into()));
-    up.json(&["snapshot", "delete", "waits", "now"]);
-    let seen = up.lines(&["node", "drain", "node-1"]);
+    let seen = up.lines(&["node", "drain", "node-1", "--to", "node-2", "--parallel", "1"]);
     let last = seen.last().unwrap();
     assert_eq!((&last["state"], &last["volumes_moved"]), (&"drained".into(), &2.into()), "{seen:#?}");
     assert!(up.text(&["node", "list"]).contains("up, drained"));
     let drained = up.json(&["node", "drain", "node-1", "--no-wait"]);
     assert_eq!(drained["volumes_left"], 0, "{drained:#}");
+    let snapshots = up.json(&["snapshot", "list", "kept-too"]);
+    assert_eq!(snapshots[0]["name"], "now", "{snapshots:#}");
     up.json(&["node", "uncordon", "node-1"]);
-    for name in ["moved", "waits"] {
+    for name in ["moved", "kept-too"] {
         up.json(&["volume", "delete", name, "--yes"]);
     }
 }

@@ -429,6 +429,8 @@ impl FakeNode {
         let habits = self.cluster().habits(&self.name);
         let drained =
             self.lives.borrow().get(&volume).and_then(|life| life.quiesced).is_some_and(|(_, drained)| drained);
+        let made = |name: &&String| !name.starts_with("drover-");
+        let snapshots = self.disk.borrow()[&volume].snapshots.keys().filter(made).count() as u64;
         let other = self.disk.borrow()[&volume].leg.as_ref().map(|leg| leg.other.node.clone());
         let other = other.and_then(|other| self.cluster().reachable(&self.name, &other));
         let damaged = |disk: &Disk| disk.borrow().get(&volume).map(|seat| seat.damaged.clone());
@@ -456,7 +458,7 @@ impl FakeNode {
                 paused: sender.paused,
                 total_bytes: sender.total * WRITE_BYTES,
                 done_bytes: sender.total.saturating_sub(sender.dirty.len() as u64) * WRITE_BYTES,
-                snapshots: 0,
+                snapshots,
                 dirty_bytes: sender.dirty.len() as u64 * WRITE_BYTES,
                 remote_bytes: 0,
                 coverage_permille: None,
