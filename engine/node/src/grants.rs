@@ -130,6 +130,8 @@ impl Node {
         let lease = seat.take_office();
         seat.set_handed_over(false);
         seat.confirmed.set(None);
+        // While its layers came, it had their sizes.
+        seat.grew();
         self.route_became_local(seat.id());
         let start = if confirmed.is_some() { Start::Clean } else { Start::Compare };
         let outbound = grant.leg.map(|leg| return_mirror(seat, &lease, leg, start));
