@@ -14,7 +14,8 @@ use drover_base::units::{EXTENTS_PER_REGION, region_count};
 use drover_base::{Instant, RegionIndex};
 use drover_store::FrozenLayer;
 use drover_wire::layer::{LayerAnswer, LayerRequest};
-use std::rc::Rc;
+use futures::future::join;
+use std::{collections::BTreeMap, rc::Rc};
 
 /// How far the proof of the snapshots is.
 pub struct LayerProof {
@@ -145,22 +146,33 @@ impl Sender {
             extents |= u64::from(!masks.all().is_empty()) << at;
         }
         let request = LayerRequest::Digests { name: layer.name.clone(), region, extents };
-        let LayerAnswer::Digests { extents: told, digests } = self.ask(up, request).await? else {
+        // Both sides read at once; what only the other side says anything of is read when it has said so.
+        let (answer, ours) = join(self.ask(up, request), self.own_digests(layer, region, extents)).await;
+        let (LayerAnswer::Digests { extents: told, digests: theirs }, mut ours) = (answer?, ours?) else {
             return self.wrong_answer(up);
         };
         if told & extents != extents {
             return self.wrong_answer(up);
         }
-        let asked = (0..EXTENTS_PER_REGION).filter(|at| told >> at & 1 == 1).map(|at| region.extent(at as usize));
-        for (extent, theirs) in asked.zip(digests) {
-            let content = self.volume.layer_content(layer, extent).await.map_err(here)?;
+        ours.extend(self.own_digests(layer, region, told & !extents).await?);
+        Ok(ours.into_values().eq(theirs))
+    }
+
+    /// By the extents' places in the region.
+    async fn own_digests(
+        &self,
+        layer: &FrozenLayer,
+        region: RegionIndex,
+        extents: u64,
+    ) -> Result<BTreeMap<u64, [u8; 32]>, ()> {
+        let mut digests = BTreeMap::new();
+        for at in (0..EXTENTS_PER_REGION).filter(|at| extents >> at & 1 == 1) {
+            let content = self.volume.layer_content(layer, region.extent(at as usize)).await;
+            let content = content.map_err(|error| self.trouble_here(&error))?;
             let has_data = content.has_data();
             let hash = move || content.digests().extent;
-            let ours = if has_data { self.world.offload(hash).await } else { hash() };
-            if ours != theirs {
-                return Ok(false);
-            }
+            digests.insert(at, if has_data { self.world.offload(hash).await } else { hash() });
         }
-        Ok(true)
+        Ok(digests)
     }
 }

@@ -13,6 +13,7 @@
 //! - Of the head nothing is put on the stream before `Head` was answered: until then the other side's head is a layer that is
 //!   being built. Whatever clients write meanwhile is marked.
 
+use super::scan::give_way;
 use super::{FRAME_HEAD_BYTES, Sender, State, Step, Up};
 use crate::compress::{POOL_BYTES_MIN, Piece, pack};
 use crate::receiver::spec_of;
@@ -201,7 +202,7 @@ impl Sender {
 
     async fn send_layer(&self, layer: &FrozenLayer, up: &Up, mut from: RegionIndex) -> Result<(), ()> {
         loop {
-            let (runs, next) = self.stretch(layer, from).map_err(|error| self.trouble_here(&error))?;
+            let (runs, next) = self.stretch(layer, from).await.map_err(|error| self.trouble_here(&error))?;
             let sends =
                 stream::iter(runs).map(|run| self.send_layer_run(layer, run, up)).buffer_unordered(RUNS_AT_ONCE);
             let sent = sends.try_for_each(|()| async { Ok(()) }).await;
@@ -236,6 +237,7 @@ impl Sender {
             }
             runs.extend(Some(run).filter(|run| run.extents > 0));
             at = RegionIndex(region.0 + 1);
+            give_way().await;
         }
         let next = self.volume.layer_region(layer, at)?;
         Ok((runs, next))

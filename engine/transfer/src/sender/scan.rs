@@ -93,7 +93,7 @@ impl Sender {
 }
 
 /// Lets every other task that can run do so first.
-async fn give_way() {
+pub(super) async fn give_way() {
     let mut has_waited = false;
     poll_fn(|context| {
         if std::mem::replace(&mut has_waited, true) {
