@@ -224,7 +224,11 @@ impl Sender {
     }
 
     /// What the layer says from a region on, for so many regions, and where the next stretch begins.
-    fn stretch(&self, layer: &FrozenLayer, from: RegionIndex) -> Result<(Vec<LayerRun>, Option<RegionIndex>), IoError> {
+    async fn stretch(
+        &self,
+        layer: &FrozenLayer,
+        from: RegionIndex,
+    ) -> Result<(Vec<LayerRun>, Option<RegionIndex>), IoError> {
         let (mut runs, mut at) = (Vec::new(), from);
         for _ in 0..self.config.stretch_regions {
             let Some(region) = self.volume.layer_region(layer, at)? else { return Ok((runs, None)) };
