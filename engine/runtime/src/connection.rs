@@ -21,7 +21,6 @@ use drover_base::{LocalFuture, NodeId};
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use std::io::{self, ErrorKind, IoSlice};
-use std::net::Shutdown;
 use std::rc::Rc;
 use tokio::sync::Notify;
 
@@ -74,8 +73,7 @@ impl Shared {
             queue.parts.clear();
             queue.bytes = 0;
             if let Some(socket) = self.socket.take() {
-                socket.reset_at_end();
-                socket.shutdown(Shutdown::Both);
+                socket.reset();
             }
         }
         self.filled.notify_one();

@@ -7,6 +7,7 @@ use drover_base::world::{Connection, Listener, Net};
 use drover_base::{LocalFuture, NodeId};
 use socket2::{SockRef, TcpKeepalive};
 use std::io::{self, ErrorKind};
+use std::net::Shutdown;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -126,23 +127,23 @@ impl Socket {
         if let Self::Tls(stream) = self {
             stream.end();
         }
-        self.shutdown(std::net::Shutdown::Write);
+        self.shutdown(Shutdown::Write);
     }
 
-    /// Makes the end a reset: what the kernel has not sent by then, it never sends.
-    pub(crate) fn reset_at_end(&self) {
-        // A unix socket has handed all over already.
+    /// Ends both directions at both ends, and wakes who waits. What the kernel has not sent by now it never sends,
+    /// however long the file stays open.
+    pub(crate) fn reset(&self) {
         let socket = match self {
             Self::Tcp(stream) => stream,
             Self::Tls(stream) => stream.socket(),
-            Self::Unix(_) => return,
+            // What a unix socket was given is with the other side already.
+            Self::Unix(_) => return self.shutdown(Shutdown::Both),
         };
         // It fails only where the connection is gone already.
-        let _ = SockRef::from(socket).set_linger(Some(Duration::ZERO));
+        let _ = rustix::net::connect_unspec(socket);
     }
 
-    /// Wakes and fails both directions at both ends.
-    pub(crate) fn shutdown(&self, how: std::net::Shutdown) {
+    fn shutdown(&self, how: Shutdown) {
         // It fails only where the connection is gone already.
         let _ = match self {
             Self::Tcp(stream) => SockRef::from(stream).shutdown(how),

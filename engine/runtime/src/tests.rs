@@ -7,7 +7,9 @@ use bytes::{BufMut, BytesMut};
 use drover_base::limits::{MESSAGE_BODY_BYTES_MAX, MESSAGE_HEAD_BYTES_MAX};
 use drover_base::world::{Connection, Message};
 use std::cell::Cell;
+use std::future::poll_fn;
 use std::io::{ErrorKind, Read, Write};
+use std::task::Poll;
 use std::time::Duration;
 
 fn run<T>(test: impl AsyncFnOnce(World) -> T) -> T {
@@ -171,6 +173,10 @@ fn what_has_not_left_when_a_connection_is_closed_never_leaves() {
             drop(two.sender.send(message(0, 1 << 20)));
         }
         world.sleep(Duration::from_millis(100)).await;
+        // Who waits for the other side keeps the file open, until it runs again.
+        let mut receiver = two.receiver;
+        let mut waiting = receiver.receive();
+        poll_fn(|cx| Poll::Ready(assert!(waiting.as_mut().poll(cx).is_pending()))).await;
         two.sender.close();
         let mut count = 0;
         let ended = loop {
