@@ -7,6 +7,7 @@
 mod cold;
 mod fio;
 mod flips;
+mod hot;
 mod image;
 mod less;
 mod live;
@@ -44,12 +45,13 @@ const MIGRATE: &[Part] = &[
     Part { name: "less", rounds: 1, need: less::NEED, measure: less::run },
     Part { name: "live", rounds: 5, need: live::NEED, measure: live::run },
     Part { name: "flips", rounds: 100, need: flips::NEED, measure: flips::run },
+    Part { name: "hot", rounds: 60, need: hot::NEED, measure: hot::run },
 ];
 
 const CASES: [(&str, &[Part]); 2] = [("nbd", serving::PARTS), ("migrate", MIGRATE)];
 
 const USAGE: &str =
-    "usage: drover-bench [nbd] [migrate] [--rounds N] [--part tmpfs|disk|snapshot|cold|less|live|flips]";
+    "usage: drover-bench [nbd] [migrate] [--rounds N] [--part tmpfs|disk|snapshot|cold|less|live|flips|hot]";
 
 /// What the command line asks for.
 #[derive(Default)]

@@ -96,6 +96,10 @@ impl Control {
                 text.sample("drover_volume_indexed_bytes", &[("volume", &volume.name)], indexed);
             }
         }
+        text.metric("drover_volume_remote_bytes", "gauge", "Blocks that the holder has yet to fetch.");
+        for volume in &volumes {
+            text.sample("drover_volume_remote_bytes", &[("volume", &volume.name)], volume.remote_bytes.unwrap_or(0));
+        }
         text.metric("drover_volume_merge_left_bytes", "gauge", "What deleted snapshots still hold.");
         for volume in &volumes {
             let left = volume.merge.map_or(0, |merge| merge.bytes_left);

@@ -196,6 +196,7 @@ impl Control {
             used_bytes: status.map(|status| status.used_bytes),
             valid_bytes: status.map(|status| status.valid_bytes),
             shared_bytes: status.map(|status| status.shared_bytes).filter(|shared| *shared > 0),
+            remote_bytes: status.map(|status| status.remote_bytes).filter(|remote| *remote > 0),
             origin: record.origin.as_ref().map(|of| Origin {
                 volume: of.volume.to_string(),
                 volume_name: of.volume_name.clone(),

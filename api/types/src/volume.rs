@@ -42,6 +42,9 @@ pub struct Volume {
     /// Of what is used, what clones of it or the volume it is a clone of use, too: it stays when this one goes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub shared_bytes: Option<u64>,
+    /// Blocks that the holder has yet to fetch from the node that the volume moved from.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub remote_bytes: Option<u64>,
     /// What it is a clone of.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub origin: Option<Origin>,

@@ -416,7 +416,7 @@ impl Seat {
             }
             // Who brings it needs the locks.
             drop(guard);
-            self.volume.bring(blocks).await?;
+            self.volume.bring(fence, blocks).await?;
         };
         let mut buffer = self.volume.read_locked(&guard, first).await?;
         if !rest.is_empty() {
@@ -487,11 +487,14 @@ impl Seat {
                 if data.is_compressed() {
                     return Err(IoError::Corrupt);
                 }
+                let range = ByteRange { offset, len: data.bytes.len() as u64 };
+                self.volume.bring_edges(fence, range).await?;
                 let pass = self.enter(who, way).await?;
                 self.write(fence, offset, Buffer::from_slice(&data.bytes), fua || pass.writes_through()).await?;
                 Ok(pass.answer())
             }
             Operation::Zero { range, may_unmap, fast_only, fua, .. } => {
+                self.volume.bring_edges(fence, range).await?;
                 let pass = self.enter(who, way).await?;
                 let zero = ZeroMode { may_unmap, fast_only };
                 self.write_zeroes(fence, range, zero, fua || pass.writes_through()).await?;
@@ -541,6 +544,7 @@ impl Seat {
             used_bytes: usage.used_bytes,
             valid_bytes: usage.valid_bytes,
             shared_bytes: self.volume.shared_bytes(),
+            remote_bytes: self.volume.remote_bytes(),
             epoch: record.epoch,
             role,
             poisoned: self.volume.is_poisoned(),

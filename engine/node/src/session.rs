@@ -6,7 +6,7 @@
 //! - All mirrors of a volume are one session: only one sender's stream is ever applied.
 
 use drover_base::planted::{Bug, is_planted};
-use drover_base::{IoError, SessionId, world::MessageSender};
+use drover_base::{IoError, LocalFuture, SessionId, world::MessageSender};
 use drover_store::Fence;
 use std::{
     cell::{Cell, RefCell},
@@ -160,12 +160,16 @@ impl<F: Fence + ?Sized> Fence for SessionFence<F> {
         }
         self.inner.check()
     }
+
+    fn gone(&self) -> LocalFuture<'_, ()> {
+        Box::pin(self.connection.closed())
+    }
 }
 
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
-    use drover_base::{LocalFuture, world::Message};
+    use drover_base::world::Message;
     use futures::FutureExt;
     use std::io;
 

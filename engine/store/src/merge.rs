@@ -15,6 +15,7 @@
 //! - Data is copied before entries change, and synced before they are committed, as for any write.
 //! - Copies go to blocks that no lookup reaches: through the only child they are shadowed, and no snapshot
 //!   names the parent. So a merge that a crash cut short is merely begun again.
+//! - Nobody waits for an extent's lock in the family's turn: it may be held for as long as a mirror takes to answer.
 //! - With several children the layer stays, until one or none is left.
 //! - Where one volume sees the two layers, its flushes carry the merge. Where several do, a region's entries change in
 //!   memory when they are durable (copy, sync, commit, then change): nobody reads by an entry that a failed sync takes back,
@@ -88,6 +89,14 @@ enum Job {
     Merge { parent: Rc<Layer>, child: Rc<Layer>, by: Option<Rc<Volume>> },
 }
 
+/// What came of a step.
+enum Step {
+    Made,
+    /// All of a region but what others hold the locks of, this among it.
+    Busy(Rc<Volume>, ByteRange),
+    NothingLeft,
+}
+
 impl Volume {
     /// Merges in the background what can be merged.
     pub(crate) fn start_merging(&self) {
@@ -140,13 +149,23 @@ impl Volume {
         self.make_durable(Scope::All, Some(Structural { changes, then })).await
     }
 
-    async fn merge_region(&self, parent: &Layer, child: &Layer, region: RegionIndex) -> Result<(), IoError> {
-        for extent in region.extents() {
-            if parent.entry(extent) != Entry::NOTHING {
-                let lock = self.locks.enqueue(ByteRange { offset: extent.offset(), len: EXTENT_BYTES });
-                let _guard = lock.await;
-                self.merge_extent(parent, child, extent).await?;
+    /// Leaves out what others hold the locks of: somebody else of the family may wait for the turn. Returns one such.
+    async fn merge_region(
+        &self,
+        parent: &Layer,
+        child: &Layer,
+        region: RegionIndex,
+    ) -> Result<Option<ByteRange>, IoError> {
+        let mut busy = None;
+        for extent in region.extents().filter(|extent| parent.entry(*extent) != Entry::NOTHING) {
+            let range = ByteRange { offset: extent.offset(), len: EXTENT_BYTES };
+            match self.locks.try_lock(range) {
+                Some(_guard) => self.merge_extent(parent, child, extent).await?,
+                None => busy = Some(range),
             }
+        }
+        if busy.is_some() {
+            return Ok(busy);
         }
         parent.forget_region(region);
         let unflushed = &self.family.merger.unflushed;
@@ -155,7 +174,7 @@ impl Volume {
             self.make_durable(Scope::All, None).await?;
             unflushed.set(0);
         }
-        Ok(())
+        Ok(None)
     }
 
     async fn merge_extent(&self, parent: &Layer, child: &Layer, extent: ExtentIndex) -> Result<(), IoError> {
@@ -189,8 +208,9 @@ impl Family {
         self.health.reset();
         loop {
             match self.merge_step().await {
-                Ok(true) => yield_once().await,
-                Ok(false) => break,
+                Ok(Step::Made) => yield_once().await,
+                Ok(Step::Busy(volume, range)) => drop(volume.locks.enqueue(range).await),
+                Ok(Step::NothingLeft) => break,
                 Err(error) if self.are_sound().is_ok() => {
                     tracing::warn!(family = ?self.id, %error, "a merge of layers failed and will be tried again");
                     self.env.world.sleep(RETRY_AFTER).await;
@@ -229,21 +249,25 @@ impl Family {
         })
     }
 
-    /// One region's worth. False: nothing is left to do.
-    async fn merge_step(&self) -> Result<bool, IoError> {
+    /// One region's worth.
+    async fn merge_step(&self) -> Result<Step, IoError> {
         let _turn = self.turn.clone().lock_owned().await;
         self.are_sound()?;
         match self.next_job() {
-            None => return Ok(false),
+            None => return Ok(Step::NothingLeft),
             Some(Job::Drop(layer)) => self.drop_layer(layer).await?,
             Some(Job::Merge { parent, child, by }) => match (self.next_merge_region(&parent), by) {
-                (Some(region), Some(volume)) => volume.merge_region(&parent, &child, region).await?,
+                (Some(region), Some(volume)) => {
+                    if let Some(busy) = volume.merge_region(&parent, &child, region).await? {
+                        return Ok(Step::Busy(volume, busy));
+                    }
+                }
                 (Some(region), None) => self.merge_region(&parent, &child, region).await?,
                 (None, Some(volume)) => volume.finish_merge(parent, child).await?,
                 (None, None) => self.finish_merge(parent, child).await?,
             },
         }
-        Ok(true)
+        Ok(Step::Made)
     }
 
     /// The parent's next region with entries. The search goes on where it stopped, then once more from the

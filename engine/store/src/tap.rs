@@ -7,6 +7,10 @@ use drover_base::{ByteRange, IoError, LocalFuture};
 /// before the answer.
 pub trait Fence {
     fn check(&self) -> Result<(), IoError>;
+    /// Completes when who asked has gone: what waits for another node need not. Pending for ever where nobody can tell.
+    fn gone(&self) -> LocalFuture<'_, ()> {
+        Box::pin(std::future::pending())
+    }
 }
 
 /// No fence: always may.

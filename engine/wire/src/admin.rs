@@ -387,6 +387,8 @@ pub struct VolumeStatus {
     pub valid_bytes: u64,
     /// Of what is used, what other volumes use, too: clones.
     pub shared_bytes: u64,
+    /// Blocks that are at the node it moved from only.
+    pub remote_bytes: u64,
     pub epoch: Epoch,
     pub role: Role,
     pub poisoned: bool,
@@ -493,6 +495,13 @@ pub struct SendProgress {
     /// Of a holder after a hot-first flip.
     pub pull: Option<PullProgress>,
     pub error: Option<String>,
+}
+
+impl SendProgress {
+    /// Bytes of blocks that have moved so far: sent, or fetched after a hot-first flip.
+    pub fn moved_bytes(&self) -> u64 {
+        self.logical_bytes + self.pull.as_ref().map_or(0, |pull| pull.pulled_bytes)
+    }
 }
 
 /// What comparing both sides has shown so far: regions of the volume, and of each of its snapshots.

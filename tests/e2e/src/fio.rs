@@ -15,9 +15,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// Writers of a run, each with a connection, a part of the area, and one request in flight. What fio saves of a writer
-/// with more in flight is wrong as soon as one write is overtaken by as many others as are in flight: it then takes
-/// what was never answered for written (fio before 3.40).
+/// Writers of a run, each with a connection, a part of the area, and one request in flight. With more in flight fio 3.33
+/// saves no more than a window of that many: a write that was overtaken by as many others it takes for written, though
+/// it was never answered.
 const WRITERS: u64 = 8;
 
 /// A run of fio over an area of an export, in a folder that keeps its state.

@@ -162,7 +162,7 @@ pub struct Knowledge {
     pub shown: Shown,
     /// Since when reports say otherwise than the record whether clients are slowed.
     pub slowed_differs_since: Option<Instant>,
-    /// Of what was sent, smoothed.
+    /// Of what was sent or fetched, smoothed.
     pub rate_bytes_per_s: u64,
     tries: BTreeMap<(NodeId, &'static str), Tries>,
 }
@@ -334,8 +334,8 @@ impl Knowledge {
     fn measure(&mut self, progress: &SendProgress, now: Instant) {
         let Some(earlier) = &self.report else { return };
         let millis = now.since(earlier.at).as_millis().max(1);
-        let sent = progress.logical_bytes.saturating_sub(earlier.progress.logical_bytes);
-        let rate = u64::try_from(u128::from(sent) * 1000 / millis).unwrap_or(u64::MAX);
+        let moved = progress.moved_bytes().saturating_sub(earlier.progress.moved_bytes());
+        let rate = u64::try_from(u128::from(moved) * 1000 / millis).unwrap_or(u64::MAX);
         // A report weighs by the share of a second that it covers, half at most.
         let weight = u64::try_from(millis).unwrap_or(1000).min(500);
         let smoothed =

@@ -464,6 +464,33 @@ fn progress(generation: Generation, phase: SendPhase) -> SendProgress {
     }
 }
 
+/// What the new holder of a hot-first move fetches is data that moves, as what a sender sends is.
+#[test]
+fn a_rate_counts_what_is_fetched() {
+    let (record, mut knowledge) = (record(), Knowledge::default());
+    let mut rates = Vec::new();
+    for second in 0..11 {
+        let now = BEGINNING + Duration::from_secs(second);
+        let asked = Asked {
+            node: record.sides().0.clone(),
+            instance: InstanceId(1),
+            effect: Effect::Progress,
+            generation: record.generation,
+            epoch: Epoch(1),
+            revision: 0,
+            throttle: None,
+            paused: false,
+            proof: ProofKey::new(&record, |_| None),
+            at: now,
+        };
+        let mut answer = progress(record.generation, SendPhase::Mirroring);
+        answer.pull = Some(PullProgress { pulled_bytes: second * 1_000_000, ..PullProgress::default() });
+        knowledge.learn(&record, &asked, Answer::Progress(Box::new(answer)), Moment { now, lived: Duration::ZERO });
+        rates.push(knowledge.rate_bytes_per_s);
+    }
+    assert!(rates.is_sorted() && (990_000..=1_000_000).contains(&rates[10]), "{rates:?}");
+}
+
 /// propolis#155: activating the target fenced the source before that had drained. Here the lease moves only after the
 /// holder has drained and the other side has confirmed, whatever is answered in which order.
 #[test]

@@ -333,6 +333,11 @@ impl Client {
         self.process.run(request).await.expect("it lives")
     }
 
+    pub async fn write_bytes(&self, offset: u64, bytes: &[u8]) -> Result<(), IoError> {
+        let request = self.export.clone().write(offset, Buffer::from_slice(bytes), false);
+        self.process.run(request).await.expect("it lives")
+    }
+
     pub async fn zero(&self, block: u64) -> Result<(), IoError> {
         let zero = ZeroRequest { may_unmap: true, fast_only: false, fua: false };
         let request = self.export.clone().write_zeroes(block * 4096, 4096, zero);

@@ -93,6 +93,7 @@ pub fn what_the_flip_did_not_wait_for_is_served_brought_and_proven() {
         let clients = flipped_early(&cluster).await;
         let before = pull(&cluster).await;
         assert!(before.remote_bytes > 0 && before.paused && before.pulled_bytes == 0, "{before:?}");
+        assert_eq!(cluster.node("b").status().volumes[0].remote_bytes, before.remote_bytes);
         assert_eq!(clients[2].read(REMOTE).await, Ok(b'D'), "through a gateway");
         clients[1].write(REMOTE + 1, b'n').await.unwrap();
         assert_eq!(clients[0].read(REMOTE + 1).await, Ok(b'n'));
@@ -179,6 +180,53 @@ fn without_the_source_a_range_alone_fails_and_is_served_again() {
         until_all_is_here(&cluster).await;
         client.write(LOCAL, b'L').await.unwrap();
         reads_what_was_written(&[client]).await;
+    });
+}
+
+/// What waits for a node that is away keeps the next connection of its gateway from nothing.
+#[test]
+fn a_connection_does_not_wait_for_what_an_older_one_waited_for() {
+    each_seed(0..12, async |cluster| {
+        let [_, _, gateway] = flipped_early(&cluster).await;
+        cluster.kill("a");
+        let others = async {
+            cluster.sim.sleep(Duration::from_secs(1)).await;
+            cluster.sim.partition("b", "g");
+            let healed = async {
+                cluster.sim.sleep(Duration::from_secs(1)).await;
+                // It goes on, or breaks.
+                cluster.sim.heal("b", "g");
+                cluster.sim.now()
+            };
+            let (read, healed) = futures::join!(gateway.read(LOCAL), healed);
+            assert_eq!(read, Ok(b'L'));
+            assert!(cluster.sim.now() - healed < REMOTE_DEADLINE / 2, "seed {}", cluster.sim.seed());
+        };
+        let (read, ()) = futures::join!(gateway.read(REMOTE), others);
+        assert_eq!(read, Err(IoError::Remote));
+    });
+}
+
+/// A write of parts of blocks waits for both of them at once, and no other writer waits for it.
+#[test]
+fn another_writer_does_not_wait_for_what_a_write_waits_for() {
+    each_seed(0..4, async |cluster| {
+        let [_, local, gateway] = flipped_early(&cluster).await;
+        cluster.kill("a");
+        // Until it is the recorded writer, whose writes all others' wait for.
+        for _ in 0..30 {
+            gateway.write(LOCAL, b'M').await.unwrap();
+            cluster.sim.sleep(Duration::from_millis(100)).await;
+        }
+        let began = cluster.sim.now();
+        let other = async {
+            cluster.sim.sleep(Duration::from_secs(1)).await;
+            local.write(LOCAL, b'N').await.unwrap();
+            assert!(cluster.sim.now() - began < REMOTE_DEADLINE / 2, "seed {}", cluster.sim.seed());
+        };
+        let (written, ()) = futures::join!(gateway.write_bytes(REMOTE * 4096 + 512, &[1; 8 * 4096]), other);
+        assert_eq!(written, Err(IoError::Remote));
+        assert!(cluster.sim.now() - began < REMOTE_DEADLINE + Duration::from_secs(5));
     });
 }
 

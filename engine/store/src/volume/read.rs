@@ -52,7 +52,7 @@ impl Volume {
                 Err(IoError::Remote) => drop(inside),
                 result => break (result?, inside),
             }
-            self.bring(aligned).await?;
+            self.bring(fence, aligned).await?;
         };
         self.may_answer(fence)?;
         buffer.advance((offset - aligned.offset) as usize);

@@ -19,6 +19,7 @@ use drover_base::{
     units::BLOCK_BYTES,
 };
 use drover_disk::Buffer;
+use futures::future::{Either, select, try_join_all};
 use std::rc::Rc;
 
 /// Brings what is remote.
@@ -74,22 +75,34 @@ impl Volume {
         }
     }
 
-    /// Has what is remote of the range brought. The caller holds no lock, and looks again afterwards.
-    pub async fn bring(&self, range: ByteRange) -> Result<(), IoError> {
+    /// Has what is remote of the range brought, for as long as who asked is there. The caller holds no lock, and looks
+    /// again afterwards.
+    pub async fn bring(&self, fence: &dyn Fence, range: ByteRange) -> Result<(), IoError> {
         let origin = self.origin.borrow().clone().ok_or(IoError::Remote)?;
-        origin.bring(range).await
+        match select(origin.bring(range), fence.gone()).await {
+            Either::Left((brought, _)) => brought,
+            Either::Right(_) => Err(IoError::Disconnected),
+        }
+    }
+
+    /// The same of what a change of the range needs: both edges at once, before anybody has to wait for the change.
+    pub async fn bring_edges(&self, fence: &dyn Fence, range: ByteRange) -> Result<(), IoError> {
+        let missing = edges(range).filter(|edge| self.is_any_remote(*edge));
+        try_join_all(missing.map(|edge| self.bring(fence, edge))).await.map(drop)
     }
 
     /// Admission and the locks of a client's change, once what it needs of blocks that it changes in part is here.
     pub(super) async fn hold_with_edges(&self, fence: &dyn Fence, range: ByteRange) -> Result<Held, IoError> {
         loop {
             let held = self.hold(range).await;
-            let Some(missing) = edges(range).find(|edge| self.is_any_remote(*edge)) else { return Ok(held) };
+            if !edges(range).any(|edge| self.is_any_remote(edge)) {
+                return Ok(held);
+            }
             // It may have waited for a node that holds the volume again: then nobody here is to be asked.
             self.may_apply(fence)?;
             // Who brings it needs the locks.
             drop(held);
-            self.bring(missing).await?;
+            self.bring_edges(fence, range).await?;
         }
     }
 

@@ -132,6 +132,34 @@ fn a_merge_can_be_watched_to_its_end() {
     });
 }
 
+/// An extent's lock may be held for as long as a slow mirror takes to answer.
+#[test]
+fn a_merge_that_waits_for_a_lock_keeps_nobody_waiting() {
+    run(|node| async move {
+        let volume = node.volume().await;
+        for letter in 1..3 {
+            volume.write(&Unfenced, 0, bytes(2 * 65_536, letter), false).await.unwrap();
+            if letter == 1 {
+                volume.snapshot("s").await.unwrap();
+            }
+        }
+        let guard = volume.enqueue(ByteRange { offset: 0, len: 4096 }).await;
+        volume.delete_snapshot("s").await.unwrap();
+        let a_while = Duration::from_secs(1);
+        node.world.sleep(a_while).await;
+        assert_eq!(
+            volume.merge_left(),
+            Some(MergeLeft { layers: 1, left_bytes: EXTENT_BYTES }),
+            "the other one is merged"
+        );
+        node.world.timeout(a_while, volume.snapshot("t")).await.expect("it does not wait for the merge").unwrap();
+        drop(guard);
+        volume.merges_done().await;
+        assert_eq!((volume.merge_left(), volume.merged().layers), (None, 1));
+        assert_eq!(read(&volume, 0, 2 * 65_536).await, vec![2; 2 * 65_536]);
+    });
+}
+
 #[test]
 fn a_deleted_snapshot_that_others_stand_on_waits_and_is_no_merge() {
     run(|node| async move {

@@ -2,6 +2,7 @@
 //! moments in which a lease moves are too short to be met by chance.
 
 use crate::client::Clients;
+use crate::met::Fault;
 use crate::world::Cluster;
 use drover_sim::runtime::{Generator, NetConfig};
 use drover_sim::storage::End;
@@ -22,50 +23,64 @@ pub async fn lane(cluster: &Cluster, clients: &Clients, mut random: Generator, c
 
 /// Phases are looked at this often: a flip takes longer.
 const AIM_PERIOD: Duration = Duration::from_millis(2);
+/// The later ones, where most can go wrong, more often.
+const AIMS: [Phase; 10] = [
+    Phase::Tracking,
+    Phase::Copying,
+    Phase::Converging,
+    Phase::Mirroring,
+    Phase::Flipping,
+    Phase::Flipping,
+    Phase::Settling,
+    Phase::Settling,
+    Phase::Settling,
+    Phase::RollingBack,
+];
 /// A migration that has not come to the phase by then is let be.
 const AIM_PATIENCE: Duration = Duration::from_secs(120);
 
 /// One fault as soon as the migration is in a phase that is drawn before; nothing where it never is.
-pub async fn aimed(
-    cluster: &Cluster,
-    clients: &Clients,
-    mut random: Generator,
-    phase: impl Fn() -> Option<Phase>,
-    done: &Cell<u64>,
-) {
+pub async fn aimed(cluster: &Cluster, clients: &Clients, mut random: Generator, done: &Cell<u64>) {
     let sim = &cluster.sim;
-    let at = *random.pick(&[Phase::Flipping, Phase::Settling, Phase::Settling, Phase::RollingBack]);
+    let at = *random.pick(&AIMS);
     let deadline = sim.now() + AIM_PATIENCE;
-    while phase() != Some(at) {
-        if sim.now() > deadline || phase().is_some_and(Phase::is_final) {
+    while cluster.phase() != at {
+        if sim.now() > deadline || cluster.phase().is_final() {
             return;
         }
         sim.sleep(AIM_PERIOD).await;
     }
     sim.sleep(Duration::from_micros(random.below(20_000))).await;
-    let holder = if at == Phase::Flipping { "a" } else { "b" };
     cluster.tell(&format!("aimed at {at}"));
+    match random.below(2) {
+        0 => fault(cluster, clients, &mut random).await,
+        _ => at_holder(cluster, clients, &mut random, if at > Phase::Flipping { "b" } else { "a" }).await,
+    }
+    done.set(done.get() + 1);
+}
+
+/// Where only the holder and the control plane know what is.
+async fn at_holder(cluster: &Cluster, clients: &Clients, random: &mut Generator, holder: &'static str) {
     match random.below(4) {
         0 => {
             let lasts = Duration::from_millis(random.between(1_000, 12_000));
             cluster.tell(&format!("control and {holder} are cut for {lasts:?}"));
+            cluster.note_fault(Fault::Cut);
             cluster.note_absence(holder, lasts);
-            sim.partition("control", holder);
-            sim.sleep(lasts).await;
-            sim.heal("control", holder);
+            cluster.sim.partition("control", holder);
+            cluster.sim.sleep(lasts).await;
+            cluster.sim.heal("control", holder);
         }
-        1 => gone_alone(cluster, clients, &mut random, holder).await,
-        2 => {
-            superseded(cluster, clients, &mut random, holder, || phase() == Some(Phase::RollingBack)).await;
-        }
-        _ => absent(cluster, clients, &mut random, holder).await,
+        1 => gone_alone(cluster, clients, random, holder).await,
+        2 => superseded(cluster, clients, random, holder).await,
+        _ => absent(cluster, clients, random, holder).await,
     }
-    done.set(done.get() + 1);
 }
 
 /// The two sides are cut, the holder serves alone for a while, then it is gone for longer than its lease.
 async fn gone_alone(cluster: &Cluster, clients: &Clients, random: &mut Generator, holder: &'static str) {
     cluster.tell("the sides are cut");
+    cluster.note_fault(Fault::Cut);
     cluster.sim.partition("a", "b");
     cluster.sim.sleep(Duration::from_millis(random.between(1_000, 5_000))).await;
     absent(cluster, clients, random, holder).await;
@@ -74,24 +89,20 @@ async fn gone_alone(cluster: &Cluster, clients: &Clients, random: &mut Generator
 
 /// The holder's clients write for a while; then it stands still past its lease, and the other side loses power as soon
 /// as it is decided that it takes over.
-async fn superseded(
-    cluster: &Cluster,
-    clients: &Clients,
-    random: &mut Generator,
-    holder: &'static str,
-    is_decided: impl Fn() -> bool,
-) {
+async fn superseded(cluster: &Cluster, clients: &Clients, random: &mut Generator, holder: &'static str) {
     let other = if holder == "a" { "b" } else { "a" };
     cluster.sim.sleep(Duration::from_millis(random.between(1, 2_500))).await;
     let (holder, other) = (take(cluster, random, &[holder]).await, take(cluster, random, &[other]).await);
     let lasts = random.between(PAST_LEASE_MS.0, PAST_LEASE_MS.1);
     let until = cluster.sim.now() + Duration::from_millis(lasts);
     cluster.tell(&format!("{holder} is paused for {lasts} ms, and {other} is to take over"));
+    cluster.note_fault(Fault::PausedPastLease);
     cluster.sim.pause(holder);
-    while !is_decided() && cluster.sim.now() < until {
+    while cluster.phase() != Phase::RollingBack && cluster.sim.now() < until {
         cluster.sim.sleep(AIM_PERIOD).await;
     }
     cluster.tell(&format!("{other} loses power"));
+    cluster.note_fault(Fault::PowerLost);
     cluster.kill_node(other, End::PowerLost);
     clients.died(other);
     cluster.sim.sleep(Duration::from_millis(random.between(1, 1_000))).await;
@@ -108,6 +119,7 @@ async fn absent(cluster: &Cluster, clients: &Clients, random: &mut Generator, na
     let name = take(cluster, random, &[name]).await;
     let lasts = Duration::from_millis(random.between(PAST_LEASE_MS.0, PAST_LEASE_MS.1));
     cluster.tell(&format!("{name} loses power for {lasts:?}"));
+    cluster.note_fault(Fault::PowerLost);
     cluster.note_absence(name, lasts);
     cluster.kill_node(name, End::PowerLost);
     clients.died(name);
@@ -143,6 +155,7 @@ async fn fault(cluster: &Cluster, clients: &Clients, random: &mut Generator) {
             };
             let end = if random.below(4) == 0 { End::Killed } else { End::PowerLost };
             cluster.tell(&format!("{name} dies for {lasts:?}: {end:?}"));
+            cluster.note_fault(if end == End::Killed { Fault::Killed } else { Fault::PowerLost });
             cluster.note_absence(name, lasts);
             cluster.kill_node(name, end);
             clients.died(name);
@@ -155,6 +168,7 @@ async fn fault(cluster: &Cluster, clients: &Clients, random: &mut Generator) {
         2 => {
             take(cluster, random, &["control"]).await;
             cluster.tell(&format!("control dies for {lasts:?}"));
+            cluster.note_fault(Fault::ControlKilled);
             cluster.kill_control();
             sim.sleep(lasts).await;
             cluster.start_control().await;
@@ -169,6 +183,8 @@ async fn fault(cluster: &Cluster, clients: &Clients, random: &mut Generator) {
             };
             cluster.tell(&format!("{name} is paused for {lasts:?}"));
             cluster.note_absence(name, lasts);
+            let is_long = lasts >= Duration::from_millis(PAST_LEASE_MS.0);
+            cluster.note_fault(if is_long { Fault::PausedPastLease } else { Fault::Paused });
             sim.pause(name);
             sim.sleep(lasts).await;
             sim.resume(name);
@@ -178,10 +194,12 @@ async fn fault(cluster: &Cluster, clients: &Clients, random: &mut Generator) {
         6 => {
             let (one, other) = two(cluster, random);
             cluster.tell(&format!("connections of {one} and {other} are dropped"));
+            cluster.note_fault(Fault::ConnectionsReset);
             sim.reset_connections(one, other);
         }
         _ => {
             cluster.tell(&format!("the network is slow and drops connections for {lasts:?}"));
+            cluster.note_fault(Fault::SlowNetwork);
             let most = Duration::from_millis(random.between(2, 80));
             let reset_ppm = random.below(3_000);
             sim.set_net(NetConfig { delay: (Duration::from_millis(1), most), reset_ppm, ..NetConfig::default() });
@@ -210,6 +228,7 @@ async fn cut(cluster: &Cluster, random: &mut Generator) {
         ("control", name) | (name, "control") => cluster.note_absence(name, lasts),
         _ => {}
     }
+    cluster.note_fault(if one_way { Fault::CutOneWay } else { Fault::Cut });
     match one_way {
         true => cluster.sim.partition_one_way(one, other),
         false => cluster.sim.partition(one, other),

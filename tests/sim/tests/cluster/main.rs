@@ -9,6 +9,7 @@
 mod client;
 mod faults;
 mod losses;
+mod met;
 mod migration;
 #[cfg(feature = "planted")]
 mod planted;
@@ -16,6 +17,7 @@ mod run;
 mod snapshots;
 mod world;
 
+use met::Met;
 use run::{Ended, run};
 use std::{
     panic::{AssertUnwindSafe, catch_unwind, resume_unwind},
@@ -26,6 +28,8 @@ use std::{
 };
 
 const SEEDS: u64 = 50;
+/// With so many every fault has met every phase.
+const SEEDS_ALL: u64 = 1000;
 
 fn number(variable: &str) -> Option<u64> {
     std::env::var(variable).ok().map(|value| value.parse().unwrap_or_else(|_| panic!("{variable}={value}: no number")))
@@ -73,12 +77,18 @@ fn migrations_lose_nothing_and_end() {
         (count(|end| end.snapshots > 0 && end.committed), count(|end| end.snapshots > 0 && !end.committed));
     println!("with snapshots: {kept} of the committed, {kept_back} of those that went back");
     println!("{timed_out} requests passed their deadline, {given_up} times a gateway was given up");
+    let mut met = Met::default();
+    ended.iter().for_each(|end| met.add(&end.met));
+    println!("{met}");
     assert_eq!(ended.len() as u64, seeds);
     if seeds >= SEEDS {
         assert!(committed >= 10 && flipped_back >= 3, "the seeds no longer reach both ends");
         assert!(early >= 2 && early_back >= 1, "the seeds no longer flip before all has come");
         assert!(kept >= 5 && kept_back >= 3, "the seeds no longer move snapshots");
         assert!(in_time >= 5 * seeds, "most faults come when the migration is over");
+    }
+    if seeds >= SEEDS_ALL {
+        assert_eq!(met.missing(), [], "never met");
     }
 }
 

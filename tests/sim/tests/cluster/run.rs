@@ -3,6 +3,7 @@
 use crate::client::Clients;
 use crate::faults;
 use crate::losses::Losses;
+use crate::met::Met;
 use crate::migration::{self, Wishes};
 use crate::snapshots::Snapshots;
 use crate::world::{self, Cluster};
@@ -27,6 +28,7 @@ pub struct Ended {
     pub faults: u64,
     /// Of the faults: before the migration was over.
     pub faults_in_time: u64,
+    pub met: Met,
     pub requests: u64,
     /// Of the requests: held past their deadline.
     pub timed_out: u64,
@@ -65,6 +67,7 @@ pub fn run(seed: u64, tells: bool) -> Ended {
         sim.sleep(Duration::from_millis(random.between(100, 3_000))).await;
         let wishes = Wishes::draw(sim.generator("wishes"));
         let id = migration::start(&cluster, &wishes).await;
+        cluster.follow(&id);
         cluster.tell("the migration is started");
         let (faults_done, calm_since) = (Cell::new(0), Cell::new(None));
         let (first, second) = (random.between(FAULTS_MIN, FAULTS_MIN + 5), random.below(5));
@@ -72,7 +75,7 @@ pub fn run(seed: u64, tells: bool) -> Ended {
             futures::join!(
                 faults::lane(&cluster, &clients, sim.generator("faults"), first, &faults_done),
                 faults::lane(&cluster, &clients, sim.generator("more faults"), second, &faults_done),
-                faults::aimed(&cluster, &clients, sim.generator("aim"), || cluster.phase(&id), &faults_done),
+                faults::aimed(&cluster, &clients, sim.generator("aim"), &faults_done),
             );
             sim.heal_all();
             cluster.tell("nothing fails any more");
@@ -115,6 +118,7 @@ pub fn run(seed: u64, tells: bool) -> Ended {
             was_remote: ended.receipt.remote_bytes_at_flip > 0,
             faults: faults_done.get(),
             faults_in_time,
+            met: cluster.met.take(),
             requests: clients.answered.get(),
             timed_out: clients.failed.get(),
             given_up: clients.given_up.get(),

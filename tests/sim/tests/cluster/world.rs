@@ -4,6 +4,7 @@
 //! Invariants: a node's storage outlives its process; a process that is `busy` is down or paused by a fault, and is left
 //! to that fault until it has brought it back.
 
+use crate::met::{Fault, Met};
 use drover_base::units::EXTENT_BYTES;
 use drover_base::{InstanceId, NodeId, VolumeId, World};
 use drover_control::{Control, ControlConfig};
@@ -71,6 +72,10 @@ pub struct Cluster {
     /// When a fault kept a node from being heard by the control plane, or heard from: from, to.
     absences: RefCell<Vec<(String, Duration, Duration)>>,
     pub cast: Cast,
+    /// The migration, and where it was last seen.
+    migration: RefCell<Option<String>>,
+    last_phase: Cell<Phase>,
+    pub met: RefCell<Met>,
     tells: bool,
 }
 
@@ -92,6 +97,9 @@ impl Cluster {
             busy: RefCell::default(),
             absences: RefCell::default(),
             cast,
+            migration: RefCell::default(),
+            last_phase: Cell::new(Phase::Planned),
+            met: RefCell::default(),
             tells,
         });
         cluster.start_control().await;
@@ -219,10 +227,24 @@ impl Cluster {
             .collect()
     }
 
-    /// Where the migration stands; `None`: the control plane is down.
-    pub fn phase(&self, migration: &str) -> Option<Phase> {
-        let control = self.control.borrow();
-        Some(control.as_ref()?.show_migration(migration).ok()?.value.phase)
+    /// From now on phases are those of this migration.
+    pub fn follow(&self, migration: &str) {
+        *self.migration.borrow_mut() = Some(migration.into());
+    }
+
+    /// Where the migration stands, or stood when the control plane was last up.
+    pub fn phase(&self) -> Phase {
+        if let (Some(control), Some(migration)) = (&*self.control.borrow(), &*self.migration.borrow())
+            && let Ok(seen) = control.show_migration(migration)
+        {
+            self.last_phase.set(seen.value.phase);
+        }
+        self.last_phase.get()
+    }
+
+    /// A fault begins.
+    pub fn note_fault(&self, fault: Fault) {
+        self.met.borrow_mut().note(self.phase(), fault);
     }
 
     /// Whether the control plane says that a lease was taken over.

@@ -175,6 +175,9 @@ fn show_volume(volume: &Volume, exports: &[Export]) -> String {
     if let Some(shared) = volume.shared_bytes {
         text.push_str(&format!("shared   {} of what is used, with other volumes\n", show_bytes(shared)));
     }
+    if let Some(remote) = volume.remote_bytes {
+        text.push_str(&format!("remote   {} yet to fetch from where it was\n", show_bytes(remote)));
+    }
     if let Some(Merge { snapshots, bytes_left }) = volume.merge {
         let left = show_bytes(bytes_left);
         text.push_str(&format!("merging  {snapshots} deleted snapshots, {left} left\n"));

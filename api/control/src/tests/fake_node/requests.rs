@@ -497,6 +497,7 @@ impl FakeNode {
             used_bytes: seat.content.len() as u64 * WRITE_BYTES,
             valid_bytes: seat.content.len() as u64 * WRITE_BYTES,
             shared_bytes: 0,
+            remote_bytes: 0,
             epoch: seat.epoch,
             role: seat.role,
             poisoned: false,
