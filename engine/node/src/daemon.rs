@@ -134,10 +134,15 @@ async fn serve(config: NodeConfig) -> Result<(), DaemonError> {
     let opened = open_tiers(&config, &world, &*meta.handle()).await?;
     let settings = bound.settings(&config, InstanceId(world.random.next_u64()));
     let common = Common::new(opened.tiers);
+    let chunks = open_chunks(&config);
+    let close = || {
+        meta.close();
+        chunks.iter().for_each(RocksMeta::close);
+    };
     let parts = Parts {
         settings: settings.clone(),
         meta: meta.clone(),
-        chunks: open_chunks(&config),
+        chunks: chunks.clone(),
         common: common.clone(),
         devices: opened.devices.iter().map(UringDevice::handle).collect(),
         checkpoint: config.checkpoint.as_ref().map(|folder| folder.join(CHECKPOINT_FILE)),
@@ -163,7 +168,7 @@ async fn serve(config: NodeConfig) -> Result<(), DaemonError> {
     };
     if let Some(ended) = ended_early {
         running.stop().await;
-        meta.close();
+        close();
         return ended;
     }
     let (closing, closed) = watch::channel(false);
@@ -189,7 +194,7 @@ async fn serve(config: NodeConfig) -> Result<(), DaemonError> {
     {
         tracing::warn!(target: "node", %error, "no checkpoint at the end");
     }
-    meta.close();
+    close();
     tracing::info!(target: "node", "stopped");
     ended
 }
