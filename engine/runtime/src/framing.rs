@@ -18,7 +18,7 @@ pub(crate) const PREFIX_BYTES: usize = 8;
 const GROWTH_BYTES: usize = 256 << 10;
 
 /// The parts of `message` as they go on the stream: prefix and head, body (absent if empty).
-pub(crate) fn encode(message: Message) -> (Bytes, Option<Bytes>) {
+pub fn encode(message: Message) -> (Bytes, Option<Bytes>) {
     let Message { head, body } = message;
     assert!(head.len() <= MESSAGE_HEAD_BYTES_MAX, "heads are bounded where they are made");
     assert!(body.len() <= MESSAGE_BODY_BYTES_MAX, "bodies are bounded where they are made");
@@ -30,7 +30,7 @@ pub(crate) fn encode(message: Message) -> (Bytes, Option<Bytes>) {
 }
 
 /// Cuts a stream into messages.
-pub(crate) struct Decoder {
+pub struct Decoder {
     buffer: BytesMut,
     /// Bytes that a message may have, beside the bounds of all messages.
     pub(crate) limit: usize,
@@ -46,7 +46,8 @@ impl Default for Decoder {
 
 impl Decoder {
     /// The next whole message, if it has arrived. An error means that the stream cannot be read any further.
-    pub(crate) fn next(&mut self) -> io::Result<Option<Message>> {
+    #[allow(clippy::should_implement_trait)] // It ends by an error, and goes on when more has arrived.
+    pub fn next(&mut self) -> io::Result<Option<Message>> {
         let (head, body) = match self.lengths {
             Some(lengths) => lengths,
             None if self.buffer.len() < PREFIX_BYTES => return Ok(None),
@@ -70,7 +71,7 @@ impl Decoder {
     }
 
     /// Where to put what arrives next; has room.
-    pub(crate) fn space(&mut self) -> &mut BytesMut {
+    pub fn space(&mut self) -> &mut BytesMut {
         let missing = match self.lengths {
             Some((head, body)) => (head + body).saturating_sub(self.buffer.len()) + PREFIX_BYTES,
             None => PREFIX_BYTES,

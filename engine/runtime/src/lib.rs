@@ -5,7 +5,7 @@
 
 mod clock;
 mod connection;
-mod framing;
+pub mod framing;
 mod net;
 mod random;
 mod tasks;

@@ -17,6 +17,7 @@ mod family;
 mod flush;
 pub mod fsck;
 mod health;
+pub mod hostile;
 mod inflight;
 mod layer;
 mod locks;

@@ -170,8 +170,13 @@ fn seal(key: &[u8], payload: &[u8]) -> Vec<u8> {
 }
 
 fn seal_as(version: Version, key: &[u8], payload: &[u8]) -> Vec<u8> {
+    seal_raw(version as u8, key, payload)
+}
+
+/// Whatever the version and the payload are.
+pub(crate) fn seal_raw(version: u8, key: &[u8], payload: &[u8]) -> Vec<u8> {
     let mut value = Vec::with_capacity(payload.len() + 5);
-    value.push(version as u8);
+    value.push(version);
     value.extend_from_slice(payload);
     let sum = crc32c::crc32c_append(crc32c::crc32c(key), &value);
     value.extend_from_slice(&sum.to_le_bytes());

@@ -142,7 +142,8 @@ impl Tools {
             }
             None => self.compressor = Some((Compressor::new(level).ok()?, level)),
         }
-        let most = data.len() - data.len() / GAIN_MIN_DIVISOR - 1;
+        // Nothing does not become less.
+        let most = (data.len() - data.len() / GAIN_MIN_DIVISOR).checked_sub(1)?;
         if self.scratch.len() < most {
             self.scratch.resize(most, 0);
         }
@@ -234,6 +235,13 @@ mod tests {
             let letters: String = chunk.iter().map(|byte| ['z', 'z', 't', 'n'][*byte as usize % 4]).collect();
             shape(&letters);
         }
+    }
+
+    /// A peer that asked to read nothing of a remote block stopped the node by an overflow.
+    #[test]
+    fn nothing_is_squeezed_into_nothing() {
+        let payload = squeeze(Buffer::from_slice(&[]));
+        assert_eq!((payload.raw_len, unpack(&payload).map(|raw| raw.len())), (0, Ok(0)));
     }
 
     /// A peer may state any length: neither more nor less than that may come out.

@@ -15,6 +15,7 @@ mod receiver;
 mod sender;
 mod throttle;
 
+pub use compress::{squeeze, unpack};
 pub use link::{Link, TransferError};
 pub use puller::{Puller, PullerConfig};
 pub use receiver::Receiver;

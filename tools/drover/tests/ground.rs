@@ -186,3 +186,23 @@ fn every_complaint_has_a_test_that_opens_by_telling_it() {
     }
     assert!(complaints.len() >= 30, "only {} complaints were found: has the table changed its form?", complaints.len());
 }
+
+#[test]
+fn every_hole_of_others_has_a_test_whose_comment_tells_it() {
+    let page = std::fs::read_to_string(root().join("docs/hostile.md")).unwrap();
+    let mut holes = BTreeSet::new();
+    for row in page.lines().filter(|line| line.starts_with('|') && line.contains('`')) {
+        let cells: Vec<&str> = row.trim_matches('|').split('|').map(str::trim).collect();
+        let [.., references, test] = cells[..] else { panic!("not three cells: {row}") };
+        // What is quoted at last; the hole itself may quote, too.
+        let quoted: Vec<&str> = test.split('`').skip(1).step_by(2).collect();
+        let [path, test] = quoted[..] else { panic!("not a path and a test: {row}") };
+        let source = std::fs::read_to_string(root().join(path)).unwrap_or_else(|error| panic!("{path}: {error}"));
+        let comment = comment_of(&source, test).unwrap_or_else(|| panic!("{path} has no test {test}"));
+        for reference in references.split(", ") {
+            assert!(comment.contains(reference), "{path}: the comment of {test} does not tell of {reference}");
+            holes.insert(reference.to_owned());
+        }
+    }
+    assert!(holes.len() >= 18, "only {} holes were found: has the table changed its form?", holes.len());
+}

@@ -176,7 +176,8 @@ fn what_a_client_used_is_charged_to_its_workload() {
     });
 }
 
-/// Who does not know the secret is served nothing by either listener, and changes nothing.
+/// CVE-2021-36779, CVE-2021-36780 and CVE-2023-28432: others left their internal ports open to everybody. Who does not know
+/// the secret is served nothing by either listener, and changes nothing.
 #[test]
 pub fn strangers_are_not_served() {
     use drover_wire::admin::{NodeReply, NodeRequest};
