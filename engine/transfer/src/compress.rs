@@ -240,7 +240,7 @@ mod tests {
     /// A peer that asked to read nothing of a remote block stopped the node by an overflow.
     #[test]
     fn nothing_is_squeezed_into_nothing() {
-        let payload = squeeze(Buffer::from_slice(&[]));
+        let payload = squeeze(Buffer::from_slice(&[]), Level::Usual);
         assert_eq!((payload.raw_len, unpack(&payload).map(|raw| raw.len())), (0, Ok(0)));
     }
 

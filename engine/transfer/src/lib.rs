@@ -16,6 +16,7 @@ mod sender;
 mod throttle;
 
 pub use compress::{squeeze, unpack};
+pub use level::Level;
 pub use link::{Link, TransferError};
 pub use puller::{Puller, PullerConfig};
 pub use receiver::Receiver;

@@ -4,6 +4,7 @@ use bytes::{Bytes, BytesMut};
 use drover_base::world::Message;
 use drover_base::{ByteRange, Epoch, ExtentIndex, InstanceId, IoError, NodeId, RegionIndex, SessionId, VolumeId};
 use drover_runtime::framing::{self, Decoder};
+use drover_transfer::Level;
 use drover_wire::peer::{Answer, Hello, Operation, Payload, PeerReply, PeerRequest, Purpose};
 
 /// Where a head has the checksum of its message's body, and how long it is.
@@ -48,7 +49,8 @@ pub fn payloads(bytes: &[u8]) {
     let payload = Payload { bytes: Bytes::copy_from_slice(data), raw_len: u32::from_le_bytes(*raw_len) };
     if let Ok(raw) = drover_transfer::unpack(&payload) {
         assert_eq!(raw.len(), if payload.is_compressed() { payload.raw_len as usize } else { data.len() });
-        let again = drover_transfer::unpack(&drover_transfer::squeeze(drover_disk::Buffer::from_slice(&raw)));
+        let again =
+            drover_transfer::unpack(&drover_transfer::squeeze(drover_disk::Buffer::from_slice(&raw), Level::Usual));
         assert_eq!(again.as_deref(), Ok(&raw[..]));
     }
 }
@@ -103,7 +105,7 @@ pub fn frame_seeds() -> Vec<Vec<u8>> {
 
 pub fn payload_seeds() -> Vec<Vec<u8>> {
     let text: Vec<u8> = b"a volume's data ".repeat(512);
-    let packed = drover_transfer::squeeze(drover_disk::Buffer::from_slice(&text));
+    let packed = drover_transfer::squeeze(drover_disk::Buffer::from_slice(&text), Level::Usual);
     let seed = |raw_len: u32, bytes: &[u8]| [&raw_len.to_le_bytes()[..], bytes].concat();
     vec![
         seed(packed.raw_len, &packed.bytes),
