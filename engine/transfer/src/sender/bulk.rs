@@ -167,7 +167,6 @@ fn joined(read: Vec<(u64, Buffer)>) -> Vec<(u64, Buffer)> {
 
 impl Sender {
     pub(super) async fn launch_bulk(&self, run: &Run) -> Vec<(Flight, u64, Reply)> {
-        self.state.borrow_mut().copy.unlocked += 1;
         let (load, read) = self.read_bulk(run).await;
         let replies = match read {
             Ok(read) => self.put_bulk(run, &load, read).await,

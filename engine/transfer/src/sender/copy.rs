@@ -223,6 +223,8 @@ impl State {
                 self.copy.round = Some(round);
                 if let Some(run) = run {
                     self.copy.reading += 1;
+                    // From now on: before it begins, mirroring may.
+                    self.copy.unlocked += usize::from(run.is_bulk);
                     self.copy.bytes_in_flight += run.bytes;
                     self.throttle.take(run.bytes, now);
                     return Step::Done(Some(run));

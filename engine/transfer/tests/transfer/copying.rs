@@ -5,7 +5,7 @@ use crate::pair::{Pair, options, run, run_each};
 use crate::side::Side;
 use drover_sim::runtime::Sim;
 use drover_wire::admin::{SendOptions, SendPhase};
-use std::{rc::Rc, time::Duration};
+use std::{future::poll_fn, rc::Rc, task::Poll, time::Duration};
 
 /// The whole way while clients write.
 pub async fn whole_way(sim: Sim) -> Result<(), String> {
@@ -213,4 +213,41 @@ fn the_same_seed_ends_the_same() {
     };
     assert_eq!(digest(5), digest(5));
     assert_ne!(digest(5), digest(6));
+}
+
+/// A first run that was chosen before mirroring was asked for, and began after it, read a block, waited for the other side's
+/// answer to its offer without the block's lock, and put it on the stream behind a newer write that was mirrored meanwhile.
+#[test]
+fn a_run_that_begins_as_mirroring_does_goes_over_no_newer_write() {
+    run_each(0..60, async |sim| {
+        let from = Side::new(&sim, "source").await;
+        let model = Rc::new(Model::default());
+        for block in 0..64 {
+            model.write_block(&from.volume, block).await;
+        }
+        let mut pair = Pair::of(&sim, from, model, options()).await;
+        pair.connect();
+        for _ in 0..sim.seed() % 6 {
+            yield_once().await;
+        }
+        pair.sender.begin_mirror();
+        for block in 0..64 {
+            pair.begin_write(block);
+            pair.sleep(Duration::from_micros(sim.seed() * 3)).await;
+        }
+        pair.until_phase(SendPhase::Synced).await;
+        pair.drain_and_compare().await
+    });
+}
+
+async fn yield_once() {
+    let mut has_yielded = false;
+    poll_fn(|cx| match std::mem::replace(&mut has_yielded, true) {
+        true => Poll::Ready(()),
+        false => {
+            cx.waker().wake_by_ref();
+            Poll::Pending
+        }
+    })
+    .await;
 }
