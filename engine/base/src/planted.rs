@@ -49,6 +49,8 @@ bugs! {
     LayerNamedIncomplete,
     /// A layer goes on where it was acknowledged, though the other side has forgotten what it had not flushed.
     LayerResumedUnflushed,
+    /// Half a layer that a sender left behind is taken for the one that the next sender begins with.
+    LayerOfAnotherKept,
     /// The proof before a release looks at the head alone.
     LayersNotProven,
     /// A flip does not wait for the layers that the head stands on.

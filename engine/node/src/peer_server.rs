@@ -23,6 +23,7 @@ use drover_store::Fence;
 use drover_transfer::Receiver;
 use drover_wire::layer::LayerRequest;
 use drover_wire::peer::{Answer, Hello, LogOrigin, LogVerdict, Operation, PeerReply, PeerRequest, Purpose, Welcome};
+use drover_wire::seat_record::LegDirection;
 use drover_wire::writer_record::Writer;
 use futures::future::{Either, select};
 use std::{pin::pin, rc::Rc, sync::Arc, time::Duration};
@@ -335,6 +336,12 @@ async fn serve_mirror(seat: Rc<Seat>, hello: PeerRequest, stream: Stream, mut co
         }
         if request.epoch != stream.epoch {
             served.reply(request.sequence, Err(IoError::Fenced { epoch: stream.epoch })).await;
+            break;
+        }
+        // Who takes over is built by who holds it, never the other way round.
+        let is_forward = seat.record_view().direction == LegDirection::Forward;
+        if !is_forward && matches!(&request.operation, Operation::Layer(request) if request.is_change()) {
+            served.reply(request.sequence, Err(IoError::Corrupt)).await;
             break;
         }
         // Its place in the order is taken here, before the next frame is read.

@@ -171,15 +171,24 @@ impl Volume {
     /// Of a volume that is being received: sees to it that its head is a layer of this size on the snapshot's, or on
     /// nothing. True: it is a new one, and what the head held before is gone.
     pub async fn restack(&self, on: Option<&str>, size_bytes: u64) -> Result<bool, StoreError> {
+        self.stack_on(on, size_bytes, true).await
+    }
+
+    /// The same with a new head in any case.
+    pub async fn stack_anew(&self, on: Option<&str>, size_bytes: u64) -> Result<(), StoreError> {
+        self.stack_on(on, size_bytes, false).await.map(drop)
+    }
+
+    async fn stack_on(&self, on: Option<&str>, size_bytes: u64, keeps: bool) -> Result<bool, StoreError> {
         check_size(size_bytes)?;
         self.health.check()?;
         let still = Rc::new(self.hold_still(None).await);
-        self.check_nothing_remote()?;
         let on = on.map(|name| self.snapshot_layer(name)).transpose()?.map(|layer| layer.id);
         let head = self.stack.borrow().head().clone();
-        if head.parent.get() == on && head.size_bytes.get() == size_bytes {
+        if keeps && head.parent.get() == on && head.size_bytes.get() == size_bytes {
             return Ok(false);
         }
+        self.check_nothing_remote()?;
         self.replace_head(on, size_bytes, None, &still).await?;
         Ok(true)
     }

@@ -113,7 +113,7 @@ impl Receiver {
             Operation::Remote { region, masks } => {
                 let range = self.region_range(region);
                 match self.place(range) {
-                    Ok(ticket) if range.len > 0 => self.run(sequence, me.mark_remote(ticket, region, masks)),
+                    Ok(ticket) if range.len > 0 => self.run(sequence, me.mark_remote(ticket, range, masks)),
                     Ok(_) => refuse(self.out_of_range(range)),
                     Err(error) => refuse(error),
                 }
@@ -250,11 +250,13 @@ impl Receiver {
     async fn mark_remote(
         self: Rc<Self>,
         ticket: LockTicket,
-        region: RegionIndex,
+        range: ByteRange,
         masks: Box<RegionMasks>,
     ) -> Result<Answer, IoError> {
         let guard = ticket.await;
-        for (extent, mask) in region.extents().zip(*masks).filter(|(_, mask)| *mask != 0) {
+        // Not what the volume has grown by since the place was taken.
+        let extents = range.by_extent().map(|(extent, _)| extent);
+        for (extent, mask) in extents.zip(*masks).filter(|(_, mask)| *mask != 0) {
             self.volume.mark_remote_locked(&guard, &*self.fence, extent, BlockMask(mask)).await?;
         }
         self.done(guard, false).await

@@ -23,8 +23,9 @@ pub struct LayerSpec {
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum LayerRequest {
-    /// What is written from here on belongs to this layer.
-    Begin(LayerSpec),
+    /// What is written from here on belongs to this layer. `resumes`: the sender itself began it on an earlier link, and
+    /// knows how much of it has come; otherwise what is there of a layer that was begun goes.
+    Begin { layer: LayerSpec, resumes: bool },
     /// All of it is there: it is frozen, durably.
     Freeze(LayerSpec),
     /// What is written from here on belongs to the head.
@@ -67,9 +68,14 @@ fn is_layer_name(name: &str) -> bool {
 }
 
 impl LayerRequest {
+    /// Whether it changes what the volume is made of.
+    pub fn is_change(&self) -> bool {
+        matches!(self, Self::Begin { .. } | Self::Freeze(_) | Self::Head { .. })
+    }
+
     pub(crate) fn checked(self) -> Result<Self, WireError> {
         let is_sound = match &self {
-            Self::Begin(spec) | Self::Freeze(spec) => spec.is_sound(),
+            Self::Begin { layer, .. } | Self::Freeze(layer) => layer.is_sound(),
             Self::Head { on, .. } => on.as_deref().is_none_or(is_layer_name),
             Self::List => true,
             Self::Next { name, .. } | Self::Digests { name, .. } => is_layer_name(name),

@@ -4,10 +4,12 @@
 //! - A layer has a name here only once the sender has said that all of it has come, and then it is durable with it.
 //! - What is built changes when everything that came before on the stream has ended; the sender sends the next frame when
 //!   that is answered.
+//! - What is there of a layer whose sender is gone may be another layer's: it goes before anything is built.
 //! - A layer that is there under another time, size or place is an error: nothing is built over it.
 
 use super::Receiver;
-use drover_base::units::EXTENTS_PER_REGION;
+use drover_base::planted::{Bug, is_planted};
+use drover_base::units::{EXTENTS_PER_REGION, region_count};
 use drover_base::{IoError, RegionIndex};
 use drover_store::{FrozenLayer, StoreError};
 use drover_wire::layer::{LayerAnswer, LayerRequest, LayerSpec};
@@ -41,13 +43,12 @@ fn failed(error: StoreError) -> IoError {
 
 impl Receiver {
     pub(super) async fn layer(self: Rc<Self>, sequence: u64, request: LayerRequest) -> Result<Answer, IoError> {
-        let is_change = matches!(request, LayerRequest::Begin(_) | LayerRequest::Freeze(_) | LayerRequest::Head { .. });
-        if is_change {
+        if request.is_change() {
             self.ended_before(sequence).await;
         }
         self.fence.check()?;
         let answer = match request {
-            LayerRequest::Begin(spec) => self.begin_layer(&spec).await?,
+            LayerRequest::Begin { layer, resumes } => self.begin_layer(&layer, resumes).await?,
             LayerRequest::Freeze(spec) => self.freeze_layer(&spec).await?,
             LayerRequest::Head { on, size_bytes } => {
                 let is_new = self.volume.restack(on.as_deref(), size_bytes).await.map_err(failed)?;
@@ -63,12 +64,16 @@ impl Receiver {
         Ok(Answer::Layer(Box::new(answer)))
     }
 
-    async fn begin_layer(&self, spec: &LayerSpec) -> Result<LayerAnswer, IoError> {
+    async fn begin_layer(&self, spec: &LayerSpec, resumes: bool) -> Result<LayerAnswer, IoError> {
         match self.volume.built_layer(&spec.name) {
             Some(built) if spec_of(&built) == *spec => Ok(LayerAnswer::Have),
             Some(_) => Err(IoError::Corrupt),
             None => {
-                let is_new = self.volume.restack(spec.on.as_deref(), spec.size_bytes).await.map_err(failed)?;
+                let (on, size_bytes) = (spec.on.as_deref(), spec.size_bytes);
+                let is_new = match resumes || is_planted(Bug::LayerOfAnotherKept) {
+                    true => self.volume.restack(on, size_bytes).await.map_err(failed)?,
+                    false => self.volume.stack_anew(on, size_bytes).await.map(|()| true).map_err(failed)?,
+                };
                 Ok(LayerAnswer::Begun { is_new })
             }
         }
@@ -88,6 +93,9 @@ impl Receiver {
 
     async fn layer_digests(&self, name: &str, region: RegionIndex, extents: u64) -> Result<LayerAnswer, IoError> {
         let layer = self.snapshot(name)?;
+        if region.0 >= region_count(layer.size_bytes) {
+            return Err(IoError::Corrupt);
+        }
         let mut asked = extents;
         for (at, extent) in region.extents().enumerate() {
             let is_said = !self.volume.layer_masks(&layer, extent)?.all().is_empty();

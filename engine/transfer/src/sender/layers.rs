@@ -44,6 +44,8 @@ pub struct Layers {
     /// Of the plan, what the other side has.
     have: usize,
     is_open: bool,
+    /// The layer that is being sent was begun.
+    is_begun: bool,
     /// Of the layer that is being sent: regions below are durable there.
     durable_to: u64,
     /// Bytes of the plan that were sent, or are there.
@@ -105,7 +107,7 @@ impl Layers {
 
     fn has_one_more(&mut self) {
         self.have += 1;
-        self.durable_to = 0;
+        (self.is_begun, self.durable_to) = (false, 0);
         self.done_bytes = self.bytes_before(self.have);
     }
 }
@@ -178,13 +180,17 @@ impl Sender {
 
     /// An error has been noted.
     async fn bring_layer(&self, layer: &FrozenLayer, up: &Up) -> Result<(), ()> {
-        let from = match self.ask(up, LayerRequest::Begin(spec_of(layer))).await? {
+        let resumes = self.state.borrow().layers.is_begun;
+        let from = match self.ask(up, LayerRequest::Begin { layer: spec_of(layer), resumes }).await? {
             LayerAnswer::Have => return Ok(()),
             LayerAnswer::Begun { is_new: true } => RegionIndex(0),
             LayerAnswer::Begun { is_new: false } => RegionIndex(self.state.borrow().layers.durable_to),
             _ => return self.wrong_answer(up),
         };
-        self.state.borrow_mut().layers.durable_to = from.0;
+        {
+            let layers = &mut self.state.borrow_mut().layers;
+            (layers.is_begun, layers.durable_to) = (true, from.0);
+        }
         self.send_layer(layer, up, from).await?;
         match self.ask(up, LayerRequest::Freeze(spec_of(layer))).await? {
             LayerAnswer::Have => Ok(()),

@@ -115,6 +115,11 @@ fn layer_resumed_unflushed_is_caught() {
 }
 
 #[test]
+fn layer_of_another_kept_is_caught() {
+    is_caught(Bug::LayerOfAnotherKept, 0..1, snapshots::left_half_built);
+}
+
+#[test]
 fn layers_not_awaited_is_caught() {
     is_caught(Bug::LayersNotAwaited, 0..3, snapshots::mirrored_at_once);
 }

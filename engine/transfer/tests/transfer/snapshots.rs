@@ -10,6 +10,8 @@ use drover_sim::runtime::Sim;
 use drover_store::{FrozenLayer, Unfenced};
 use drover_transfer::{OnLinkLoss, Start};
 use drover_wire::admin::{SendOptions, SendPhase};
+use drover_wire::layer::{LayerRequest, LayerSpec};
+use drover_wire::peer::{Operation, Payload};
 use std::{rc::Rc, time::Duration};
 
 /// What each snapshot is and shows.
@@ -214,4 +216,43 @@ pub async fn proven(sim: Sim) -> Result<(), String> {
 #[test]
 fn a_snapshot_that_differs_is_found() {
     run_each(0..4, proven);
+}
+
+/// One sender left half of layer `a` behind, and the next one begins with `b`, of the same size at the same place.
+pub async fn left_half_built(sim: Sim) -> Result<(), String> {
+    let pair = Pair::new(&sim, options()).await;
+    let spec = |name: &str| LayerSpec { name: name.into(), created_ms: 5, size_bytes: VOLUME_BYTES, on: None };
+    let begin = |name| LayerRequest::Begin { layer: spec(name), resumes: false };
+    let write = Operation::Write { offset: 8192, data: Payload::plain(vec![7; 4096].into()), fua: false, replay: false };
+    let sent = [
+        Operation::Layer(Box::new(begin("a"))),
+        write,
+        Operation::Layer(Box::new(begin("b"))),
+        Operation::Layer(Box::new(LayerRequest::Freeze(spec("b")))),
+    ];
+    for (sequence, operation) in (1..).zip(sent) {
+        pair.receiver.handle(sequence, operation).await.map_err(|error| error.to_string())?;
+    }
+    let [(_, content)] = &all_seen(&pair.to).await[..] else { return Err("not one snapshot".into()) };
+    if content.iter().all(|byte| *byte == 0) { Ok(()) } else { Err("b shows what was written to a".into()) }
+}
+
+#[test]
+fn half_a_layer_is_not_taken_for_another() {
+    run_each(0..1, left_half_built);
+}
+
+/// What no volume has is refused; it does not end the node.
+#[test]
+fn a_layer_s_digests_are_asked_within_it() {
+    run_each(0..1, async |sim| {
+        let pair = Pair::new(&sim, options()).await;
+        pair.to.volume.snapshot("s").await.unwrap();
+        for region in [3, u64::MAX] {
+            let asked = LayerRequest::Digests { name: "s".into(), region: drover_base::RegionIndex(region), extents: 1 };
+            let answer = pair.receiver.handle(1 + region.min(5), Operation::Layer(Box::new(asked))).await;
+            assert!(answer.is_err(), "{answer:?}");
+        }
+        Ok(())
+    });
 }

@@ -16,7 +16,7 @@ fn spec(name: &str, on: Option<&str>) -> LayerSpec {
 fn what_is_said_of_layers_is_checked() {
     for name in ["", "../a", "A", &"a".repeat(64)] {
         for said in [
-            LayerRequest::Begin(spec(name, None)),
+            LayerRequest::Begin { layer: spec(name, None), resumes: false },
             LayerRequest::Freeze(spec("a", Some(name))),
             LayerRequest::Head { on: Some(name.into()), size_bytes: 4096 },
             LayerRequest::Next { name: name.into(), from: RegionIndex(0) },
@@ -61,7 +61,7 @@ fn requests_read_back() {
         Operation::BlockStatus { range },
         Operation::Digests { extent: ExtentIndex(4) },
         Operation::Remote { region: RegionIndex(3), masks: Box::new(std::array::from_fn(|at| at as u16 * 1025)) },
-        Operation::Layer(Box::new(LayerRequest::Begin(spec("b", Some("a"))))),
+        Operation::Layer(Box::new(LayerRequest::Begin { layer: spec("b", Some("a")), resumes: true })),
         Operation::Layer(Box::new(LayerRequest::Freeze(spec("a", None)))),
         Operation::Layer(Box::new(LayerRequest::Head { on: Some("b".into()), size_bytes: 4096 })),
         Operation::Layer(Box::new(LayerRequest::List)),
