@@ -223,7 +223,8 @@ pub async fn left_half_built(sim: Sim) -> Result<(), String> {
     let pair = Pair::new(&sim, options()).await;
     let spec = |name: &str| LayerSpec { name: name.into(), created_ms: 5, size_bytes: VOLUME_BYTES, on: None };
     let begin = |name| LayerRequest::Begin { layer: spec(name), resumes: false };
-    let write = Operation::Write { offset: 8192, data: Payload::plain(vec![7; 4096].into()), fua: false, replay: false };
+    let write =
+        Operation::Write { offset: 8192, data: Payload::plain(vec![7; 4096].into()), fua: false, replay: false };
     let sent = [
         Operation::Layer(Box::new(begin("a"))),
         write,
@@ -249,7 +250,8 @@ fn a_layer_s_digests_are_asked_within_it() {
         let pair = Pair::new(&sim, options()).await;
         pair.to.volume.snapshot("s").await.unwrap();
         for region in [3, u64::MAX] {
-            let asked = LayerRequest::Digests { name: "s".into(), region: drover_base::RegionIndex(region), extents: 1 };
+            let asked =
+                LayerRequest::Digests { name: "s".into(), region: drover_base::RegionIndex(region), extents: 1 };
             let answer = pair.receiver.handle(1 + region.min(5), Operation::Layer(Box::new(asked))).await;
             assert!(answer.is_err(), "{answer:?}");
         }
