@@ -5,7 +5,7 @@ use crate::{
     zero_block_digest,
 };
 use drover_base::{
-    Epoch, LocalFuture,
+    BlockMask, Epoch, LocalFuture,
     limits::REQUEST_BYTES_MAX,
     units::{BLOCK_BYTES, EXTENT_BYTES},
 };
@@ -103,6 +103,25 @@ fn a_write_after_a_snapshot_takes_only_its_blocks() {
         volume.merges_done().await;
         assert_eq!(read(&volume, 0, 12_388).await, now);
         assert_eq!((volume.snapshots().len(), node.used()), (0, 1));
+    });
+}
+
+/// Zeros that a frozen layer stores over data are no data that the other side should have.
+#[test]
+fn stored_zeros_of_a_snapshot_are_told_from_data() {
+    run(|node| async move {
+        let volume = node.volume().await;
+        volume.write(&Unfenced, 0, bytes(8192, 1), false).await.unwrap();
+        volume.snapshot("below").await.unwrap();
+        volume.write(&Unfenced, 0, bytes(4096, 2), false).await.unwrap();
+        volume.write_zeroes(&Unfenced, 4096, 4096, UNMAP, false).await.unwrap();
+        volume.write(&Unfenced, 8192, bytes(4096, 3), false).await.unwrap();
+        for name in ["zeros", "over"] {
+            assert_eq!(volume.shadowing_mask(ExtentIndex(0)), BlockMask::span(0, 2), "before {name}");
+            volume.snapshot(name).await.unwrap();
+        }
+        volume.trim(&Unfenced, 0, 4096, false).await.unwrap();
+        assert_eq!(volume.shadowing_mask(ExtentIndex(0)), BlockMask::span(1, 1));
     });
 }
 

@@ -175,23 +175,36 @@ impl Volume {
         }
     }
 
-    /// Blocks whose data in the head stands over data of a layer below: stored zeros may be all that hides it.
+    /// Blocks whose data, in whichever layer it is found, stands over data of a layer below: stored zeros may be all that
+    /// hides it.
     pub fn shadowing_mask(&self, extent: ExtentIndex) -> BlockMask {
-        let valid = self.stack.borrow().head().entry(extent).valid();
-        self.data_below(extent, valid)
+        let stack = self.stack.borrow();
+        let (mut shadowing, mut rest) = (BlockMask::EMPTY, BlockMask::FULL);
+        for (depth, layer) in stack.chain().enumerate() {
+            let entry = layer.entry(extent);
+            let here = entry.valid().and(rest);
+            if !here.is_empty() {
+                shadowing = shadowing.with(data_of(stack.chain().skip(depth + 1), extent, here));
+            }
+            rest = rest.without(here).without(entry.hidden()).without(layer.remote_mask(extent));
+        }
+        shadowing
     }
 
     /// Blocks of `mask` that have data in the layers under the head.
     fn data_below(&self, extent: ExtentIndex, mask: BlockMask) -> BlockMask {
-        let stack = self.stack.borrow();
-        let mut data = BlockMask::EMPTY;
-        resolve(stack.below(), extent, mask, |found, source| {
-            if source != Source::Zero {
-                data = data.with(found);
-            }
-        });
-        data
+        data_of(self.stack.borrow().below(), extent, mask)
     }
+}
+
+fn data_of<'a>(chain: impl Iterator<Item = &'a Layer>, extent: ExtentIndex, mask: BlockMask) -> BlockMask {
+    let mut data = BlockMask::EMPTY;
+    resolve(chain, extent, mask, |found, source| {
+        if source != Source::Zero {
+            data = data.with(found);
+        }
+    });
+    data
 }
 
 #[cfg(test)]
