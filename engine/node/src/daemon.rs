@@ -30,7 +30,10 @@ use drover_base::{InstanceId, World};
 use drover_disk::{KernelError, OpenError, UringDevice};
 use drover_runtime::Workers;
 use drover_runtime::tls::{Tls, TlsError};
-use drover_store::meta::{Meta, MetaError, rocks::RocksMeta};
+use drover_store::meta::{
+    Meta, MetaError,
+    rocks::{RocksMeta, Room},
+};
 use drover_store::{Store, StoreError, TierClass, TierSpec, Tiers};
 use shards::{Parts, Running};
 use std::os::unix::fs::DirBuilderExt;
@@ -221,13 +224,23 @@ fn open_meta(config: &NodeConfig) -> Result<RocksMeta, DaemonError> {
 /// The index of chunks: what is damaged of it is only found again. A node without it sends more, and receives more.
 fn open_chunks(config: &NodeConfig) -> Option<RocksMeta> {
     let folder = config.meta.join(CHUNKS_FOLDER);
-    let opened = RocksMeta::open_hints(&folder).or_else(|error| {
+    let open = || {
+        let measured = config.meta.clone();
+        RocksMeta::open_hints(&folder, move || room_at(&measured))
+    };
+    let opened = open().or_else(|error| {
         tracing::warn!(target: "node", %error, "the index of chunks cannot be read: it is begun anew");
         // Where even that fails, opening tells.
         let _ = fs::remove_dir_all(&folder);
-        RocksMeta::open_hints(&folder)
+        open()
     });
     opened.map_err(|error| tracing::error!(target: "node", %error, "chunks are not indexed")).ok()
+}
+
+/// Of the file system, for who is not its superuser. What cannot be told bounds nothing: writing there tells.
+fn room_at(folder: &Path) -> Option<Room> {
+    let told = rustix::fs::statvfs(folder).ok()?;
+    Some(Room { free: told.f_bavail * told.f_frsize, total: told.f_blocks * told.f_frsize })
 }
 
 /// A node whose metadata was lost would take the slots of its volumes for free ones.

@@ -44,6 +44,9 @@ const REFUSAL_PATIENCE: Duration = Duration::from_secs(1);
 const ROOM_UNIT: u64 = 1 << 10;
 const ROOM_MAX: usize = (CONNECTION_BYTES_IN_FLIGHT_MAX / ROOM_UNIT) as usize;
 
+/// What a chunk of an offer costs until it is answered: its name, and looking it up.
+const OFFERED_CHUNK_BYTES: u64 = 512;
+
 /// The first message of a connection, if it is a `Hello`.
 pub(crate) fn hello_of(first: Message) -> Option<PeerRequest> {
     let request = PeerRequest::decode(first).ok()?;
@@ -141,6 +144,7 @@ fn bytes_of(operation: &Operation) -> u64 {
         // What is put together, whatever of it was sent.
         Operation::Assemble(assembly) => assembly.range().len,
         Operation::Digests { .. } => EXTENT_BYTES,
+        Operation::Offer { chunks } => chunks.len() as u64 * OFFERED_CHUNK_BYTES,
         Operation::Layer(request) => match **request {
             // Extent by extent.
             LayerRequest::Digests { .. } => EXTENT_BYTES,
@@ -151,7 +155,6 @@ fn bytes_of(operation: &Operation) -> u64 {
         | Operation::Flush { .. }
         | Operation::BlockStatus { .. }
         | Operation::Remote { .. }
-        | Operation::Offer { .. }
         | Operation::Hello(_) => ROOM_UNIT,
     }
 }
@@ -377,6 +380,16 @@ pub(crate) fn node_of(hello: &PeerRequest) -> Option<&drover_base::NodeId> {
 mod tests {
     use super::*;
     use drover_base::VolumeId;
+    use drover_wire::peer::{CHUNKS_MAX, ChunkName};
+
+    #[test]
+    fn an_offer_takes_the_room_of_its_chunks() {
+        let chunk = ChunkName { digest: [0; 32], len: 1 << 16 };
+        let room = |count| bytes_of(&Operation::Offer { chunks: vec![chunk; count] });
+        assert_eq!(room(CHUNKS_MAX), CHUNKS_MAX as u64 * 512);
+        // Less than a unit still takes one.
+        assert!(room(0) < ROOM_UNIT && room(3) > ROOM_UNIT);
+    }
 
     /// Over real sockets a close took back the refusal that was queued before it: gateways never learned from the old
     /// holder where the volume had gone, and what had been flushed there.

@@ -10,6 +10,7 @@
 //! - Key and tag come from the tenant too: what is of another is not found, nor looked for.
 //! - There are as many buckets as the devices have `BUCKET_BYTES`, and a newer entry takes a bucket over: so the index is
 //!   bounded by the devices, and nothing has to be collected. A full one costs 64 Mi × 60 bytes, 4 GiB, for a TiB.
+//! - Nobody waits for the index for longer than `PATIENCE`: one that is stalled is as good as empty.
 //! - Devices are asked directly, whichever shard the volume belongs to that wrote there: no lock of it is taken.
 
 mod indexer;
@@ -24,14 +25,14 @@ use crate::{
     volume::Run,
 };
 use drover_base::{
-    ByteRange, IoError, VolumeId,
+    ByteRange, Instant, IoError, VolumeId, World,
     planted::{Bug, is_planted},
     units::{BLOCK_BYTES, REGION_BYTES},
 };
 use drover_disk::{Buffer, Device};
 use fastcdc::v2020::FastCDC;
 pub(crate) use indexer::{Indexed, index_idle};
-use std::rc::Rc;
+use std::{cell::Cell, rc::Rc, time::Duration};
 pub use stretch::{is_zero, next_stretch};
 
 /// Smallest, usual and largest chunk. Part of what names mean: another choice finds nothing of what was indexed before.
@@ -47,6 +48,11 @@ const BUCKET_BYTES: u64 = 16 << 10;
 
 /// Runs of an entry at most; content that lies in more is not worth looking for.
 const RUNS_MAX: usize = 16;
+
+/// How long a look-up or a change may take: many times a slow disk's read, and short for the copies that wait in order.
+const PATIENCE: Duration = Duration::from_secs(1);
+/// After one that took longer nothing is looked up for so long: an assembly looks up hundreds.
+const STALL_PAUSE: Duration = Duration::from_secs(10);
 
 const CONTEXT: &str = "drover 2026 chunk index, fastcdc-5 v2020 16/64/256 KiB";
 const VERSION: u8 = 1;
@@ -141,14 +147,18 @@ impl Place {
 
 /// The index, as the shard's volumes share it.
 pub(crate) struct ChunkIndex {
+    world: World,
     hints: Rc<dyn Meta>,
     buckets: u64,
+    /// Nothing is looked up before.
+    stalled_until: Cell<Instant>,
 }
 
 impl ChunkIndex {
-    pub fn new(hints: Rc<dyn Meta>, devices: &[Rc<dyn Device>]) -> Self {
+    pub fn new(world: World, hints: Rc<dyn Meta>, devices: &[Rc<dyn Device>]) -> Self {
         let bytes: u64 = devices.iter().map(|device| device.size_bytes()).sum();
-        Self { hints, buckets: (bytes / BUCKET_BYTES).max(1) }
+        let stalled_until = Cell::new(world.now());
+        Self { world, hints, buckets: (bytes / BUCKET_BYTES).max(1), stalled_until }
     }
 
     fn name(&self, scope: &ChunkScope, digest: &[u8; 32], len: u32) -> Name {
@@ -162,15 +172,25 @@ impl ChunkIndex {
     }
 
     async fn find(&self, env: &Env, name: &Name, len: u32) -> Option<Place> {
-        let value = self.hints.get(&name.key).await.ok()??;
+        if self.world.now() < self.stalled_until.get() {
+            return None;
+        }
+        let Ok(found) = self.world.timeout(PATIENCE, self.hints.get(&name.key)).await else {
+            self.stalled_until.set(self.world.now() + STALL_PAUSE);
+            tracing::debug!("the index of chunks is stalled");
+            return None;
+        };
+        let value = found.ok()??;
         let place = Place::decode(&value, &name.tag, env.devices.len())?;
         (place.bytes() >= u64::from(place.skip) + u64::from(len)).then_some(place)
     }
 
     /// Hints that cannot be stored are only missed.
     async fn commit(&self, batch: Batch) {
-        if let Err(error) = self.hints.commit(batch).await {
-            tracing::debug!(%error, "chunks were not indexed");
+        match self.world.timeout(PATIENCE, self.hints.commit(batch)).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => tracing::debug!(%error, "chunks were not indexed"),
+            Err(_) => tracing::debug!("the index of chunks is stalled"),
         }
     }
 }
@@ -208,7 +228,8 @@ impl Volume {
         let (index, scope) = self.chunk_index()?;
         let name = index.name(&scope, &digest, len);
         let place = index.find(&self.env, &name, len).await?;
-        let reads = place.runs.iter().map(|run| self.read_run(*run, Buffer::for_read(run.len as usize)));
+        // Not as the volume's own reads, whose failures are told under its name: it may be another's content.
+        let reads = place.runs.iter().map(|run| self.env.read_run(*run, Buffer::for_read(run.len as usize)));
         let read = futures::future::try_join_all(reads).await;
         let (from, len) = (usize::from(place.skip), len as usize);
         let check = move |pieces: Vec<Buffer>| {

@@ -10,9 +10,10 @@ use crate::{
     record,
     room::{Attendance, Room},
     slots::{CheckpointTurn, NoRoom, Tiers},
+    volume::Run,
 };
 use drover_base::{IoError, LayerId, LocalFuture, VolumeId, World};
-use drover_disk::{Buffer, Device};
+use drover_disk::{Buffer, Device, DeviceError};
 use futures::{
     StreamExt,
     channel::{mpsc, oneshot},
@@ -61,7 +62,7 @@ impl Env {
         world.spawn(finish_abandoned(arriving)).detach();
         let meta_mended = Cell::new(tiers.failure_counts().1);
         let (checkpoint, active_regions_max) = (config.checkpoint.clone(), config.active_regions_max);
-        let chunks = config.chunks.clone().map(|hints| ChunkIndex::new(hints, &devices));
+        let chunks = config.chunks.clone().map(|hints| ChunkIndex::new(world.clone(), hints, &devices));
         let volumes = RefCell::default();
         let attendance = tiers.room().attend();
         let (room, shard) = attendance.room();
@@ -101,6 +102,16 @@ impl Env {
             // The shard's tasks were dropped, so nothing goes on; nor does the caller.
             Err(_) => std::future::pending().await,
         }
+    }
+
+    /// Fills the buffer with what the run holds.
+    pub async fn read_run(&self, run: Run, mut buffer: Buffer) -> Result<Buffer, DeviceError> {
+        let Some((device, offset)) = run.at else {
+            buffer.fill(0);
+            return Ok(buffer);
+        };
+        let (result, buffer) = self.devices[usize::from(device)].read(offset, buffer).await;
+        result.map(|()| buffer)
     }
 
     /// Writes to a device; until its next sync what was written is at stake for whoever's health it is.

@@ -198,7 +198,9 @@ impl Store {
                 env.volumes.borrow_mut().remove(&id);
                 volume.family.leave(id);
                 volume.family.start_merging();
-                env.forget_indexed(id).await;
+                // Not awaited under the turn: nobody is to wait for hints.
+                let forgetting = env.clone();
+                env.world.spawn(async move { forgetting.forget_indexed(id).await }).detach();
                 Ok(())
             })
             .await

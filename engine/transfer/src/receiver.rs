@@ -27,7 +27,12 @@ use drover_base::{BlockMask, ByteRange, ExtentIndex, IoError, LocalFuture, Regio
 use drover_store::{Fence, LockGuard, LockTicket, Volume};
 use drover_wire::peer::{Answer, ExtentDigests, Operation, Payload, STATUS_RUNS_MAX, StatusRun};
 use futures::channel::oneshot;
-use std::{cell::RefCell, collections::BTreeSet, future::Future, rc::Rc};
+use std::{
+    cell::{Cell, RefCell},
+    collections::BTreeSet,
+    future::Future,
+    rc::Rc,
+};
 use tokio::sync::Notify;
 
 /// Applies the stream of one session to a volume.
@@ -40,6 +45,8 @@ pub struct Receiver {
     ended: Notify,
     /// What proofs of possession towards this receiver are made with.
     nonce: [u8; 32],
+    /// Assemblies whose chunks are being indexed.
+    indexing: Cell<usize>,
 }
 
 #[derive(Default)]
@@ -66,7 +73,15 @@ impl Receiver {
     pub fn new(world: World, volume: Rc<Volume>, fence: Rc<dyn Fence>) -> Rc<Receiver> {
         let words: Vec<[u8; 8]> = (0..4).map(|_| world.random.next_u64().to_le_bytes()).collect();
         let nonce = words.as_flattened().try_into().expect("four words");
-        Rc::new(Self { world, volume, fence, state: RefCell::default(), ended: Notify::new(), nonce })
+        Rc::new(Self {
+            world,
+            volume,
+            fence,
+            state: RefCell::default(),
+            ended: Notify::new(),
+            nonce,
+            indexing: Cell::new(0),
+        })
     }
 
     /// To be called in stream order, `sequence` growing. Its place in the lock queues is taken when this returns;

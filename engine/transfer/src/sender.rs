@@ -165,6 +165,9 @@ impl Sender {
                 state.ledger.instance_changed();
             }
             state.instance = Some(instance);
+            if state.links > 0 {
+                state.copy.suspect_link(state.wire_bytes, self.world.now());
+            }
             state.links += 1;
             state.link = Some(Up { link, number: state.links });
             state.trouble.forget();

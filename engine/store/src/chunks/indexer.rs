@@ -4,11 +4,14 @@
 //! - One region of a shard at a time, with a pause after each: a fraction of what any device reads.
 //! - That a region was done is a hint, too: it is kept with the index, and counts as long as the region is not in the
 //!   activity log; in it, until it is written again.
+//! - What cannot be read is not tried again before it is written, and what is partly at another node is left alone until all
+//!   of it is here: else each look would read it again, and tell of it.
+//! - No volume is kept by it but the one whose turn it is.
 
 use super::{chunk_digest, cut, next_stretch};
-use crate::{Volume, env::Env, meta::Batch};
+use crate::{Volume, env::Env, merge::yield_once, meta::Batch};
 use drover_base::units::{BLOCK_BYTES, EXTENTS_PER_REGION, REGION_BYTES, region_count};
-use drover_base::{ByteRange, RegionIndex, VolumeId};
+use drover_base::{ByteRange, IoError, RegionIndex, VolumeId};
 use drover_disk::Buffer;
 use std::{
     cell::RefCell,
@@ -23,6 +26,8 @@ const LOOK_PERIOD: Duration = Duration::from_secs(5);
 const PAUSE: Duration = Duration::from_millis(40);
 /// Read at once; a client waits behind that much at most.
 const READ_BYTES: u64 = 256 << 10;
+/// Looked at between two turns of other tasks: tens of microseconds.
+const REGIONS_AT_ONCE: u64 = 64;
 /// Before the volume's id: keys of eight bytes are buckets.
 const DONE: &[u8] = b"done";
 
@@ -35,6 +40,8 @@ struct State {
     is_loaded: bool,
     /// When each was written last, as it was when it was indexed; `None`: before it was in the activity log.
     done: BTreeMap<RegionIndex, Option<u64>>,
+    /// The same of those that could not be read.
+    unreadable: BTreeMap<RegionIndex, Option<u64>>,
     /// The same at the last look.
     seen: BTreeMap<RegionIndex, u64>,
 }
@@ -52,11 +59,16 @@ pub(crate) async fn index_idle(env: Weak<Env>) {
     loop {
         let Some(world) = env.upgrade().map(|env| env.world.clone()) else { return };
         world.sleep(LOOK_PERIOD).await;
-        let Some(volumes) = env.upgrade().map(|env| env.volumes.borrow().values().cloned().collect::<Vec<_>>()) else {
+        let Some(ids) = env.upgrade().map(|env| env.volumes.borrow().keys().copied().collect::<Vec<_>>()) else {
             return;
         };
-        for volume in volumes {
-            volume.index_idle_regions().await;
+        for id in ids {
+            let Some(env) = env.upgrade() else { return };
+            let volume = env.volumes.borrow().get(&id).cloned();
+            drop(env);
+            if let Some(volume) = volume {
+                volume.index_idle_regions().await;
+            }
         }
     }
 }
@@ -73,14 +85,21 @@ impl Volume {
         }
         self.load_indexed().await;
         for region in (0..region_count(self.size_bytes())).map(RegionIndex) {
+            if region.0.is_multiple_of(REGIONS_AT_ONCE) {
+                yield_once().await;
+            }
+            if self.is_poisoned() || !self.env.volumes.borrow().contains_key(&self.id) {
+                return;
+            }
             if !self.is_to_be_indexed(region) {
                 continue;
             }
-            if !self.env.volumes.borrow().contains_key(&self.id) {
-                return;
-            }
             let last = self.activity.last_write(region);
-            if self.index_region(region).await && self.activity.last_write(region) == last {
+            let result = self.index_region(region).await;
+            if result == Err(IoError::Device) {
+                self.indexed.0.borrow_mut().unreadable.insert(region, last);
+            }
+            if result.is_ok() && self.activity.last_write(region) == last {
                 self.indexed.0.borrow_mut().done.insert(region, last);
                 let Some((index, _)) = self.chunk_index() else { return };
                 let mut batch = Batch::default();
@@ -103,15 +122,18 @@ impl Volume {
         (state.done, state.is_loaded) = (done, true);
     }
 
-    /// It holds data, was not done as it is, and was not written since the last look.
+    /// It holds data, all of it here, was not done as it is, and was not written since the last look.
     fn is_to_be_indexed(&self, region: RegionIndex) -> bool {
-        if !self.region_has_data(region) {
+        let is_partly_remote = || self.next_remote_region(region) == Some(region);
+        if !self.region_has_data(region) || is_partly_remote() {
             return false;
         }
         let last = self.activity.last_write(region);
         let mut state = self.indexed.0.borrow_mut();
         // One that left the activity log after it was done has not been written since, or is done too early once.
-        if state.done.get(&region).is_some_and(|done| last.is_none() || *done == last) {
+        let is_as_it_was = |then: &Option<u64>| last.is_none() || *then == last;
+        let was_tried = state.done.get(&region).into_iter().chain(state.unreadable.get(&region)).any(is_as_it_was);
+        if was_tried {
             return false;
         }
         match last {
@@ -120,23 +142,20 @@ impl Volume {
         }
     }
 
-    /// Reads, cuts and remembers. False: it could not be read.
-    async fn index_region(&self, region: RegionIndex) -> bool {
+    /// Reads, cuts and remembers.
+    async fn index_region(&self, region: RegionIndex) -> Result<(), IoError> {
         for range in self.data_ranges(region) {
             let mut pieces = Vec::new();
             let mut at = range.offset;
             while at < range.end() {
                 let len = READ_BYTES.min(range.end() - at);
-                match self.read_blocks(ByteRange { offset: at, len }).await {
-                    Ok(piece) => pieces.push(piece),
-                    Err(_) => return false,
-                }
+                pieces.push(self.read_blocks(ByteRange { offset: at, len }).await?);
                 at += len;
             }
             let chunks = self.env.world.offload(move || named(range.offset, &Buffer::join(pieces))).await;
             self.index_chunks(chunks).await;
         }
-        true
+        Ok(())
     }
 
     /// Neighbouring blocks of a region that hold data.

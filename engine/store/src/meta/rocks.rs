@@ -9,6 +9,7 @@
 //! - A commit is answered after the sync of the batch that holds it. A synced batch costs the same for one
 //!   commit and for a hundred.
 //! - After a failed write nothing is known of it: every later commit fails until the store is opened again.
+//! - Hints are not stored where room is short: they share a file system with what must never find it full.
 
 use super::{Batch, Change, Meta, MetaError, Pairs};
 use drover_base::LocalFuture;
@@ -40,6 +41,10 @@ const WRITE_BUFFER_BYTES: usize = 16 << 20;
 const CACHE_BYTES: usize = 32 << 20;
 /// Log kept for recovery: bounds how long opening takes after a crash.
 const LOG_BYTES_MAX: u64 = 64 << 20;
+/// What hints leave free: a tenth of the file system, within these bounds. The lower is what metadata may need while nobody
+/// looks, with the tables that are being merged; the upper is plenty on any.
+const LEFT_FREE_MIN: u64 = 2 << 30;
+const LEFT_FREE_MAX: u64 = 8 << 30;
 
 type Answer<T> = oneshot::Sender<Result<T, MetaError>>;
 
@@ -48,6 +53,22 @@ enum Request {
     Scan { prefix: Vec<u8>, answer: Answer<Pairs> },
     Commit { batch: Batch, answer: Answer<()> },
 }
+
+/// Of a file system, in bytes.
+#[derive(Clone, Copy, Debug)]
+pub struct Room {
+    pub free: u64,
+    pub total: u64,
+}
+
+impl Room {
+    fn is_short(&self) -> bool {
+        self.free < (self.total / 10).clamp(LEFT_FREE_MIN, LEFT_FREE_MAX)
+    }
+}
+
+/// Tells the room where hints are stored; `None`: it cannot be told.
+type Measure = Box<dyn Fn() -> Option<Room> + Send>;
 
 /// A handle; clones share the store. Dropping the last one closes it.
 #[derive(Clone)]
@@ -64,18 +85,19 @@ impl RocksMeta {
     /// Opens the store in the folder `path`, made if absent. Blocks for as long as recovery takes. Fails if
     /// another process has it open.
     pub fn open(path: &Path) -> Result<Self, MetaError> {
-        Self::open_as(path, true)
+        Self::open_as(path, None)
     }
 
     /// The same for what may be lost: a commit is answered without a sync, and a crash takes the last ones away, whole.
-    pub fn open_hints(path: &Path) -> Result<Self, MetaError> {
-        Self::open_as(path, false)
+    /// Where `measure` tells of little room, commits that put something fail, until there is more.
+    pub fn open_hints(path: &Path, measure: impl Fn() -> Option<Room> + Send + 'static) -> Result<Self, MetaError> {
+        Self::open_as(path, Some(Box::new(measure)))
     }
 
-    fn open_as(path: &Path, is_synced: bool) -> Result<Self, MetaError> {
+    fn open_as(path: &Path, measure: Option<Measure>) -> Result<Self, MetaError> {
         let db = DB::open(&options(), path).map_err(backend)?;
         let queue = Arc::new(Queue::new(QUEUE_REQUESTS_MAX));
-        let worker = Worker { db, is_synced, failure: None, queue: queue.clone() };
+        let worker = Worker { db, hints: measure.map(Hints::new), failure: None, queue: queue.clone() };
         let thread = thread::Builder::new()
             .name("meta".into())
             .spawn(move || worker.run())
@@ -147,10 +169,35 @@ impl Meta for RocksMeta {
 /// What runs on the thread.
 struct Worker {
     db: DB,
-    is_synced: bool,
+    /// What is stored are hints: not synced, and only while there is room.
+    hints: Option<Hints>,
     /// Why commits fail from now on.
     failure: Option<MetaError>,
     queue: Arc<Queue<Request>>,
+}
+
+struct Hints {
+    measure: Measure,
+    /// Told when it first happened: the room may stay short for days.
+    is_shortage_told: bool,
+}
+
+impl Hints {
+    fn new(measure: Measure) -> Self {
+        Self { measure, is_shortage_told: false }
+    }
+
+    fn check_room(&mut self) -> Result<(), MetaError> {
+        let Some(room) = (self.measure)().filter(Room::is_short) else { return Ok(()) };
+        if !std::mem::replace(&mut self.is_shortage_told, true) {
+            tracing::warn!(
+                free = room.free,
+                total = room.total,
+                "the file system has little room: no hints are stored"
+            );
+        }
+        Err(MetaError::Backend(format!("hints leave the last {} bytes free", room.free)))
+    }
 }
 
 impl Drop for Worker {
@@ -184,11 +231,19 @@ impl Worker {
 
     /// Commits the batch together with those that wait right behind it.
     fn commit_group(&mut self, batch: Batch, answer: Answer<()>, waiting: &mut VecDeque<Queued<Request>>) {
+        if let Err(error) = self.check_room(&batch) {
+            // A caller that has gone does not want it.
+            let _ = answer.send(Err(error));
+            return;
+        }
         let mut group = WriteBatch::default();
         let mut answers = vec![answer];
         add(&mut group, batch);
         while group.len() < GROUP_CHANGES_MAX
-            && let Some(next) = waiting.pop_front_if(|next| matches!(next.item, Request::Commit { .. }))
+            && let Some(next) = waiting.pop_front_if(|next| match &next.item {
+                Request::Commit { batch, .. } => self.check_room(batch).is_ok(),
+                _ => false,
+            })
         {
             if let Request::Commit { batch, answer } = next.item {
                 add(&mut group, batch);
@@ -202,12 +257,21 @@ impl Worker {
         }
     }
 
+    /// What only deletes costs next to nothing, and what it deletes may mislead.
+    fn check_room(&mut self, batch: &Batch) -> Result<(), MetaError> {
+        let puts = batch.changes.iter().any(|change| matches!(change, Change::Put { .. }));
+        match &mut self.hints {
+            Some(hints) if puts => hints.check_room(),
+            _ => Ok(()),
+        }
+    }
+
     fn write(&mut self, group: WriteBatch) -> Result<(), MetaError> {
         if let Some(failure) = &self.failure {
             return Err(failure.clone());
         }
         let mut options = WriteOptions::default();
-        options.set_sync(self.is_synced);
+        options.set_sync(self.hints.is_none());
         let result = self.db.write_opt(group, &options).map_err(backend);
         self.failure = result.clone().err();
         result

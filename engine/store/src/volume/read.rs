@@ -93,19 +93,12 @@ impl Volume {
         }
     }
 
-    pub(crate) async fn read_run(&self, run: Run, mut buffer: Buffer) -> Result<Buffer, IoError> {
-        let Some((device, offset)) = run.at else {
-            buffer.fill(0);
-            return Ok(buffer);
-        };
-        let (result, buffer) = self.env.devices[usize::from(device)].read(offset, buffer).await;
-        match result {
-            Ok(()) => Ok(buffer),
-            Err(error) => {
-                tracing::warn!(volume = %self.id, device, %error, "read failed");
-                Err(IoError::Device)
-            }
-        }
+    async fn read_run(&self, run: Run, buffer: Buffer) -> Result<Buffer, IoError> {
+        self.env.read_run(run, buffer).await.map_err(|error| {
+            let device = run.at.map(|(device, _)| device);
+            tracing::warn!(volume = %self.id, device, %error, "read failed");
+            IoError::Device
+        })
     }
 
     async fn read_runs(&self, runs: &[Run], mut buffer: Buffer) -> Result<Buffer, IoError> {

@@ -15,11 +15,15 @@ use drover_base::planted::{Bug, is_planted};
 use drover_disk::Buffer;
 use drover_store::{LockTicket, chunk_digest, chunk_proof};
 use drover_wire::peer::{Answer, Assembly, ChunkName, Offered, Part};
-use futures::{StreamExt, future::join_all, stream};
+use futures::{StreamExt, stream};
 use std::rc::Rc;
 
 /// Chunks that are read at once for one assembly.
 const READS_AT_ONCE: usize = 16;
+/// Chunks that are looked up at once for one offer.
+const LOOK_UPS_AT_ONCE: usize = 32;
+/// Assemblies whose chunks are being indexed; those of more are not. The index may be slow, and who sends does not wait.
+const INDEXING_MAX: usize = 64;
 
 /// What became of putting an assembly together.
 enum Made {
@@ -34,8 +38,10 @@ impl Receiver {
     /// Only hints are looked at: what is said to be here may still be missing when it counts.
     pub(super) async fn offered(self: Rc<Self>, chunks: Vec<ChunkName>) -> Result<Answer, IoError> {
         self.fence.check()?;
-        let held = chunks.iter().map(|chunk| self.volume.may_hold_chunk(&chunk.digest, chunk.len));
-        Ok(Answer::Offered(Offered { nonce: self.nonce, held: join_all(held).await }))
+        let volume = &self.volume;
+        let look_up = async |chunk: ChunkName| volume.may_hold_chunk(&chunk.digest, chunk.len).await;
+        let held = stream::iter(chunks).map(look_up).buffered(LOOK_UPS_AT_ONCE).collect().await;
+        Ok(Answer::Offered(Offered { nonce: self.nonce, held }))
     }
 
     pub(super) async fn assemble(self: Rc<Self>, ticket: LockTicket, assembly: Assembly) -> Result<Answer, IoError> {
@@ -63,7 +69,10 @@ impl Receiver {
     }
 
     /// What was sent need not be sent again from now on.
-    fn index(&self, offset: u64, parts: &[Part]) {
+    fn index(self: &Rc<Self>, offset: u64, parts: &[Part]) {
+        if self.indexing.get() >= INDEXING_MAX {
+            return;
+        }
         let mut at = offset;
         let mut chunks = Vec::new();
         for Part { chunk, proof } in parts {
@@ -72,8 +81,13 @@ impl Receiver {
             }
             at += u64::from(chunk.len);
         }
-        let volume = self.volume.clone();
-        self.world.spawn(async move { volume.index_chunks(chunks).await }).detach();
+        self.indexing.update(|count| count + 1);
+        let me = self.clone();
+        let indexed = async move {
+            me.volume.index_chunks(chunks).await;
+            me.indexing.update(|count| count - 1);
+        };
+        self.world.spawn(indexed).detach();
     }
 }
 

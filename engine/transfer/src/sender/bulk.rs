@@ -26,6 +26,7 @@ use drover_base::{ByteRange, IoError};
 use drover_disk::Buffer;
 use drover_store::{NAMED_BYTES_MIN, chunk_digest, chunk_proof, cut};
 use drover_wire::peer::{Answer, Assembly, CHUNKS_MAX, ChunkName, Offered, Operation, Part, Payload};
+use std::rc::Rc;
 
 /// Regions whose offers found nothing, after which only some are offered.
 const MISSES_MAX: u32 = 16;
@@ -166,7 +167,7 @@ fn joined(read: Vec<(u64, Buffer)>) -> Vec<(u64, Buffer)> {
 }
 
 impl Sender {
-    pub(super) async fn launch_bulk(&self, run: &Run) -> Vec<(Flight, u64, Reply)> {
+    pub(super) async fn launch_bulk(self: &Rc<Self>, run: &Run) -> Vec<(Flight, u64, Reply)> {
         let (load, read) = self.read_bulk(run).await;
         let replies = match read {
             Ok(read) => self.put_bulk(run, &load, read).await,
@@ -210,7 +211,7 @@ impl Sender {
         (all, Ok(read))
     }
 
-    async fn put_bulk(&self, run: &Run, load: &Load, read: Vec<(u64, Buffer)>) -> Vec<(Flight, u64, Reply)> {
+    async fn put_bulk(self: &Rc<Self>, run: &Run, load: &Load, read: Vec<(u64, Buffer)>) -> Vec<(Flight, u64, Reply)> {
         let (is_cut, level) = {
             let mut state = self.state.borrow_mut();
             let level = state.chooser.level();
@@ -253,18 +254,24 @@ impl Sender {
         }
     }
 
-    fn put_frame(&self, frame: Frame, up: &Up) -> (Flight, u64, Reply) {
+    fn put_frame(self: &Rc<Self>, frame: Frame, up: &Up) -> (Flight, u64, Reply) {
         let assembly = match frame {
             Frame::Piece(piece) => return self.launch(piece, up),
             Frame::Assembly(assembly) => assembly,
         };
         let named = assembly.parts.iter().filter(|part| part.proof.is_some());
         let named_bytes: u64 = named.map(|part| u64::from(part.chunk.len)).sum();
-        let mut state = self.state.borrow_mut();
-        state.deduplicated_bytes += named_bytes;
-        let flight = state.ledger.flight(assembly.range());
-        drop(state);
-        (flight, up.number, self.put(up, Operation::Assemble(Box::new(assembly))))
+        let flight = self.state.borrow().ledger.flight(assembly.range());
+        let (me, reply) = (self.clone(), self.put(up, Operation::Assemble(Box::new(assembly))));
+        let counted = async move {
+            let result = reply.await;
+            // What was named in vain is sent after all.
+            if result == Ok(Answer::Done) {
+                me.state.borrow_mut().deduplicated_bytes += named_bytes;
+            }
+            result
+        };
+        (flight, up.number, Box::pin(counted))
     }
 
     /// The other side could not make it of what it has: it was not sent. That is nobody's fault.

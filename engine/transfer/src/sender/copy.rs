@@ -43,6 +43,10 @@ const BULK_WINDOW_BYTES: u64 = 2 * SEND_WINDOW_BYTES;
 /// A run of a region is made only where the throttle passes it at once, near enough.
 const BULK_THROTTLE_MIN: u64 = 4 * REGION_BYTES;
 
+/// Bytes a second on the wire from which on a link passes a region's frame many times faster than one that answers nothing
+/// is given up.
+const BULK_LINK_MIN: u64 = REGION_BYTES;
+
 /// Runs that may be between choice and stream: enough to keep disk and pool busy, few enough to wait little.
 const RUNS_READING_MAX: usize = 8;
 
@@ -82,6 +86,15 @@ pub struct Copier {
     pub(super) packing: usize,
     pub(super) offering: usize,
     pub bytes_in_flight: u64,
+    /// No runs of a region: the link before this one may have been lost because it was too slow for their frames.
+    suspect: Option<Suspect>,
+}
+
+/// A link that has to show how fast it is.
+struct Suspect {
+    since: Instant,
+    /// Put on the stream before.
+    wire_bytes: u64,
 }
 
 impl Copier {
@@ -92,6 +105,20 @@ impl Copier {
 
     pub fn is_hot_first(&self) -> bool {
         self.hot_first
+    }
+
+    /// A link follows one that was lost.
+    pub fn suspect_link(&mut self, wire_bytes: u64, since: Instant) {
+        self.suspect = Some(Suspect { since, wire_bytes });
+    }
+
+    /// `wire_bytes`: put on the stream until now, of which a window at most has not arrived.
+    fn trust_if_fast(&mut self, wire_bytes: u64, now: Instant) {
+        self.suspect.take_if(|suspect| {
+            let arrived = (wire_bytes - suspect.wire_bytes).saturating_sub(SEND_WINDOW_BYTES);
+            let needed = u128::from(BULK_LINK_MIN) * now.since(suspect.since).as_millis() / 1000;
+            arrived > 0 && u128::from(arrived) >= needed
+        });
     }
 
     /// Nothing is between choice and reply.
@@ -184,6 +211,7 @@ impl State {
             && !self.is_failed()
             && !self.drained
             && (self.draining || !self.paused);
+        self.copy.trust_if_fast(self.wire_bytes, now);
         let is_bulk = self.is_bulk();
         let (window, reading_most) = match is_bulk {
             true => (BULK_WINDOW_BYTES, BULK_READING_MAX),
@@ -244,7 +272,8 @@ impl State {
     fn is_bulk(&self) -> bool {
         let is_first = self.copy.rounds == 0 && !self.compare.is_running();
         let is_urgent = self.mirror_asked || self.draining || self.copy.hot_first;
-        is_first && !is_urgent && self.throttle.rate_bytes_per_s().is_none_or(|rate| rate >= BULK_THROTTLE_MIN)
+        let is_held_back = is_urgent || self.copy.suspect.is_some();
+        is_first && !is_held_back && self.throttle.rate_bytes_per_s().is_none_or(|rate| rate >= BULK_THROTTLE_MIN)
     }
 
     /// Hot first: what is not known at the other side to stay behind cannot be made known, and has to be sent.
@@ -518,3 +547,22 @@ impl Sender {
 }
 
 pub(super) type Reply = LocalFuture<'static, Result<Answer, IoError>>;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_link_after_a_lost_one_is_trusted_once_it_was_fast() {
+        for (what, bytes_per_s, expected) in [("slow", BULK_LINK_MIN / 2, false), ("fast", 3 * BULK_LINK_MIN, true)] {
+            let (mut copy, began) = (Copier::default(), Instant::default());
+            copy.suspect_link(1000, began);
+            copy.trust_if_fast(1000 + SEND_WINDOW_BYTES, began);
+            assert!(copy.suspect.is_some(), "{what}: nothing needs to have arrived");
+            for second in 1..60 {
+                copy.trust_if_fast(1000 + second * bytes_per_s, began + Duration::from_secs(second));
+            }
+            assert_eq!(copy.suspect.is_none(), expected, "{what}");
+        }
+    }
+}

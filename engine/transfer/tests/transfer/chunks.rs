@@ -94,6 +94,23 @@ pub async fn index_is_stale(sim: Sim) -> Result<(), String> {
     pair.drain_and_compare().await
 }
 
+/// What was named, but had to be sent after all, was not saved.
+#[test]
+fn what_was_named_in_vain_does_not_count() {
+    run(5, async |sim| {
+        let (mut pair, image) = pair_with_image(&sim, options()).await;
+        let copy = pair.to.with_copy("tenant", 0, &image).await;
+        for at in (0..IMAGE_BYTES as u64).step_by(1 << 16) {
+            copy.write(&Unfenced, at, Buffer::from_slice(&[7; 4096]), false).await.unwrap();
+        }
+        pair.connect();
+        pair.until_synced().await;
+        let progress = pair.progress();
+        assert!(progress.deduplicated_bytes + IMAGE_BYTES as u64 <= progress.logical_bytes, "{progress:?}");
+        pair.drain_and_compare().await.unwrap();
+    });
+}
+
 #[test]
 fn what_the_index_is_wrong_about_is_sent() {
     run_each(0..8, index_is_stale);

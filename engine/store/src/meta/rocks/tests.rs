@@ -1,6 +1,7 @@
 use super::*;
 use crate::meta::contract;
 use futures::{executor::block_on, future::join_all};
+use std::sync::atomic::{AtomicU64, Ordering};
 use tempfile::tempdir;
 
 fn put(key: &[u8], value: &[u8]) -> Batch {
@@ -56,7 +57,7 @@ fn a_dropped_commit_is_applied() {
 
 /// A worker that runs on no thread yet.
 fn worker(db: DB) -> Worker {
-    Worker { db, is_synced: true, failure: None, queue: Arc::new(Queue::new(16)) }
+    Worker { db, hints: None, failure: None, queue: Arc::new(Queue::new(16)) }
 }
 
 #[test]
@@ -132,4 +133,36 @@ fn the_end_of_a_prefix_is_the_next_key() {
         assert_eq!(end_of(prefix), end);
     }
     assert_eq!(end_of(b"\xff").len(), KEY_BYTES_MAX + 1);
+}
+
+#[test]
+fn hints_leave_room() {
+    const GIB: u64 = 1 << 30;
+    for (free, total, expected) in [
+        (GIB, 4 * GIB, true),
+        (3 * GIB, 4 * GIB, false),
+        (3 * GIB, 40 * GIB, true),
+        (5 * GIB, 40 * GIB, false),
+        (7 * GIB, 10_000 * GIB, true),
+        (9 * GIB, 10_000 * GIB, false),
+    ] {
+        assert_eq!(Room { free, total }.is_short(), expected, "{free} of {total}");
+    }
+    let folder = tempdir().unwrap();
+    let free = Arc::new(AtomicU64::new(0));
+    let measured = free.clone();
+    let measure = move || Some(Room { free: measured.load(Ordering::Relaxed), total: 4 * GIB });
+    let hints = RocksMeta::open_hints(folder.path(), measure).unwrap();
+    let commit = |batch| block_on(hints.commit(batch));
+    free.store(3 * GIB, Ordering::Relaxed);
+    commit(put(b"a", b"1")).unwrap();
+    free.store(GIB, Ordering::Relaxed);
+    commit(put(b"b", b"1")).expect_err("there is little room");
+    let mut deletion = Batch::default();
+    deletion.delete(b"a".to_vec());
+    commit(deletion).expect("deleting needs none");
+    free.store(3 * GIB, Ordering::Relaxed);
+    commit(put(b"c", b"1")).expect("there is room again");
+    let found = [b"a", b"b", b"c"].map(|key| block_on(hints.get(key)).unwrap().is_some());
+    assert_eq!(found, [false, false, true]);
 }
