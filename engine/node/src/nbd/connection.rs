@@ -94,8 +94,8 @@ pub async fn serve(
     };
     poll_fn(|cx| connection.poll(cx)).await;
     let Connection { mut stream, end, .. } = connection;
-    // The client may be gone already.
-    let _ = poll_fn(|cx| Pin::new(&mut stream).poll_shutdown(cx)).await;
+    // The client may be gone already, or read no more: over TLS the end has to be written, too.
+    let _ = tokio::time::timeout(GRACE, poll_fn(|cx| Pin::new(&mut stream).poll_shutdown(cx))).await;
     end
 }
 

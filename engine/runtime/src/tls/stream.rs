@@ -20,6 +20,9 @@ use tokio::net::TcpStream;
 /// Bytes of one receive from the socket: four records.
 const RECEIVE_BYTES: usize = 64 << 10;
 
+/// Receives in a row without content: a record takes a few.
+const RECEIVES_MAX: usize = 256;
+
 /// Bytes taken for sending at once.
 const SEND_BYTES: usize = 128 << 10;
 
@@ -100,13 +103,15 @@ impl State {
 
     /// Decrypted bytes. 0: the other side has ended, by TLS.
     fn read(&mut self, stream: &TcpStream, room: &mut [u8]) -> io::Result<usize> {
-        loop {
+        for _ in 0..RECEIVES_MAX {
             match self.session.reader().read(room) {
                 Err(error) if error.kind() == ErrorKind::WouldBlock => {}
                 result => return result,
             }
             self.receive(stream)?;
         }
+        // Records without content, one after the other: they would keep the thread.
+        Err(ErrorKind::InvalidData.into())
     }
 
     fn write(&mut self, stream: &TcpStream, parts: &[IoSlice<'_>]) -> io::Result<usize> {
